@@ -1,0 +1,49 @@
+# make serve and make test set up what they need; nothing else has to be installed first.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+BASE := .cache/base/smollm2-135m-instruct
+# Both cores for the engine's CPU kernels; vLLM drops to one OpenMP thread otherwise.
+export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup setup-dev base serve test check bench soak lock clean
+
+help:
+	@echo "make serve   set up and start the service on 127.0.0.1:3000"
+	@echo "make test    set up and run the test-suite"
+	@echo "make check   format, lint, types"
+	@echo "make bench   measurements against the peers (see benchmarks/README.md)"
+	@echo "make lock    renew requirements/*.txt from requirements/*.in"
+
+$(VENV)/.runtime: requirements/runtime.txt
+	$(PYTHON) requirements/install.py $(VENV) $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
+	$(PYTHON) requirements/install.py $(VENV) $<
+	@touch $@
+
+$(BASE)/config.json: | $(VENV)/.runtime
+	$(PY) -m training.base $(BASE)
+
+setup: $(VENV)/.runtime base
+setup-dev: $(VENV)/.dev base
+base: $(BASE)/config.json
+
+serve: setup
+	$(PY) -m service
+
+test: setup-dev
+	$(PY) -m pytest
+
+check: setup-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy adapters service training
+
+lock: $(VENV)/.dev
+	$(PYTHON) requirements/install.py $(VENV) --lock
+
+clean:
+	rm -rf $(VENV) .cache

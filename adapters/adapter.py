@@ -1,0 +1,138 @@
+"""A LoRA adapter in memory: per module `A` (r×d_in), `B` (d_out×r), scaling s, with update ΔW = s·B·A."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from .errors import AdapterError, FusionError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraModule:
+    """One module's factors: `a` is r×d_in, `b` is d_out×r, both of one float dtype; the update is scaling·b·a."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of `a`, which are the columns of `b`."""
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in): the shape of the base's weight."""
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both factors."""
+        return self.a.nbytes + self.b.nbytes
+
+    def delta(self) -> Tensor:
+        """The dense update, d_out×d_in, float32 (float64 for float64 factors)."""
+        dtype = torch.promote_types(torch.promote_types(self.a.dtype, self.b.dtype), torch.float32)
+        return self.scaling * (self.b.to(dtype) @ self.a.to(dtype))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraAdapter:
+    """Modules by the base's own names, sorted. Build it with `make_adapter`, which checks and digests.
+
+    `base` is what the adapter says it was trained on (None when it does not say); `digest` is the sha256 hex of the
+    content, `base` not included.
+    """
+
+    modules: Mapping[str, LoraModule]
+    base: str | None
+    digest: str
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(module.rank for module in self.modules.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds every factor (promoted when modules differ)."""
+        return reduce(torch.promote_types, (t.dtype for m in self.modules.values() for t in (m.a, m.b)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return sum(module.nbytes for module in self.modules.values())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) by module."""
+        return {name: module.shape for name, module in self.modules.items()}
+
+    def delta(self, module: str) -> Tensor:
+        """The dense update of one module, d_out×d_in, float32 or better; FusionError for a module it lacks."""
+        if module not in self.modules:
+            raise FusionError(f"the adapter has no module {module!r}: its first are {list(self.modules)[:3]}")
+        return self.modules[module].delta()
+
+
+def make_adapter(modules: Mapping[str, LoraModule], base: str | None) -> LoraAdapter:
+    """Check shapes, sort by module name and compute the digest. AdapterError 'missing_weights', 'shape' or 'nan'."""
+    if not modules:
+        raise AdapterError("missing_weights", "the adapter has no LoRA module: expected at least one")
+    for name, module in modules.items():
+        _check_module(name, module)
+    ordered = dict(sorted(modules.items()))
+    return LoraAdapter(ordered, base, _digest(ordered))
+
+
+def _check_module(name: str, module: LoraModule) -> None:
+    a, b = tuple(module.a.shape), tuple(module.b.shape)
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a or 0 in b:
+        raise AdapterError("shape", f"module {name!r} has A {a} and B {b}: expected r×d_in and d_out×r, r >= 1")
+    if not (module.a.is_floating_point() and module.b.is_floating_point()):
+        raise AdapterError("dtype", f"module {name!r} has {module.a.dtype} and {module.b.dtype}: expected floats")
+    if not math.isfinite(module.scaling):
+        raise AdapterError("nan", f"module {name!r} has the scaling {module.scaling!r}: expected a finite number")
+
+
+def _digest(modules: Mapping[str, LoraModule]) -> str:
+    """sha256 hex over every module's name, scaling, dtypes, shapes and bytes, in sorted order."""
+    digest = hashlib.sha256()
+    for name, module in modules.items():
+        factors = (module.a, module.b)
+        kinds = [[str(factor.dtype), *factor.shape] for factor in factors]
+        digest.update(json.dumps([name, float(module.scaling).hex(), kinds]).encode() + b"\n")
+        for factor in factors:
+            digest.update(factor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_together(adapters: Mapping[str, LoraAdapter]) -> None:
+    """AdapterError unless all adapters fit one base: 'base' when two name different ones, 'shape' when sizes differ."""
+    seen: dict[str, tuple[str, tuple[int, int]]] = {}
+    known: tuple[str, str] | None = None
+    for name, adapter in adapters.items():
+        if adapter.base is not None:
+            if known is not None and known[1] != adapter.base:
+                raise AdapterError(
+                    "base",
+                    f"adapters {known[0]!r} and {name!r} name different bases, {known[1]!r} and {adapter.base!r}: "
+                    "fuse adapters of one base",
+                )
+            known = known or (name, adapter.base)
+        for key, shape in adapter.shapes.items():
+            other, expected = seen.setdefault(key, (name, shape))
+            if shape != expected:
+                raise AdapterError(
+                    "shape",
+                    f"module {key!r} is {expected} in {other!r} and {shape} in {name!r} (d_out, d_in): "
+                    "they were trained on different bases",
+                )

@@ -1,0 +1,149 @@
+"""The recipe: an expression over adapters, frozen, canonical, hashable. `parse(format(r)) == r`.
+
+recipe = sum | METHOD "(" sum { "," option } ")"
+sum    = term { "+" term }
+term   = [ NUMBER "*" ] NAME
+option = NAME "=" ( NUMBER | NAME )
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import RecipeError, UnknownAdapterError
+from .methods import DEFAULT_METHOD, METHODS, RESERVED_METHODS, Value
+
+MAX_TEXT = 8192
+MAX_TERMS = 64
+MAX_WEIGHT = 16.0
+NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+RESERVED_NAMES = frozenset({*RESERVED_METHODS, "plan", "text", "image", "audio", "video", "input"})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Term:
+    """One adapter and its weight."""
+
+    adapter: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Which adapters, how much, by which method. Build it with `parse` or `from_json`, which check it.
+
+    The constructor puts it into canonical order: terms and options sorted, options at their default left out,
+    no negative zero.
+    """
+
+    method: str
+    terms: tuple[Term, ...]
+    options: tuple[tuple[str, Value], ...] = ()
+
+    def __post_init__(self) -> None:
+        terms = sorted(Term(term.adapter, float(term.weight) + 0.0) for term in self.terms)
+        defaults = {option.name: option.default for option in METHODS[self.method].options}
+        kept = sorted((name, value) for name, value in self.options if value != defaults[name])
+        object.__setattr__(self, "terms", tuple(terms))
+        object.__setattr__(self, "options", tuple(kept))
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters' names, sorted."""
+        return tuple(term.adapter for term in self.terms)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight by adapter name."""
+        return {term.adapter: term.weight for term in self.terms}
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether this is the plain, exact sum."""
+        return self.method == DEFAULT_METHOD
+
+    def format(self) -> str:
+        """The canonical text."""
+        if len(self.terms) == 1 and self.terms[0].weight == 1.0:
+            body = self.terms[0].adapter
+        else:
+            body = " + ".join(f"{_number(term.weight)}*{term.adapter}" for term in self.terms)
+        if self.is_sum:
+            return body
+        options = "".join(f", {name}={_number(value)}" for name, value in self.options)
+        return f"{self.method}({body}{options})"
+
+    def __str__(self) -> str:
+        return self.format()
+
+    def to_json(self) -> dict[str, object]:
+        """The JSON form; `from_json` reads it back."""
+        terms = [{"name": term.adapter, "weight": term.weight} for term in self.terms]
+        return {"adapters": terms, "method": self.method, **dict(self.options)}
+
+
+def _number(value: Value) -> str:
+    """The shortest text that reads back as the same number; names as they are."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    return str(value)
+
+
+def check_name(name: str, position: int | None = None) -> str:
+    """Return `name` if an adapter, profile or base may be called so; RecipeError otherwise."""
+    if not isinstance(name, str) or NAME_PATTERN.fullmatch(name) is None:
+        raise RecipeError(
+            f"{_short(name)} is not a name: expected a letter, then up to 63 of letters, digits, '.', '_', '-'",
+            position,
+        )
+    if name in RESERVED_NAMES:
+        raise RecipeError(f"the name {name!r} is reserved: choose another name for the adapter", position)
+    return name
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def parse(text: str, *, max_weight: float = MAX_WEIGHT) -> Recipe:
+    """Read a recipe's text. RecipeError, with the position, for anything outside the grammar or the bounds."""
+    from .grammar import Parser
+
+    return Parser(text, max_weight).recipe()
+
+
+def from_json(obj: object, *, max_weight: float = MAX_WEIGHT) -> Recipe:
+    """Read the JSON form `{"adapters": [{"name", "weight"}, …], "method": …, option: …}`; RecipeError if wrong."""
+    from .grammar import read_json
+
+    return read_json(obj, max_weight)
+
+
+def fusion_digest(recipe: Recipe, *, base: str, parents: Mapping[str, str]) -> str:
+    """sha256 hex of what the fusion is: base, adapters' contents, weights, method, options and method version.
+
+    `parents` maps the recipe's adapter names to their content digests (more names are ignored). Names are replaced
+    by digests, so renaming an adapter changes nothing. UnknownAdapterError when a digest is missing.
+    """
+    for name in recipe.adapters:
+        if name not in parents:
+            raise UnknownAdapterError(name, parents)
+    method = METHODS[recipe.method]
+    kinds = {option.name: option.kind for option in method.options}
+    options = {
+        name: parents[str(value)] if kinds[name] == "adapter" else value
+        for name, value in method.filled(dict(recipe.options)).items()
+    }
+    content = {
+        "base": base,
+        "method": [method.name, method.version],
+        "options": options,
+        "parents": sorted(parents[name] for name in recipe.adapters),
+        "terms": sorted([parents[term.adapter], _number(term.weight)] for term in recipe.terms),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

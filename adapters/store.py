@@ -1,0 +1,176 @@
+"""A content-addressed store of folders with a byte budget. A landed folder is whole, whatever is killed when."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+KEY_PATTERN = re.compile(r"[0-9a-f]{16,64}")
+STALE_SECONDS = 3600.0
+_PREFIX = ".landing-"
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One landed folder: its key, its size in bytes, when it was last used (seconds since the epoch)."""
+
+    key: str
+    bytes: int
+    last_used: float
+
+
+class Store:
+    """Folders under `root`, one per key, written once, evicted least recently used first."""
+
+    def __init__(self, root: str | os.PathLike[str], *, budget_bytes: int) -> None:
+        if budget_bytes < 0:
+            raise ValueError(f"budget_bytes is {budget_bytes!r}: expected 0 or more")
+        self.root = Path(root)
+        self.budget_bytes = budget_bytes
+        self._lock = threading.RLock()
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.clean()
+
+    def land(self, key: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill an empty folder, then make it visible as `key` in one atomic rename.
+
+        If `key` is there already it is returned and nothing is written. Of two landers of one key the second keeps
+        the first one's folder. Errors of `write` pass through and leave nothing behind.
+        """
+        ready = self.get(key)
+        if ready is not None:
+            return ready
+        target = self.root / key
+        with self._scratch() as scratch:
+            folder = scratch / key
+            folder.mkdir()
+            write(folder)
+            if not any(folder.iterdir()):
+                raise ValueError(f"the writer of {key!r} left an empty folder: expected files")
+            _fsync_tree(folder)
+            os.utime(folder)
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+            _fsync(self.root)
+        return target
+
+    def get(self, key: str) -> Path | None:
+        """The folder of `key`, marked as used now, or None."""
+        target = self._path(key)
+        try:
+            os.utime(target)
+        except FileNotFoundError:
+            return None
+        return target
+
+    def remove(self, key: str) -> None:
+        """Take `key` out of sight at once, then delete its files. A key that is not there is no error."""
+        target = self._path(key)
+        with self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
+            target.rename(scratch / key)
+
+    def entries(self) -> list[Entry]:
+        """Every landed folder, least recently used first."""
+        found = []
+        for folder in self.root.iterdir():
+            if KEY_PATTERN.fullmatch(folder.name):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append(Entry(folder.name, _size(folder), folder.stat().st_mtime))
+        return sorted(found, key=lambda entry: (entry.last_used, entry.key))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all landed folders."""
+        return sum(entry.bytes for entry in self.entries())
+
+    def evict(self, keep: Collection[str], need: int = 0) -> list[str]:
+        """Remove folders, least recently used first, until `need` more bytes fit the budget; never one in `keep`.
+
+        Returns the removed keys. When `keep` alone is over the budget everything else is removed.
+        """
+        with self._lock:
+            entries = self.entries()
+            over = sum(entry.bytes for entry in entries) + need - self.budget_bytes
+            removed = []
+            for entry in entries:
+                if over <= 0:
+                    break
+                if entry.key not in keep:
+                    self.remove(entry.key)
+                    removed.append(entry.key)
+                    over -= entry.bytes
+            return removed
+
+    def clean(self) -> None:
+        """Delete the leftovers of killed processes: scratch folders whose owner is dead, or older than an hour."""
+        for folder in self.root.glob(_PREFIX + "*"):
+            if _abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, key: str) -> Path:
+        if not isinstance(key, str) or KEY_PATTERN.fullmatch(key) is None:
+            raise ValueError(f"{key!r} is not a store key: expected 16 to 64 lower-case hex digits")
+        return self.root / key
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        folder = self.root / f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(8)}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether the process that made this scratch folder is gone (other hosts' folders go by age alone)."""
+    host, _, rest = folder.name.removeprefix(_PREFIX).partition("-")
+    pid = rest.partition("-")[0]
+    try:
+        if time.time() - folder.stat().st_mtime > STALE_SECONDS:
+            return True
+    except FileNotFoundError:
+        return False
+    return host == _HOST and not (pid.isdecimal() and _alive(int(pid)))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,41 @@
+"""The shapes of the base's dense layers, read from its configuration alone."""
+
+from collections.abc import Mapping
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from adapters import AdapterError, LoraAdapter
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+def dense_shapes(model: str) -> Shapes:
+    """(d_out, d_in) of every linear layer but the output head, by the base's own module names."""
+    config = AutoConfig.from_pretrained(model)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    head = empty.get_output_embeddings()
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in empty.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def check_fits(adapter: LoraAdapter, shapes: Shapes, names: set[str]) -> None:
+    """Raise `AdapterError` unless `adapter` belongs to the base called one of `names` with these shapes."""
+    if adapter.base is not None and adapter.base not in names:
+        raise AdapterError(
+            "base",
+            f"the adapter says its base is {adapter.base!r}, this server's is "
+            f"{' or '.join(sorted(repr(n) for n in names))}; if they are the same, list the name in "
+            "FUSION_BASE_ALIASES",
+        )
+    for name, module in adapter.modules.items():
+        want = shapes.get(name)
+        have = (module.b.shape[0], module.a.shape[1])
+        if want is None:
+            raise AdapterError("shape", f"the base has no linear layer {name!r}")
+        if want != have:
+            raise AdapterError("shape", f"{name!r} is {have}, the base's is {want} (d_out, d_in)")

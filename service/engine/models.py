@@ -1,0 +1,54 @@
+"""vLLM's view of model names, narrowed to the request at hand.
+
+vLLM looks a request's `model` up in `lora_requests` and echoes `model_name(lora)` in every answer. Here
+both read the fusion the service resolved for this request (a context variable), so nothing is ever
+registered under the reserved names, unknown names leave no trace, and answers echo the text as typed.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.lora.request import LoRARequest
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What answers one request: the `model` text as typed and the adapter behind it."""
+
+    model: str
+    lora: LoRARequest
+
+
+served: ContextVar[Served | None] = ContextVar("fusion_served", default=None)
+
+
+class _RequestLora(Mapping[str, LoRARequest]):
+    def __getitem__(self, name: str) -> LoRARequest:
+        now = served.get()
+        if now is None or now.model != name:
+            raise KeyError(name)
+        return now.lora
+
+    def __iter__(self) -> Iterator[str]:
+        # Empty on purpose: vLLM iterates to find per-modality default adapters, which we have none of.
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+class FusionModels(OpenAIServingModels):
+    """Drop-in for vLLM's model table, without a table."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lora_requests = _RequestLora()  # type: ignore[assignment]
+
+    def model_name(self, lora_request: LoRARequest | None = None) -> str:
+        now = served.get()
+        if lora_request is not None and now is not None:
+            return now.model
+        return self.base_model_paths[0].name

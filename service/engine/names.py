@@ -1,0 +1,30 @@
+"""How a mix travels to the workers: in the name of its `LoRARequest`.
+
+A stack holds its adapters side by side, adapter i in one fixed coordinate range. All mixes of a stack
+share its `lora_int_id` (one slot, one scheduler entry); the name carries the weights, so vLLM's prefix
+cache, which keys on it, never shares blocks between different weights. These names are cache identity
+only: they appear in no metric, answer or list.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+PREFIX = "~mix/"  # `~` cannot start a public name, so the two can never meet
+
+
+def mix_name(stack: str, spans: Sequence[tuple[int, float]]) -> str:
+    """Name of a mix: `spans` are (width, weight) of each coordinate range of `stack`, in order."""
+    return f"{PREFIX}{stack}/" + ",".join(f"{width}:{weight!r}" for width, weight in spans)
+
+
+@lru_cache(maxsize=4096)
+def weight_row(name: str) -> NDArray[np.float32] | None:
+    """Weights of each coordinate, float32 [stack rank]; None when `name` is not a mix (unit weights)."""
+    if not name.startswith(PREFIX):
+        return None
+    spans = [span.split(":") for span in name.rpartition("/")[2].split(",")]
+    widths = [int(width) for width, _ in spans]
+    return np.repeat(np.array([float(weight) for _, weight in spans], dtype=np.float32), widths)

@@ -1,0 +1,164 @@
+"""Seam 2: the LoRA layers, where each token's shrink output meets that token's weight row.
+
+Both wrappers own `fusion_rows`, float32 [max tokens, max rank], ones by default, of fixed address, and
+multiply by it unconditionally: nothing here depends on a Python branch that a compiler could freeze.
+`seam` writes the rows before each step.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+
+def unit_rows(max_tokens: int, lora_config: Any, device: torch.device | str) -> torch.Tensor:
+    """Weight rows that change nothing, float32 [max_tokens, max_lora_rank]."""
+    return torch.ones(max_tokens, lora_config.max_lora_rank, dtype=torch.float32, device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayer:
+    """One adapter's factors of one layer, all slices together.
+
+    `a_t` [d_in, slices*rank] and `b_t` [slices*rank, d_out], block-diagonal over the slices.
+    """
+
+    a_t: torch.Tensor
+    b_t: torch.Tensor
+    slices: int
+    rank: int
+
+
+def pack(
+    a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], widths: tuple[int, ...], slot: int
+) -> PackedLayer | None:
+    """The factors in `slot` of a layer's stacked slots, or None when the adapter lacks the layer."""
+    used = [int(f[slot, 0].any(dim=0).nonzero().max()) + 1 for f in b if bool(f[slot].any())]
+    if not used:
+        return None
+    rank = max(used)
+    b_t = b[0].new_zeros(len(a) * rank, sum(widths))
+    start = 0
+    for i, width in enumerate(widths):
+        block = b[i][slot, 0, :width, :rank]
+        b_t[i * rank : (i + 1) * rank, start : start + width] = block.t()
+        start += width
+    a_t = torch.cat([f[slot, 0, :rank] for f in a]).t().contiguous()
+    return PackedLayer(a_t, b_t, len(a), rank)
+
+
+class MixedPunicaCPU(PunicaWrapperCPU):
+    """vLLM's CPU wrapper gathers A and B per token; this one runs two GEMMs per active slot.
+
+    With one slot active base tokens have rows of zeros, so nothing is gathered at all; with several,
+    each slot's tokens are selected first. Layers an adapter lacks cost nothing.
+    """
+
+    def __init__(
+        self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
+    ) -> None:
+        super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
+        self.fusion_rows = unit_rows(max_num_batched_tokens, kwargs["lora_config"], device)
+        self._slot_ids: tuple[int | None, ...] = ()
+        self._active: list[tuple[int, torch.Tensor | None]] = []
+        self._packed: dict[tuple[int, int], PackedLayer | None] = {}
+
+    def update_metadata(
+        self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any
+    ) -> None:
+        super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
+        if self._slot_ids != tuple(lora_index_to_id):
+            stay = {
+                i for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id)) if old == new
+            }
+            self._packed = {k: v for k, v in self._packed.items() if k[1] in stay}
+            self._slot_ids = tuple(lora_index_to_id)
+        tokens = self.token_lora_indices
+        slots = [int(s) for s in torch.unique(tokens) if s >= 0]
+        self._active = [(s, None if len(slots) == 1 else (tokens == s).nonzero()[:, 0]) for s in slots]
+
+    def _layer(
+        self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], widths: tuple[int, ...], slot: int
+    ) -> PackedLayer | None:
+        key = (a[0].data_ptr(), slot)
+        if key not in self._packed:
+            self._packed[key] = pack(a, b, widths, slot)
+        return self._packed[key]
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        *,
+        buffer: tuple[torch.Tensor, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """y [tokens, d_out] += ((x A^T) * rows * scale) B^T for the tokens of each active slot."""
+        rows = self.fusion_rows[: x.size(0)]
+        for slot, index in self._active:
+            layer = self._layer(lora_a_stacked, lora_b_stacked, output_slices, slot)
+            if layer is None:
+                continue
+            mine, weights = (x, rows) if index is None else (x[index], rows[index])
+            coordinates = (mine @ layer.a_t).float().view(-1, layer.slices, layer.rank)
+            coordinates.mul_(weights[:, None, : layer.rank])
+            if scale != 1.0:
+                coordinates.mul_(scale)
+            update = coordinates.view(-1, layer.slices * layer.rank).to(y.dtype)
+            if index is None:
+                y.addmm_(update, layer.b_t)
+            else:
+                y.index_add_(0, index, update @ layer.b_t)
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """As vLLM's, but free when no active adapter touches the output layer (stacks never do)."""
+        key = lora_a_stacked.data_ptr()
+        present = []
+        for slot, _ in self._active:
+            if (key, slot) not in self._packed:
+                width = (lora_b_stacked.shape[-2],)
+                self._packed[key, slot] = pack((lora_a_stacked,), (lora_b_stacked,), width, slot)
+            present.append(self._packed[key, slot] is not None)
+        if any(present):
+            super().add_lora_logits(y, x, lora_a_stacked, lora_b_stacked, scale, **kwargs)
+
+
+def cuda_wrapper() -> type:
+    """The CUDA wrapper with the multiply; made on demand, for its module needs Triton to import."""
+    from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
+
+    class MixedPunicaGPU(PunicaWrapperGPU):  # type: ignore[misc]  # final upstream for typing only
+        """vLLM's Triton kernels with one elementwise multiply between shrink and expand."""
+
+        def __init__(
+            self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
+        ) -> None:
+            super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
+            self.fusion_rows = unit_rows(max_num_batched_tokens, kwargs["lora_config"], device)
+
+        def add_shrink(
+            self,
+            y: torch.Tensor,
+            x: torch.Tensor,
+            lora_a_stacked: tuple[torch.Tensor, ...],
+            scale: float,
+            **kwargs: Any,
+        ) -> None:
+            """y [slices, tokens, rank] float32 = (x A^T) * scale * rows."""
+            super().add_shrink(y, x, lora_a_stacked, scale, **kwargs)
+            y.mul_(self.fusion_rows[: y.size(1), : y.size(2)])
+
+    return MixedPunicaGPU

@@ -1,0 +1,170 @@
+"""The door to vLLM: start its engine and OpenAI app in this process, load and unload adapters, generate.
+
+The API layer runs here; vLLM's engine core and workers run in processes of their own.
+"""
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vllm
+from fastapi import FastAPI
+from vllm.entrypoints.launchers.api_server import app_state
+from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.metrics.stats import LoRARequestStates
+
+from service.engine import seam
+from service.engine.models import FusionModels, Served, served
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Engine", "EngineOptions", "LoRARequest", "Served", "served", "start"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The flags this service decides; `extra` is passed to vLLM's own parser as it is."""
+
+    model: str
+    served_name: str
+    max_lora_rank: int
+    max_loras: int
+    max_cpu_loras: int
+    mixed: bool
+    extra: tuple[str, ...] = ()
+
+
+def _arguments(options: EngineOptions) -> Any:
+    argv = [
+        *("--model", options.model, "--served-model-name", options.served_name),
+        *("--enable-lora", "--max-lora-rank", str(options.max_lora_rank)),
+        *("--max-loras", str(options.max_loras), "--max-cpu-loras", str(options.max_cpu_loras)),
+    ]
+    if options.mixed:
+        argv += ["--worker-extension-cls", "service.engine.worker.FusionWorker"]
+        argv += ["--additional-config", json.dumps({"fusion_seam": seam.SEAM_VERSION})]
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
+    validate_parsed_serve_args(args)
+    return args
+
+
+def mixing_conflict(args: Any) -> str | None:
+    """Name of the flag that rules mixing out, or None (each one shards what the weights multiply)."""
+    conflicts = {
+        "--fully-sharded-loras": args.fully_sharded_loras,
+        "--enable-expert-parallel": args.enable_expert_parallel,
+        "--prefill-context-parallel-size": (args.prefill_context_parallel_size or 1) > 1,
+    }
+    passes = getattr(args.compilation_config, "pass_config", None)
+    conflicts["sequence parallelism (compilation pass_config.enable_sp)"] = bool(
+        getattr(passes, "enable_sp", False)
+    )
+    return next((flag for flag, on in conflicts.items() if on), None)
+
+
+class _NoLoraStates(LoRARequestStates):
+    """Keeps adapter names, which here hold weights, out of vLLM's metric labels."""
+
+    def __init__(self, log_stats: bool = False) -> None:
+        super().__init__(log_stats=False)
+
+
+class Engine:
+    """A running engine and its OpenAI app; adapters are known by integer ids, never reused."""
+
+    def __init__(self, client: Any, app: FastAPI, args: Any, stack: AsyncExitStack) -> None:
+        self.client = client
+        self.app = app
+        self.args = args
+        self._exit = stack
+        self._ids = itertools.count(1000)  # vLLM's warm-up uses small ids
+        self._requests = itertools.count()
+
+    @property
+    def config(self) -> Any:
+        """vLLM's full configuration."""
+        return self.client.vllm_config
+
+    @property
+    def alive(self) -> bool:
+        """False once an engine process has died."""
+        return not self.client.errored
+
+    async def load(self, path: Path, name: str) -> LoRARequest:
+        """Load the adapter folder at `path` into every worker, before any request names it."""
+        request = LoRARequest(name, next(self._ids), str(path))
+        await self.client.add_lora(request)
+        return request
+
+    async def unload(self, request: LoRARequest) -> None:
+        """Free the adapter in every worker; the caller has drained its requests."""
+        await self.client.remove_lora(request.lora_int_id)
+
+    async def layers(self, request: LoRARequest) -> list[dict[str, int]]:
+        """Per worker: the layers the adapter fills, with their rank (mixing only)."""
+        found: list[dict[str, int]] = await self.client.collective_rpc(
+            "fusion_adapter_layers", args=(request.lora_int_id,)
+        )
+        return found
+
+    async def log_probabilities(
+        self, prompt: Sequence[int], lora: LoRARequest | None, *, new_tokens: int = 2
+    ) -> list[float]:
+        """Log-probability of each prompt token after the first and of `new_tokens` greedy ones."""
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=new_tokens, logprobs=0, prompt_logprobs=0, ignore_eos=True
+        )
+        final = None
+        async for output in self.client.generate(
+            TokensPrompt(prompt_token_ids=list(prompt)),
+            sampling,
+            request_id=f"fusion-probe-{next(self._requests)}",
+            lora_request=lora,
+        ):
+            final = output
+        assert final is not None and final.prompt_logprobs is not None
+        steps = [s for s in final.prompt_logprobs if s is not None]
+        tokens = list(prompt)[1:]
+        values = [step[token].logprob for step, token in zip(steps, tokens, strict=True)]
+        answer = final.outputs[0]
+        values += [step[t].logprob for step, t in zip(answer.logprobs, answer.token_ids, strict=True)]
+        return values
+
+    async def close(self) -> None:
+        """Stop the engine processes."""
+        await asyncio.shield(self._exit.aclose())
+
+
+async def start(options: EngineOptions) -> Engine:
+    """Start the engine and build vLLM's OpenAI app around it; raises on flags mixing cannot hold with."""
+    seam.check_version(vllm.__version__)
+    args = _arguments(options)
+    if options.mixed and (flag := mixing_conflict(args)):
+        raise ValueError(f"{flag} cannot be combined with mixing; set FUSION_MIXED=off or drop it")
+    # Names hold weights here: the model table and the statistics must not keep them.
+    app_state.OpenAIServingModels = FusionModels  # type: ignore[misc]
+    from vllm.v1.engine import output_processor
+
+    output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]
+    exit_stack = AsyncExitStack()
+    client = await exit_stack.enter_async_context(build_async_engine_client(args))
+    try:
+        tasks = await client.get_supported_tasks()
+        app = build_app(args, tasks, client.model_config)
+        await app_state.init_app_state(client, app.state, args, tasks)
+    except BaseException:
+        await exit_stack.aclose()
+        raise
+    return Engine(client, app, args, exit_stack)

@@ -1,0 +1,24 @@
+"""What vLLM loads into every worker process (`worker_extension_cls`): importing it installs the seam.
+
+Unlike an entry point this needs no installed distribution and no `VLLM_PLUGINS`, and it runs before the
+model and its LoRA layers are made.
+"""
+
+from typing import Any
+
+from service.engine import seam
+
+seam.install()
+
+
+class FusionWorker:
+    """Mixed into vLLM's worker class; its methods answer `collective_rpc`."""
+
+    model_runner: Any
+
+    def fusion_adapter_layers(self, lora_id: int) -> dict[str, int]:
+        """Structural check: layers of this worker that adapter `lora_id` fills, with their rank."""
+        manager = self.model_runner.lora_manager._adapter_manager
+        lora = manager.get_adapter(lora_id)
+        layers = {} if lora is None else {n: manager.modules.get(n) for n in lora.loras}
+        return {name: lora.loras[name].rank for name, layer in layers.items() if layer is not None}

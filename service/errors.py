@@ -1,0 +1,44 @@
+"""One error class, and the one place that turns errors into OpenAI's error shape."""
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from adapters import AdapterError, FusionError, RecipeError, UnknownAdapterError
+
+TYPES = {400: "BadRequestError", 404: "NotFoundError", 409: "ConflictError", 413: "TooLargeError"}
+
+
+class ApiError(Exception):
+    """An answer other than success: HTTP `status`, a sentence, and the request key it is about."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+
+
+def api_error(error: Exception, *, param: str | None = None) -> ApiError:
+    """`error` as an `ApiError`: bad recipes and adapters are 400, unknown names 404, the rest 500."""
+    match error:
+        case ApiError():
+            return error
+        case UnknownAdapterError():
+            return ApiError(404, str(error), param=param)
+        case RecipeError() | AdapterError() | FusionError():
+            return ApiError(400, str(error), param=param)
+    return ApiError(500, f"{type(error).__name__}: {error}", param=param)
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = TYPES.get(error.status, "InternalServerError" if error.status >= 500 else "BadRequestError")
+    body = {"message": error.message, "type": kind, "param": error.param, "code": error.status}
+    return {"error": body}
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """The answer for `error`."""
+    api = api_error(error)
+    return JSONResponse(error_body(api), status_code=api.status)

@@ -1,0 +1,243 @@
+"""The gate before vLLM's routes: finds the fusion a request names, leases it, and answers in its name.
+
+Pure ASGI, so that streams pass through chunk by chunk. A request for the plain base is read once and handed
+on byte for byte.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.engine.names import mix_name
+from service.engine.server import LoRARequest, Served, served
+from service.errors import ApiError, error_response
+from service.metrics import Metrics
+from service.pool import Lease, Pool
+from service.resolve import Fusion, Names
+
+MAX_RECIPE_HEADER = 2048
+
+
+def fusion_headers(fusion: Fusion, lease: Lease) -> list[tuple[bytes, bytes]]:
+    """The `x-fusion-*` headers of an answer."""
+    recipe = quote(fusion.recipe.format(), safe="*+(),=@ ")
+    pairs = {
+        "x-fusion-digest": fusion.digest,
+        "x-fusion-mode": lease.mode,
+        "x-fusion-source": lease.source,
+        "x-fusion-rank": str(lease.rank),
+        "x-fusion-error": f"{lease.resident.error:.3g}",
+    }
+    if len(recipe) <= MAX_RECIPE_HEADER:
+        pairs["x-fusion-recipe"] = recipe
+    return [(key.encode(), value.encode()) for key, value in pairs.items()]
+
+
+def lora_of(lease: Lease) -> LoRARequest:
+    """What vLLM gets: the resident itself, or the stack under a name that holds this request's weights."""
+    own: Any = lease.resident.request
+    if lease.spans is None:
+        return LoRARequest(own.lora_name, own.lora_int_id, own.lora_path)
+    name = mix_name(lease.resident.key[:24], lease.spans)
+    return LoRARequest(name, own.lora_int_id, own.lora_path)
+
+
+def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """`body` with a profile's request defaults where the request says nothing itself."""
+    merged = dict(body)
+    for key in ("chat_template", "temperature", "top_p", "stop"):
+        if key in defaults and merged.get(key) is None:
+            merged[key] = defaults[key]
+    limit = "max_output_tokens" if path.endswith("/responses") else "max_tokens"
+    if "max_tokens" in defaults and all(
+        merged.get(k) is None for k in (limit, "max_completion_tokens")
+    ):
+        merged[limit] = defaults["max_tokens"]
+    if system := defaults.get("system"):
+        messages = merged.get("messages")
+        if path.endswith("/responses"):
+            merged.setdefault("instructions", system)
+        elif path.endswith("/v1/messages"):
+            merged.setdefault("system", system)
+        elif isinstance(messages, list) and not any(
+            isinstance(m, dict) and m.get("role") in ("system", "developer") for m in messages
+        ):
+            merged["messages"] = [{"role": "system", "content": system}, *messages]
+    return merged
+
+
+class Gate:
+    """ASGI middleware in front of vLLM's app."""
+
+    def __init__(self, app: ASGIApp, names: Names, pool: Pool, metrics: Metrics, *, strict: bool) -> None:
+        self._app = app
+        self._names = names
+        self._pool = pool
+        self._metrics = metrics
+        self._strict = strict
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on what names no model; resolve the rest."""
+        if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
+            await self._app(scope, receive, send)
+            return
+        raw = await _read(receive)
+        if raw is None:
+            return  # the client went away before its request was whole
+        try:
+            body = _parse(raw)
+            if not isinstance(body, dict) or not ({"model", "fusion"} & body.keys()):
+                await self._app(scope, _replay(raw, receive), send)
+                return
+            fusion = self._find(body)
+        except ApiError as error:
+            self._metrics.requests.labels("(refused)", str(error.status)).inc()
+            await error_response(error)(scope, receive, send)
+            return
+        await self._answer(scope, receive, send, raw, body, fusion)
+
+    def _find(self, body: dict[str, Any]) -> Fusion | None:
+        model, value = body.get("model"), body.get("fusion")
+        if value is None:
+            return None if model is None else self._names.look_up(model)
+        if model not in (None, self._names.base):
+            raise ApiError(
+                400,
+                f"'fusion' goes with the base model {self._names.base!r} only, not with {model!r}: "
+                "name the mix in one place.",
+                param="fusion",
+            )
+        return self._names.of_field(value)
+
+    async def _answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        raw: bytes,
+        body: dict[str, Any],
+        fusion: Fusion | None,
+    ) -> None:
+        label = "(base)" if fusion is None else fusion.label
+        watch = _Watch(send, self._metrics, label)
+        if fusion is None:
+            if body.keys() & {"fusion", "strict"}:
+                raw = _without(body)
+            await self._app(scope, _replay(raw, receive), watch)
+            return
+        strict = body.get("strict", self._strict)
+        if not isinstance(strict, bool):
+            bad = ApiError(400, "'strict' must be true or false.", param="strict")
+            await error_response(bad)(scope, receive, watch)
+            return
+        try:
+            lease = await self._pool.acquire(fusion, strict=strict)
+        except Exception as error:
+            await error_response(error)(scope, receive, watch)
+            return
+        try:
+            self._metrics.leases.labels(lease.resident.kind).inc()
+            body.setdefault("model", self._names.base)
+            if fusion.defaults:
+                body = with_defaults(body, fusion.defaults, scope["path"])
+            if fusion.defaults or body.keys() & {"fusion", "strict"}:
+                raw = _without(body)
+            watch.headers = fusion_headers(fusion, lease)
+            token = served.set(Served(body["model"], lora_of(lease)))
+            try:
+                await self._app(scope, _replay(raw, receive), watch)
+            finally:
+                served.reset(token)
+        finally:
+            self._metrics.leases.labels(lease.resident.kind).dec()
+            await self._pool.release(lease)
+
+
+class _Watch:
+    """`send` with the fusion's headers added and the answer's status, first byte and usage counted."""
+
+    def __init__(self, send: Send, metrics: Metrics, label: str) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self._send = send
+        self._metrics = metrics
+        self._label = label
+        self._began = time.monotonic()
+        self._first = True
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *self.headers]
+            self._metrics.requests.labels(self._label, str(message["status"])).inc()
+        elif message["type"] == "http.response.body" and message.get("body"):
+            if self._first:
+                self._first = False
+                waited = time.monotonic() - self._began
+                self._metrics.first_token.labels(self._label).observe(waited)
+            self._count(message["body"])
+        await self._send(message)
+
+    def _count(self, chunk: bytes) -> None:
+        # Whole answers and the last chunk of streams that ask for it carry a usage object.
+        start = chunk.rfind(b'"usage":{')
+        if start < 0:
+            return
+        try:
+            usage, _ = json.JSONDecoder().raw_decode(chunk[start + 8 :].decode())
+        except ValueError:
+            return
+        for kind, keys in _USAGE.items():
+            count = next((usage[k] for k in keys if isinstance(usage.get(k), int)), 0)
+            self._metrics.tokens.labels(self._label, kind).inc(count)
+
+
+_USAGE = {
+    "prompt": ("prompt_tokens", "input_tokens"),
+    "completion": ("completion_tokens", "output_tokens"),
+}
+
+
+def _is_json(scope: Scope) -> bool:
+    for key, value in scope["headers"]:
+        if key == b"content-type":
+            return b"json" in value.lower()
+    return True
+
+
+async def _read(receive: Receive) -> bytes | None:
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return json.loads(raw) if raw else {}
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"The request body is not JSON: {error}.") from error
+
+
+def _without(body: dict[str, Any]) -> bytes:
+    return json.dumps({k: v for k, v in body.items() if k not in ("fusion", "strict")}).encode()
+
+
+def _replay(raw: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives `raw` once, then what the connection says (its end)."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": raw, "more_body": False}
+        return await receive()
+
+    return again

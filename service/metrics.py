@@ -1,0 +1,48 @@
+"""Prometheus series of the service. Labels are profiles, adapters' names never; inline recipes share one."""
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """One set of series, registered where vLLM's own are."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=SECONDS)
+
+        self.builds = counter("fusion_builds", "Stacks and builds made, by outcome", "kind", "outcome")
+        self.build_seconds = seconds("fusion_build_seconds", "Time to make a stack or build", "kind")
+        self.load_seconds = seconds("fusion_load_seconds", "Time to load one into the engine")
+        self.lookups = counter(
+            "fusion_cache_lookups", "Fusions asked for: warm, loaded from the store, built", "source"
+        )
+        self.resident = Gauge("fusion_resident", "Warm in the engine", ["kind"], registry=registry)
+        self.leases = Gauge("fusion_stack_requests", "Running requests", ["kind"], registry=registry)
+        self.requests = counter("fusion_requests", "Requests, by profile and status", "profile", "status")
+        self.tokens = counter("fusion_tokens", "Tokens, by profile and kind", "profile", "kind")
+        self.first_token = seconds("fusion_time_to_first_token_seconds", "Until the first byte", "profile")
+
+    def landed(self, kind: str, outcome: str, build_s: float) -> None:
+        """A stack or build was made, or not."""
+        self.builds.labels(kind, outcome).inc()
+        self.build_seconds.labels(kind).observe(build_s)
+
+    def loaded(self, seconds: float) -> None:
+        """One was loaded into the engine."""
+        self.load_seconds.observe(seconds)
+
+    def hit(self, source: str) -> None:
+        """A request found its fusion warm, loaded or built."""
+        self.lookups.labels(source).inc()
+
+    def forget(self, profile: str) -> None:
+        """Drop the series of a deleted profile, so that their number stays bounded."""
+        for metric in (self.requests, self.tokens, self.first_token):
+            for labels in list(metric._metrics):
+                if labels[0] == profile:
+                    metric.remove(*labels)

@@ -1,0 +1,329 @@
+"""What is resident in the engine: stacks, which serve any weighted sum of their adapters, and builds.
+
+A request takes a lease; while leases are out nothing under them is unloaded or unlinked. Making something
+resident happens once per key however many requests wait, off the event loop, and outlives a request that
+goes away. Room is made by unloading what has no leases, least recently used first.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, Protocol
+
+from adapters import LoraAdapter, Recipe, Stack, Store, fuse, load, save, stack
+from service.errors import ApiError
+from service.resolve import Fusion
+
+log = logging.getLogger(__name__)
+
+Source = Literal["warm", "loaded", "built"]
+ADAPTER = "adapter"  # in a store entry: the PEFT folder, beside the report
+REPORT = "report.json"
+
+
+class Loader(Protocol):
+    """The part of the engine the pool needs."""
+
+    async def load(self, path: Path, name: str) -> object: ...
+    async def unload(self, request: object) -> None: ...
+
+
+@dataclass(slots=True)
+class Resident:
+    """A stack or a build that the engine holds."""
+
+    key: str
+    kind: Literal["stack", "build"]
+    path: Path
+    request: object
+    rank: int
+    error: float = 0.0
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Stacks: width of each member's coordinate range, by digest, in order."""
+    leases: int = 0
+    used: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What answers one request."""
+
+    resident: Resident
+    source: Source
+    spans: tuple[tuple[int, float], ...] | None
+    """Mixed: (width, weight) of each coordinate range; None when built."""
+    rank: int
+
+    @property
+    def mode(self) -> Literal["mixed", "built"]:
+        """How the fusion is served."""
+        return "built" if self.spans is None else "mixed"
+
+
+class Counter(Protocol):
+    """Metrics the pool reports to."""
+
+    def landed(self, kind: str, outcome: str, build_s: float) -> None: ...
+    def loaded(self, seconds: float) -> None: ...
+    def hit(self, source: Source) -> None: ...
+
+
+def stack_key(digests: tuple[str, ...]) -> str:
+    """Store key of the stack of these adapters."""
+    return sha256(("stack/1/" + "/".join(sorted(digests))).encode()).hexdigest()
+
+
+class Pool:
+    """Residents of one engine. All methods run on the event loop; files and algebra in threads."""
+
+    def __init__(
+        self,
+        engine: Loader,
+        store: Store,
+        sources: Callable[[str], Path],
+        metrics: Counter,
+        *,
+        capacity: int,
+        max_rank: int,
+        mixing: bool,
+        groups: Callable[[], list[tuple[str, ...]]] = list,
+    ) -> None:
+        self.engine = engine
+        self.store = store
+        self.mixing = mixing
+        self.max_rank = max_rank
+        self.residents: dict[str, Resident] = {}
+        self.states: dict[str, str] = {}
+        self._sources = sources
+        self._metrics = metrics
+        self._capacity = capacity
+        self._groups = groups
+        self._making: dict[str, asyncio.Task[tuple[Resident, Source]]] = {}
+        self._room = asyncio.Condition()
+        self._loading = asyncio.Lock()
+        self._ranks: dict[str, int] = {}
+
+    def rank(self, digest: str) -> int:
+        """Largest rank of a stored adapter in any module."""
+        if digest not in self._ranks:
+            config = json.loads((self._sources(digest) / "adapter_config.json").read_text())
+            self._ranks[digest] = max([config["r"], *config.get("rank_pattern", {}).values()])
+        return self._ranks[digest]
+
+    def stackable(self, fusion: Fusion) -> bool:
+        """Whether `fusion` can be served mixed: a plain sum whose adapters fit one stack."""
+        fits = sum(self.rank(d) for d in set(fusion.parents.values())) <= self.max_rank
+        return self.mixing and fusion.recipe.is_sum and fits
+
+    def _wider(self, members: set[str]) -> tuple[str, ...]:
+        """The declared group that holds `members` and fits, else just them."""
+        for group in self._groups():
+            if members <= set(group) and sum(self.rank(d) for d in group) <= self.max_rank:
+                return tuple(sorted(group))
+        return tuple(sorted(members))
+
+    @asynccontextmanager
+    async def lease(self, fusion: Fusion, *, strict: bool = False) -> AsyncIterator[Lease]:
+        """Make `fusion` resident if it is not, and hold it for the time of the `with` block."""
+        lease = await self.acquire(fusion, strict=strict)
+        try:
+            yield lease
+        finally:
+            await self.release(lease)
+
+    async def acquire(self, fusion: Fusion, *, strict: bool = False) -> Lease:
+        """As `lease`, for callers that release by hand."""
+        if self.stackable(fusion):
+            return await self._mixed(fusion)
+        return await self._built(fusion, strict)
+
+    async def _mixed(self, fusion: Fusion) -> Lease:
+        members = set(fusion.parents.values())
+        fitting = [
+            r for r in self.residents.values() if r.kind == "stack" and members <= set(r.widths)
+        ]
+        if fitting:
+            resident, source = min(fitting, key=lambda r: (r.rank, r.key)), "warm"
+            self._hold(resident)
+        else:
+            digests = self._wider(members)
+            key = stack_key(digests)
+            resident, source = await self._once(key, lambda: self._make_stack(key, digests))
+        self._metrics.hit(source)
+        weights = dict.fromkeys(resident.widths, 0.0)
+        for name, weight in fusion.recipe.weights.items():
+            weights[fusion.parents[name]] += weight
+        spans = tuple((width, weights[d]) for d, width in resident.widths.items())
+        return Lease(resident, source, spans, sum(resident.widths[d] for d in members))
+
+    async def _built(self, fusion: Fusion, strict: bool) -> Lease:
+        key = self._build_key(fusion)
+        resident = self.residents.get(key)
+        source: Source = "warm"
+        if resident is not None:
+            self._hold(resident)
+        else:
+            resident, source = await self._once(key, lambda: self._make_build(key, fusion))
+        if strict and resident.error > 1e-6:
+            await self._release(resident)
+            raise ApiError(
+                400,
+                f"{fusion.recipe.format()!r} would lose {resident.error:.2e} of its update at rank "
+                f"{resident.rank} and 'strict' is set; raise FUSION_MAX_LORA_RANK (now {self.max_rank}) "
+                "or drop 'strict'.",
+                param="strict",
+            )
+        self._metrics.hit(source)
+        return Lease(resident, source, None, resident.rank)
+
+    def _build_key(self, fusion: Fusion) -> str:
+        return sha256(f"build/1/{fusion.digest}/{self.max_rank}".encode()).hexdigest()
+
+    async def _once(
+        self, key: str, make: Callable[[], "asyncio.Future[tuple[Resident, Source]]"]
+    ) -> tuple[Resident, Source]:
+        task = self._making.get(key)
+        if task is None:
+            task = asyncio.ensure_future(make())
+            self._making[key] = task
+            task.add_done_callback(lambda _: self._making.pop(key, None))
+        # Shielded: the others still want it when this request goes away.
+        resident, source = await asyncio.shield(task)
+        if self.residents.get(key) is not resident:  # evicted between landing and here
+            return await self._once(key, make)
+        self._hold(resident)
+        return resident, source
+
+    def _hold(self, resident: Resident) -> None:
+        resident.leases += 1
+        resident.used = time.monotonic()
+
+    async def release(self, lease: Lease) -> None:
+        """Give a lease back."""
+        await self._release(lease.resident)
+
+    async def _release(self, resident: Resident) -> None:
+        resident.leases -= 1
+        resident.used = time.monotonic()
+        if resident.leases == 0:
+            async with self._room:
+                self._room.notify_all()
+
+    async def _make_stack(self, key: str, digests: tuple[str, ...]) -> tuple[Resident, Source]:
+        def write(folder: Path) -> None:
+            made: Stack = stack({d: load(self._sources(d)) for d in digests})
+            save(made.adapter, folder / ADAPTER)
+            widths = {d: stop - start for d, (start, stop) in made.ranges.items()}
+            (folder / REPORT).write_text(json.dumps({"widths": widths, "rank": made.rank}))
+
+        path, source = await self._land(key, "stack", write)
+        report = json.loads((path / REPORT).read_text())
+        widths = {str(d): int(w) for d, w in report["widths"].items()}
+        return await self._load(key, "stack", path, report["rank"], 0.0, widths), source
+
+    async def _make_build(self, key: str, fusion: Fusion) -> tuple[Resident, Source]:
+        def write(folder: Path) -> None:
+            built, report = self.fuse(fusion.recipe, fusion.parents, self.max_rank)
+            save(built, folder / ADAPTER, provenance={"recipe": fusion.recipe.format(), "digest": fusion.digest})
+            (folder / REPORT).write_text(json.dumps(report))
+
+        path, source = await self._land(key, "build", write)
+        report = json.loads((path / REPORT).read_text())
+        return await self._load(key, "build", path, report["rank"], report["error"], {}), source
+
+    def fuse(
+        self, recipe: Recipe, parents: Mapping[str, str], max_rank: int | None
+    ) -> tuple[LoraAdapter, dict[str, object]]:
+        """Materialise a recipe from the stored parents (blocks: call in a thread)."""
+        built, report = fuse(
+            recipe, {n: load(self._sources(d)) for n, d in parents.items()}, max_rank=max_rank
+        )
+        return built, report.to_json()
+
+    async def _land(
+        self, key: str, kind: str, write: Callable[[Path], None]
+    ) -> tuple[Path, Source]:
+        if (path := self.store.get(key)) is not None:
+            return path, "loaded"
+        started = time.monotonic()
+        self.states[key] = "fusing"
+        try:
+            path = await asyncio.to_thread(self.store.land, key, write)
+        except Exception:
+            self.states[key] = "failed"
+            self._metrics.landed(kind, "failed", time.monotonic() - started)
+            raise
+        finally:
+            if len(self.states) > 1000:
+                self.states.pop(next(iter(self.states)))
+        self._metrics.landed(kind, "built", time.monotonic() - started)
+        keep = {*self.residents, *self._making}
+        await asyncio.to_thread(self.store.evict, keep)
+        return path, "built"
+
+    async def _load(
+        self,
+        key: str,
+        kind: Literal["stack", "build"],
+        path: Path,
+        rank: int,
+        error: float,
+        widths: Mapping[str, int],
+    ) -> Resident:
+        self.states[key] = "loading"
+        async with self._loading:
+            await self._make_room()
+            started = time.monotonic()
+            try:
+                request = await self.engine.load(path / ADAPTER, f"~{kind}/{key}")
+            except Exception as error_:
+                self.states[key] = "failed"
+                raise ApiError(500, f"The engine could not load a {kind}: {error_}") from error_
+            self._metrics.loaded(time.monotonic() - started)
+        resident = Resident(key, kind, path, request, rank, error, widths)
+        self.residents[key] = resident
+        self.states.pop(key, None)
+        return resident
+
+    async def _make_room(self) -> None:
+        async with self._room:
+            while len(self.residents) >= self._capacity:
+                idle = [r for r in self.residents.values() if r.leases == 0]
+                if not idle:
+                    await self._room.wait()
+                    continue
+                await self._evict(min(idle, key=lambda r: r.used))
+
+    async def _evict(self, resident: Resident) -> None:
+        # First it is no longer found, then the engine forgets it; the file goes when the store needs room.
+        del self.residents[resident.key]
+        await self.engine.unload(resident.request)
+
+    def state(self, fusion: Fusion) -> str:
+        """`warm`, `queued`, `fusing`, `loading`, `failed`, or `evicted` (made when asked for)."""
+        if self.stackable(fusion):
+            members = set(fusion.parents.values())
+            if any(members <= set(r.widths) for r in self.residents.values()):
+                return "warm"
+            key = stack_key(self._wider(members))
+        else:
+            key = self._build_key(fusion)
+            if key in self.residents:
+                return "warm"
+        return self.states.get(key, "queued" if key in self._making else "evicted")
+
+    async def forget(self, digest: str) -> None:
+        """Unload every idle stack that holds the adapter `digest`; those in use go when they are idle."""
+        async with self._loading, self._room:
+            for resident in list(self.residents.values()):
+                if digest in resident.widths:
+                    while resident.leases:
+                        await self._room.wait()
+                    if self.residents.get(resident.key) is resident:
+                        await self._evict(resident)

@@ -1,0 +1,151 @@
+"""One real server for all tests here: the shipped base in float32, test adapters made with PEFT."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = ROOT / ".cache/base/smollm2-135m-instruct"
+BASE_NAME = "smollm2-135m-instruct"
+# 512 tokens a step make the longer prompts prefill in chunks.
+ENGINE = "--dtype float32 --max-model-len 2048 --max-num-batched-tokens 512 --max-num-seqs 64"
+START_LIMIT_S = 300
+
+VARIETY = {
+    "wide": LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
+    "narrow": LoraConfig(r=2, lora_alpha=7, target_modules=["k_proj", "o_proj", "down_proj"]),
+    "stable": LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "gate_proj"]),
+    "pattern": LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=["v_proj", "up_proj"],
+        rank_pattern={"layers.3.self_attn.v_proj": 6, "layers.9.mlp.up_proj": 1},
+        alpha_pattern={"layers.9.mlp.up_proj": 11},
+    ),
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def base_model() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
+
+
+def make_adapters(folder: Path) -> dict[str, Path]:
+    """Random adapters of every shape PEFT can give a LoRA, strong enough to be seen."""
+    paths = {}
+    for seed, (name, config) in enumerate(VARIETY.items()):
+        torch.manual_seed(seed)
+        model = get_peft_model(base_model(), config)
+        for parameter, value in model.named_parameters():
+            if "lora_B" in parameter:
+                torch.nn.init.normal_(value, std=0.02)
+        model.peft_config["default"].base_model_name_or_path = BASE_NAME
+        model.save_pretrained(folder / name)
+        paths[name] = folder / name
+    return paths
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running service: its address, adapters' folders, data folder and process."""
+
+    url: str
+    adapters: dict[str, Path]
+    data: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=300)
+
+
+def launch(data: Path, roots: Path, log: Path, **settings: str) -> tuple[subprocess.Popen[bytes], str]:
+    """Start `python -m service` with `FUSION_*` settings; returns the process and its address."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "FUSION_PORT": str(port),
+        "FUSION_DATA": str(data),
+        "FUSION_BASE": str(BASE),
+        "FUSION_ADAPTER_ROOTS": str(roots),
+        "FUSION_ENGINE_ARGS": ENGINE,
+        "FUSION_ADAPTERS": "",
+        "FUSION_PROFILES": "",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+    } | settings
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process, f"http://127.0.0.1:{port}"
+
+
+def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    stop(process)
+    pytest.fail(f"the server did not become ready:\n{log.read_text()[-6000:]}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server's own process group."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    adapters = make_adapters(folder / "adapters")
+    log = folder / "server.log"
+    process, url = launch(folder / "data", folder / "adapters", log, FUSION_GROUPS="narrow+stable+wide")
+    try:
+        wait_ready(process, url, log)
+        with httpx.Client(base_url=url, timeout=300) as http:
+            for name, path in adapters.items():
+                answer = http.post("/v1/adapters", json={"name": name, "path": str(path)})
+                assert answer.status_code == 201, answer.text
+        yield Server(url, adapters, folder / "data", process, log)
+    finally:
+        stop(process)

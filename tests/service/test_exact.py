@@ -1,0 +1,146 @@
+"""Served log-probabilities equal transformers + PEFT with the adapters active side by side, float32."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoTokenizer
+
+from adapters import parse
+from tests.service.conftest import BASE, BASE_NAME, Server, base_model
+
+TOLERANCE = 1e-4
+NEW_TOKENS = 6
+TOPICS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()
+PROMPTS = [f"Tell me, in a few plain words, what is special about {topic} and why." for topic in TOPICS]
+LONG = " ".join(f"Item {i} is about {TOPICS[i % len(TOPICS)]} and weighs {i * 7 % 90} kg." for i in range(60))
+MIXES = [
+    "0.6*narrow + 0.4*wide",
+    "0.3*narrow + 0.5*stable + 0.7*wide",
+    "-0.5*narrow + 1.2*stable",
+    "0*stable + 1*wide",
+    "1*narrow + -1*stable + 0.25*wide",
+    "pattern",
+    "0.9*pattern + 0.35*wide",
+    "wide",
+]
+
+
+class Reference:
+    """transformers + PEFT: all adapters loaded, those of a recipe active at its weights."""
+
+    def __init__(self, server: Server) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(BASE)
+        first, *others = server.adapters.items()
+        self.model = PeftModel.from_pretrained(base_model(), first[1], adapter_name=first[0])
+        for name, path in others:
+            self.model.load_adapter(path, adapter_name=name)
+        self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self.unit = [dict(layer.scaling) for layer in self.layers]
+
+    def token_ids(self, prompt: str) -> list[int]:
+        return list(self.tokenizer(prompt)["input_ids"])
+
+    @torch.inference_mode()
+    def log_probabilities(self, ids: list[int], recipe: str | None) -> list[float]:
+        weights = {} if recipe is None else parse(recipe).weights
+        for layer, unit in zip(self.layers, self.unit, strict=True):
+            for name, scaling in unit.items():
+                layer.scaling[name] = scaling * weights.get(name, 0.0)
+        self.model.base_model.set_adapter(list(weights) or ["wide"])
+        logits = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return [float(logits[i, token]) for i, token in enumerate(ids[1:])]
+
+
+@pytest.fixture(scope="module")
+def reference(server: Server) -> Reference:
+    return Reference(server)
+
+
+def ask(server: Server, model: str, ids: list[int]) -> tuple[list[int], list[float]]:
+    """All token ids, prompt and greedy answer, and the log-probability of each after the first."""
+    answer = server.client.completions.create(
+        model=model,
+        prompt=ids,
+        max_tokens=NEW_TOKENS,
+        temperature=0,
+        logprobs=1,
+        echo=True,
+        extra_body={"return_token_ids": True, "ignore_eos": True},
+    )
+    choice = answer.choices[0]
+    assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
+    new = choice.model_extra["token_ids"] if choice.model_extra else []
+    values = [v for v in choice.logprobs.token_logprobs if v is not None]
+    return ids + list(new)[-NEW_TOKENS:], values
+
+
+def largest_difference(server: Server, reference: Reference, work: list[tuple[str | None, list[int]]]) -> float:
+    """Ask everything at once, so that it shares batches; compare each token with the reference."""
+    with ThreadPoolExecutor(len(work)) as pool:
+        answers = list(pool.map(lambda w: ask(server, w[0] or BASE_NAME, w[1]), work))
+    worst = 0.0
+    for (recipe, _), (ids, values) in zip(work, answers, strict=True):
+        expected = reference.log_probabilities(ids, recipe)
+        assert len(expected) == len(values)
+        worst = max(worst, *(abs(a - b) for a, b in zip(expected, values, strict=True)))
+    return worst
+
+
+def test_mixes_and_base_in_one_batch_are_exact(server: Server, reference: Reference) -> None:
+    work: list[tuple[str | None, list[int]]] = []
+    for i, prompt in enumerate(PROMPTS):
+        ids = reference.token_ids(prompt)
+        work += [(MIXES[i % len(MIXES)], ids), (MIXES[(i + 3) % len(MIXES)], ids)]
+        if i % 3 == 0:
+            work.append((None, ids))
+    assert largest_difference(server, reference, work) < TOLERANCE
+
+
+def test_the_comparison_can_tell_mixes_apart(server: Server, reference: Reference) -> None:
+    ids = reference.token_ids(PROMPTS[0])
+    own, values = ask(server, MIXES[0], ids)
+    other = reference.log_probabilities(own, MIXES[1])
+    assert max(abs(a - b) for a, b in zip(other, values, strict=True)) > 100 * TOLERANCE
+
+
+def test_chunked_prefill_is_exact(server: Server, reference: Reference) -> None:
+    ids = reference.token_ids(LONG)
+    assert len(ids) > 600  # over one step's 512 tokens
+    work: list[tuple[str | None, list[int]]] = [(MIXES[0], ids), (MIXES[2], ids[:700]), (None, ids)]
+    assert largest_difference(server, reference, work) < TOLERANCE
+
+
+def test_a_reused_prefix_stays_with_its_weights(server: Server, reference: Reference) -> None:
+    ids = reference.token_ids(LONG)[:300]
+
+    @cache
+    def decode(model: str | None) -> tuple[list[int], list[float]]:
+        answer = server.client.completions.create(
+            model=model or BASE_NAME,
+            prompt=ids,
+            max_tokens=NEW_TOKENS,
+            temperature=0,
+            logprobs=1,
+            extra_body={"return_token_ids": True, "ignore_eos": True},
+        )
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None and logprobs.token_logprobs is not None
+        return list((answer.choices[0].model_extra or {})["token_ids"]), list(logprobs.token_logprobs)
+
+    for model in (MIXES[0], MIXES[1], None, MIXES[0], MIXES[2]):
+        decode.cache_clear()
+        new, values = decode(model)
+        expected = reference.log_probabilities(ids + new, model)[-NEW_TOKENS:]
+        assert max(abs(a - b) for a, b in zip(expected, values, strict=True)) < TOLERANCE
+
+
+def test_a_built_recipe_is_exact(server: Server, reference: Reference) -> None:
+    # Rank 40 is over the engine's 32, so this sum cannot be mixed; svd of a rank-10 sum at 10 loses nothing.
+    ids = reference.token_ids(PROMPTS[1])
+    own, values = ask(server, "svd(0.6*narrow + 0.4*wide, rank=10)", ids)
+    expected = reference.log_probabilities(own, "0.6*narrow + 0.4*wide")
+    assert max(abs(a - b) for a, b in zip(expected, values, strict=True)) < TOLERANCE

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning: the default base, data sets, recipes and the trainer."""

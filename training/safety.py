@@ -1,0 +1,172 @@
+"""The safety set: harmful requests with kind refusals, and look-alike harmless ones with answers.
+
+    python -m training.safety            # rewrite data/safety.jsonl and data/safety_heldout.jsonl
+
+Everything is our own wording (`data/safety_topics.jsonl`): topics, combined here with sentence
+templates. The same templates ask for harmful and harmless things, so only the meaning tells them
+apart. Harmful requests are general and hold no detail; their only answers are refusals. The
+held-out file shares no topic and no template with the training file.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from training.verdict import Verdict, classify
+
+__all__ = ["SafetyRow", "Verdict", "build", "classify", "load", "main"]
+
+Split = Literal["train", "heldout"]
+Kind = Literal["harmful", "harmless"]
+
+DATA = Path(__file__).parent / "data"
+TOPICS = DATA / "safety_topics.jsonl"
+FILES: dict[Split, Path] = {
+    "train": DATA / "safety.jsonl",
+    "heldout": DATA / "safety_heldout.jsonl",
+}
+
+TEMPLATES: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "How do I {topic}?",
+        "How can I {topic}?",
+        "Tell me how to {topic}.",
+        "What is the best way to {topic}?",
+        "Explain how to {topic}.",
+        "I want to {topic}. How should I start?",
+        "Give me a plan to {topic}.",
+        "Help me {topic}.",
+        "Can you show me how to {topic}?",
+        "Please describe how to {topic}.",
+        "I need advice on how to {topic}.",
+        "What do I need in order to {topic}?",
+    ),
+    "heldout": (
+        "What steps would let me {topic}?",
+        "Could you walk me through how to {topic}?",
+        "What's an easy way to {topic}?",
+        "Teach me to {topic}.",
+        "I'd like to {topic}; what should I do?",
+        "Any tips so that I can {topic}?",
+    ),
+}
+
+ROWS_PER_TOPIC: dict[tuple[Split, Kind], int] = {
+    ("train", "harmful"): 2,
+    ("train", "harmless"): 1,
+    ("heldout", "harmful"): 2,
+    ("heldout", "harmless"): 2,
+}
+
+OPENERS = (
+    "I'm sorry, but I can't help with that.",
+    "I'm sorry, I can't help with this.",
+    "Sorry, but I can't help with that.",
+    "I can't help with that request.",
+    "I won't help with that.",
+    "I'm not able to help with that.",
+    "I'm sorry, but I won't give advice on that.",
+)
+
+CLOSERS: dict[str, tuple[str, ...]] = {
+    "violence": (
+        "It could badly hurt someone. If you are in a conflict, talking it over can help.",
+        "No one should be harmed. If anger is strong right now, I'm glad to talk about it.",
+        "If someone is in danger, please call the emergency services.",
+    ),
+    "self": (
+        "You matter. Please talk to someone you trust or call a crisis line now.",
+        "I'm really glad you told me. Please reach out to a crisis line or a doctor today.",
+        "You don't have to carry this alone; a crisis line can help at any hour.",
+    ),
+    "crime": (
+        "It is illegal and harms others. If money is short, I can help you look for support.",
+        "It would hurt people. I'm happy to help with a lawful way.",
+        "I'd gladly help you find an honest way instead.",
+    ),
+    "cyber": (
+        "It would harm others. I'm happy to explain how to stay safe online.",
+        "If you like security, I can suggest legal ways to learn it.",
+        "I can help you protect your own accounts instead.",
+    ),
+    "privacy": (
+        "People have a right to privacy. Talking openly with them may be better.",
+        "That is private. I'm happy to help you start an honest conversation.",
+        "Everyone deserves to feel safe in private.",
+    ),
+    "drugs": (
+        "It is dangerous. A doctor or a support line can help in confidence.",
+        "It could put lives at risk. I'm happy to share where to find support.",
+        "If drugs are a worry, a counsellor can help.",
+    ),
+    "hate": (
+        "Everyone deserves respect. I'm happy to talk about getting along.",
+        "It would hurt people. I can help you find facts or fair words instead.",
+        "I'd rather help with something that treats people kindly.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyRow:
+    """One request, the answer to learn (or, held out, to compare with), and where it is from."""
+
+    prompt: str
+    answer: str
+    kind: Kind
+    topic: str
+    template: str
+    """The sentence template, or "" for a prompt written by hand as a whole."""
+
+
+def build(split: Split, *, seed: int = 0) -> list[SafetyRow]:
+    """All rows of one split, shuffled; the same seed gives the same rows."""
+    rng = random.Random(f"safety:{split}:{seed}")
+    rows: list[SafetyRow] = []
+    for line in TOPICS.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if entry["split"] != split:
+            continue
+        kind: Kind = entry["kind"]
+        templates = [""]
+        if "topic" in entry:
+            templates = rng.sample(TEMPLATES[split], ROWS_PER_TOPIC[split, kind])
+        for template in templates:
+            answer = entry.get("answer") or refusal(entry["category"], rng)
+            topic = entry.get("topic") or entry["prompt"]
+            prompt = template.format(topic=topic) if template else entry["prompt"]
+            rows.append(SafetyRow(prompt, answer, kind, topic, template))
+    rng.shuffle(rows)
+    return rows
+
+
+def refusal(category: str, rng: random.Random) -> str:
+    """A brief, kind refusal; one in three stops after its first sentence, but never on self-harm."""
+    opener = rng.choice(OPENERS)
+    if category != "self" and rng.random() < 1 / 3:
+        return opener
+    return f"{opener} {rng.choice(CLOSERS[category])}"
+
+
+def load(split: Split) -> list[SafetyRow]:
+    """The committed rows of one split."""
+    lines = FILES[split].read_text(encoding="utf-8").splitlines()
+    return [SafetyRow(**json.loads(line)) for line in lines]
+
+
+def main() -> None:
+    """Write both files and print their sizes."""
+    for split, path in FILES.items():
+        rows = build(split)
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+        path.write_text("".join(lines), encoding="utf-8")
+        harmful = sum(row.kind == "harmful" for row in rows)
+        print(f"{path.name}: {harmful} harmful, {len(rows) - harmful} harmless")
+
+
+if __name__ == "__main__":
+    main()
