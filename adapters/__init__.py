@@ -1,24 +1,55 @@
 """Fusion algebra of LoRA adapters, the recipe language, adapter files and the store. No HTTP, no vLLM.
 
->>> from adapters import fuse, load, parse, save
->>> fused, report = fuse(parse("0.6*task + 0.4*safety"), {"task": load(…), "safety": load(…)})
->>> save(fused, "fused")
+task, safety = load("runs/task"), load("runs/safety")
+fused, report = fuse(parse("0.6*task + 0.4*safety"), {"task": task, "safety": safety})
+save(fused, "fused")
 """
 
 from .adapter import LoraAdapter, LoraModule, check_together, make_adapter
+from .diff import Difference, ModuleDifference, diff
 from .errors import AdapterError, FusionError, LossError, RecipeError, UnknownAdapterError
 from .fuse import fuse, plan
 from .io import load, save
 from .methods import METHODS, RESERVED_METHODS, Method, Option
-from .recipe import (
-    NAME_PATTERN,
-    RESERVED_NAMES,
-    Recipe,
-    Term,
-    check_name,
-    from_json,
-    fusion_digest,
-    parse,
-)
+from .recipe import NAME_PATTERN, RESERVED_NAMES, Recipe, Term, check_name, from_json, fusion_digest, parse
+from .report import FusionReport, ModuleReport
 from .stack import Stack, stack, stack_rank
 from .store import Entry, Store
+
+__all__ = [
+    "METHODS",
+    "NAME_PATTERN",
+    "RESERVED_METHODS",
+    "RESERVED_NAMES",
+    "AdapterError",
+    "Difference",
+    "Entry",
+    "FusionError",
+    "FusionReport",
+    "LoraAdapter",
+    "LoraModule",
+    "LossError",
+    "Method",
+    "ModuleDifference",
+    "ModuleReport",
+    "Option",
+    "Recipe",
+    "RecipeError",
+    "Stack",
+    "Store",
+    "Term",
+    "UnknownAdapterError",
+    "check_name",
+    "check_together",
+    "diff",
+    "from_json",
+    "fuse",
+    "fusion_digest",
+    "load",
+    "make_adapter",
+    "parse",
+    "plan",
+    "save",
+    "stack",
+    "stack_rank",
+]

@@ -17,7 +17,9 @@ from .errors import AdapterError, FusionError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraModule:
-    """One module's factors: `a` is r×d_in, `b` is d_out×r, both of one float dtype; the update is scaling·b·a."""
+    """One module's factors: `a` is r×d_in, `b` is d_out×r, both of one float dtype; the update is
+    scaling·b·a.
+    """
 
     a: Tensor
     b: Tensor
@@ -48,8 +50,8 @@ class LoraModule:
 class LoraAdapter:
     """Modules by the base's own names, sorted. Build it with `make_adapter`, which checks and digests.
 
-    `base` is what the adapter says it was trained on (None when it does not say); `digest` is the sha256 hex of the
-    content, `base` not included.
+    `base` is what the adapter says it was trained on (None when it does not say); `digest` is the
+    sha256 hex of the content, `base` not included.
     """
 
     modules: Mapping[str, LoraModule]
@@ -77,14 +79,18 @@ class LoraAdapter:
         return {name: module.shape for name, module in self.modules.items()}
 
     def delta(self, module: str) -> Tensor:
-        """The dense update of one module, d_out×d_in, float32 or better; FusionError for a module it lacks."""
+        """The dense update of one module, d_out×d_in, float32 or better; FusionError for a module
+        it lacks.
+        """
         if module not in self.modules:
             raise FusionError(f"the adapter has no module {module!r}: its first are {list(self.modules)[:3]}")
         return self.modules[module].delta()
 
 
 def make_adapter(modules: Mapping[str, LoraModule], base: str | None) -> LoraAdapter:
-    """Check shapes, sort by module name and compute the digest. AdapterError 'missing_weights', 'shape' or 'nan'."""
+    """Check shapes, sort by module name and compute the digest. AdapterError 'missing_weights',
+    'shape' or 'nan'.
+    """
     if not modules:
         raise AdapterError("missing_weights", "the adapter has no LoRA module: expected at least one")
     for name, module in modules.items():
@@ -96,11 +102,17 @@ def make_adapter(modules: Mapping[str, LoraModule], base: str | None) -> LoraAda
 def _check_module(name: str, module: LoraModule) -> None:
     a, b = tuple(module.a.shape), tuple(module.b.shape)
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a or 0 in b:
-        raise AdapterError("shape", f"module {name!r} has A {a} and B {b}: expected r×d_in and d_out×r, r >= 1")
+        raise AdapterError(
+            "shape", f"module {name!r} has A {a} and B {b}: expected r×d_in and d_out×r, r >= 1"
+        )
     if not (module.a.is_floating_point() and module.b.is_floating_point()):
-        raise AdapterError("dtype", f"module {name!r} has {module.a.dtype} and {module.b.dtype}: expected floats")
+        raise AdapterError(
+            "dtype", f"module {name!r} has {module.a.dtype} and {module.b.dtype}: expected floats"
+        )
     if not math.isfinite(module.scaling):
-        raise AdapterError("nan", f"module {name!r} has the scaling {module.scaling!r}: expected a finite number")
+        raise AdapterError(
+            "nan", f"module {name!r} has the scaling {module.scaling!r}: expected a finite number"
+        )
 
 
 def _digest(modules: Mapping[str, LoraModule]) -> str:
@@ -116,7 +128,9 @@ def _digest(modules: Mapping[str, LoraModule]) -> str:
 
 
 def check_together(adapters: Mapping[str, LoraAdapter]) -> None:
-    """AdapterError unless all adapters fit one base: 'base' when two name different ones, 'shape' when sizes differ."""
+    """AdapterError unless all adapters fit one base: 'base' when two name different ones, 'shape'
+    when sizes differ.
+    """
     seen: dict[str, tuple[str, tuple[int, int]]] = {}
     known: tuple[str, str] | None = None
     for name, adapter in adapters.items():
@@ -124,7 +138,8 @@ def check_together(adapters: Mapping[str, LoraAdapter]) -> None:
             if known is not None and known[1] != adapter.base:
                 raise AdapterError(
                     "base",
-                    f"adapters {known[0]!r} and {name!r} name different bases, {known[1]!r} and {adapter.base!r}: "
+                    f"adapters {known[0]!r} and {name!r} name different bases, "
+                    f"{known[1]!r} and {adapter.base!r}: "
                     "fuse adapters of one base",
                 )
             known = known or (name, adapter.base)

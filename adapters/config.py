@@ -13,7 +13,9 @@ from .adapter import LoraAdapter, LoraModule
 from .errors import AdapterError
 
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Ways to start the training that leave the base's weights alone; the others (PiSSA, OLoRA, …) change them."""
+"""Ways to start the training that leave the base's weights alone; the others (PiSSA, OLoRA, …)
+change them.
+"""
 
 _REFUSED = (
     ("use_dora", "dora", "DoRA rescales the whole weight"),
@@ -55,25 +57,34 @@ class LoraConfig:
 
 
 def read_config(text: bytes) -> LoraConfig:
-    """Check the bytes of an adapter_config.json. AdapterError with the reason for all that is not plain LoRA."""
+    """Check the bytes of an adapter_config.json. AdapterError with the reason for all that is not
+    plain LoRA.
+    """
     raw = read_object(text, "adapter_config.json")
     if raw.get("peft_type") != "LORA":
         raise AdapterError("not_lora", f"peft_type is {raw.get('peft_type')!r}: expected 'LORA'")
     for key, reason, why in _REFUSED:
         if raw.get(key):
-            raise AdapterError(reason, f"the adapter has {key}={_short(raw[key])}: {why}, so it cannot be fused as LoRA")
+            raise AdapterError(
+                reason, f"the adapter has {key}={_short(raw[key])}: {why}, so it cannot be fused as LoRA"
+            )
     if raw.get("bias") not in (None, "none"):
-        raise AdapterError("bias", f"the adapter has bias={raw['bias']!r}: expected 'none', a bias cannot be fused")
+        raise AdapterError(
+            "bias", f"the adapter has bias={raw['bias']!r}: expected 'none', a bias cannot be fused"
+        )
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
         raise AdapterError(
             "init",
-            f"the adapter has init_lora_weights={init!r}, which changes the base's weights: convert it to plain LoRA "
+            f"the adapter has init_lora_weights={init!r}, which changes "
+            "the base's weights: convert it to plain LoRA "
             "with PEFT's path_initial_model_for_weight_conversion",
         )
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise AdapterError("bad_config", f"base_model_name_or_path is {_short(base)}: expected a text or null")
+        raise AdapterError(
+            "bad_config", f"base_model_name_or_path is {_short(base)}: expected a text or null"
+        )
     rslora = raw.get("use_rslora", False)
     if not isinstance(rslora, bool | None):
         raise AdapterError("bad_config", f"use_rslora is {_short(rslora)}: expected true or false")
@@ -115,23 +126,31 @@ def _patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
     if raw is None:
         return []
     if not isinstance(raw, dict):
-        raise AdapterError("bad_config", f"{name} is {_short(raw)}: expected an object of module name to number")
+        raise AdapterError(
+            "bad_config", f"{name} is {_short(raw)}: expected an object of module name to number"
+        )
     return [(_pattern(key, name), value) for key, value in raw.items()]
 
 
 def _pattern(key: str, name: str) -> re.Pattern[str]:
     # The key comes from a stranger: nested or many repeats could keep the matcher busy for ever.
     if len(key) > 1024 or re.search(r"\)[*+{]", key) or len(re.findall(r"(?<!\\)[*+{]", key)) > 3:
-        raise AdapterError("bad_config", f"{name} has the key {_short(key)}: expected a module name or a simple pattern")
+        raise AdapterError(
+            "bad_config", f"{name} has the key {_short(key)}: expected a module name or a simple pattern"
+        )
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
-        raise AdapterError("bad_config", f"{name} has the key {_short(key)}, no valid pattern: {error}") from error
+        raise AdapterError(
+            "bad_config", f"{name} has the key {_short(key)}, no valid pattern: {error}"
+        ) from error
 
 
 def _rank(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20:
-        raise AdapterError("bad_config", f"{name} gives the rank {_short(value)}: expected a whole number from 1")
+        raise AdapterError(
+            "bad_config", f"{name} gives the rank {_short(value)}: expected a whole number from 1"
+        )
     return value
 
 
@@ -147,7 +166,9 @@ def _short(value: object) -> str:
 
 
 def write_config(adapter: LoraAdapter) -> bytes:
-    """The adapter_config.json that PEFT and vLLM read, sorted; modules are named in full, so no other matches."""
+    """The adapter_config.json that PEFT and vLLM read, sorted; modules are named in full, so no
+    other matches.
+    """
     rslora, alphas = _alphas(adapter.modules)
     rank = adapter.rank
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -174,7 +195,9 @@ def write_config(adapter: LoraAdapter) -> bytes:
 
 def to_json(content: Mapping[str, object]) -> bytes:
     """Sorted, indented JSON with a final newline."""
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
 
 
 def _exactly(module: str) -> str:
@@ -187,7 +210,9 @@ def _plain(value: float) -> float | int:
 
 
 def _alphas(modules: Mapping[str, LoraModule]) -> tuple[bool, dict[str, float]]:
-    """(use_rslora, alpha by module) that give back every scaling to the last bit; the nearest if nothing does."""
+    """(use_rslora, alpha by module) that give back every scaling to the last bit; the nearest if
+    nothing does.
+    """
     plain = {name: _alpha_of(module.scaling, module.rank) for name, module in modules.items()}
     if all(alpha / modules[name].rank == modules[name].scaling for name, alpha in plain.items()):
         return False, plain

@@ -102,7 +102,9 @@ class Parser:
         if found is None:
             raise RecipeError(self._unexpected("expected a name"), self.at)
         if NAME_PATTERN.fullmatch(found.group()) is None:
-            raise RecipeError(f"{_short(found.group())} is too long: a name has at most 64 characters", self.at)
+            raise RecipeError(
+                f"{_short(found.group())} is too long: a name has at most 64 characters", self.at
+            )
         self.at = found.end()
         return found.group()
 
@@ -177,7 +179,8 @@ def add_term(
         raise RecipeError(f"adapter {name!r} appears twice: add its weights up into one term", name_at)
     if not abs(weight) <= max_weight or not math.isfinite(weight):
         raise RecipeError(
-            f"the weight {_short(weight)} of {name!r} is out of range: expected |weight| <= {max_weight:g}", weight_at
+            f"the weight {_short(weight)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
+            weight_at,
         )
     if len(terms) >= MAX_TERMS:
         raise RecipeError(f"a recipe has at most {MAX_TERMS} adapters", name_at)
@@ -198,7 +201,9 @@ def find_option(method: Method, name: object, position: int | None) -> Option:
         if option.name == name:
             return option
     known = ", ".join(option.name for option in method.options) or "none"
-    raise RecipeError(f"method {method.name!r} has no option {_short(name)}: its options are {known}", position)
+    raise RecipeError(
+        f"method {method.name!r} has no option {_short(name)}: its options are {known}", position
+    )
 
 
 def check_option(option: Option, value: object, terms: tuple[Term, ...], position: int | None) -> Value:
@@ -221,4 +226,6 @@ def require_options(method: Method, options: Mapping[str, Value], position: int 
     """RecipeError when an option without a default was not given."""
     for option in method.options:
         if option.default is None and option.name not in options:
-            raise RecipeError(f"method {method.name!r} needs the option {option.name!r}: {option.help}", position)
+            raise RecipeError(
+                f"method {method.name!r} needs the option {option.name!r}: {option.help}", position
+            )

@@ -15,8 +15,8 @@ RankLimit = Callable[[Mapping[str, Value]], int | None]
 class Option:
     """One named option of a method.
 
-    `kind` is "int", "float" or "adapter" (the name of one of the recipe's adapters); `default` None means that the
-    option must be given; numbers lie in [minimum, maximum].
+    `kind` is "int", "float" or "adapter" (the name of one of the recipe's adapters); `default` None
+    means that the option must be given; numbers lie in [minimum, maximum].
     """
 
     name: str
@@ -31,9 +31,9 @@ class Option:
 class Method:
     """One row: how the weighted updates become one.
 
-    `function` gets the recipe's options (defaults filled in) and returns the rank above which a module's sum is
-    cut to its best approximation, or None for no limit of its own. `version` is part of every fusion digest: raise
-    it whenever the result changes.
+    `function` gets the recipe's options (defaults filled in) and returns the rank above which a
+    module's sum is cut to its best approximation, or None for no limit of its own. `version` is
+    part of every fusion digest: raise it whenever the result changes.
     """
 
     name: str

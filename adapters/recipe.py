@@ -97,7 +97,8 @@ def check_name(name: str, position: int | None = None) -> str:
     """Return `name` if an adapter, profile or base may be called so; RecipeError otherwise."""
     if not isinstance(name, str) or NAME_PATTERN.fullmatch(name) is None:
         raise RecipeError(
-            f"{_short(name)} is not a name: expected a letter, then up to 63 of letters, digits, '.', '_', '-'",
+            f"{_short(name)} is not a name: expected a letter, then up "
+            "to 63 of letters, digits, '.', '_', '-'",
             position,
         )
     if name in RESERVED_NAMES:
@@ -111,24 +112,30 @@ def _short(value: object) -> str:
 
 
 def parse(text: str, *, max_weight: float = MAX_WEIGHT) -> Recipe:
-    """Read a recipe's text. RecipeError, with the position, for anything outside the grammar or the bounds."""
+    """Read a recipe's text. RecipeError, with the position, for anything outside the grammar or the
+    bounds.
+    """
     from .grammar import Parser
 
     return Parser(text, max_weight).recipe()
 
 
 def from_json(obj: object, *, max_weight: float = MAX_WEIGHT) -> Recipe:
-    """Read the JSON form `{"adapters": [{"name", "weight"}, …], "method": …, option: …}`; RecipeError if wrong."""
+    """Read the JSON form `{"adapters": [{"name", "weight"}, …], "method": …, option: …}`;
+    RecipeError if wrong.
+    """
     from .grammar import read_json
 
     return read_json(obj, max_weight)
 
 
 def fusion_digest(recipe: Recipe, *, base: str, parents: Mapping[str, str]) -> str:
-    """sha256 hex of what the fusion is: base, adapters' contents, weights, method, options and method version.
+    """sha256 hex of what the fusion is: base, adapters' contents, weights, method, options and
+    method version.
 
-    `parents` maps the recipe's adapter names to their content digests (more names are ignored). Names are replaced
-    by digests, so renaming an adapter changes nothing. UnknownAdapterError when a digest is missing.
+    `parents` maps the recipe's adapter names to their content digests (more names are ignored).
+    Names are replaced by digests, so renaming an adapter changes nothing. UnknownAdapterError when
+    a digest is missing.
     """
     for name in recipe.adapters:
         if name not in parents:

@@ -1,12 +1,13 @@
-"""What a recipe costs in fidelity."""
+"""What a recipe costs in fidelity: rank, energy kept, relative error, per module and overall."""
+
+from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleReport:
-    """One module: ranks, share of the squared norm kept, relative Frobenius error."""
+    """One module: its rank before and after, the share of ‖ΔW‖² kept, the relative Frobenius error."""
 
     module: str
     rank_before: int
@@ -17,7 +18,12 @@ class ModuleReport:
 
 @dataclass(frozen=True, slots=True)
 class FusionReport:
-    """A whole fusion; `error` and `energy` are over all modules together, `bytes` those of the factors."""
+    """A whole fusion.
+
+    `error` is ‖ΔW − ΔW′‖ / ‖ΔW‖ over all modules (Frobenius), `energy` is 1 − error². Both count
+    what truncation loses, not the rounding into the adapters' dtype. `exact` means that nothing was
+    lost; `rank` is the largest of any module; `bytes` those of the factors.
+    """
 
     recipe: str
     method: str
@@ -30,24 +36,29 @@ class FusionReport:
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """One line for people."""
         if self.exact:
             return f"exact at rank {self.rank}"
-        if self.error < 1e-6:
-            return f"exact to rounding at rank {self.rank} (error {self.error:.1e})"
-        return f"rank {self.rank} keeps {self.energy:.2%} of the energy, relative error {self.error:.2e}"
+        return f"rank {self.rank} keeps {self.energy:.2%} of the energy, relative error {self.error:.3g}"
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form, the verdict included."""
-        return asdict(self) | {"modules": [asdict(m) for m in self.modules], "verdict": self.verdict}
+    def to_json(self) -> dict[str, object]:
+        """All fields and the verdict, in JSON types."""
+        return {**asdict(self), "modules": [asdict(row) for row in self.modules], "verdict": self.verdict}
 
     def table(self) -> str:
-        """A readable table, a line a module."""
-        width = max(len(m.module) for m in self.modules)
-        lines = [f"{self.recipe}: {self.verdict}, {self.bytes / 1e6:.2f} MB"]
-        lines.append(f"{'module':<{width}}  rank before  after   energy     error")
-        lines += [
-            f"{m.module:<{width}}  {m.rank_before:>11}  {m.rank_after:>5}  {m.energy:>7.3%}  {m.error:.2e}"
-            for m in self.modules
+        """The recipe, the verdict and one line per module."""
+        width = max(len("module"), *(len(row.module) for row in self.modules))
+        lines = [
+            self.recipe,
+            f"{self.verdict}; {self.bytes:,} bytes in {len(self.modules)} modules",
+            "",
+            f"{'module':<{width}}  rank    energy     error",
         ]
+        for row in self.modules:
+            ranks = (
+                f"{row.rank_before}→{row.rank_after}"
+                if row.rank_before != row.rank_after
+                else str(row.rank_after)
+            )
+            lines.append(f"{row.module:<{width}}  {ranks:<6} {row.energy:>7.2%}  {row.error:>8.3g}")
         return "\n".join(lines)

@@ -24,7 +24,9 @@ class Stack:
     rank: int
 
     def row(self, weights: Mapping[str, float]) -> list[float]:
-        """One weight per coordinate, `rank` long, zeros for adapters not named; UnknownAdapterError for strangers."""
+        """One weight per coordinate, `rank` long, zeros for adapters not named; UnknownAdapterError
+        for strangers.
+        """
         row = [0.0] * self.rank
         for name, weight in weights.items():
             if name not in self.ranges:
@@ -42,8 +44,8 @@ def stack_rank(adapters: Mapping[str, LoraAdapter]) -> int:
 def stack(adapters: Mapping[str, LoraAdapter]) -> Stack:
     """Put adapters side by side in the order of their names; AdapterError when they do not fit one base.
 
-    In every module an adapter's factors start at its range; missing ranks and modules are zeros. Its scaling is
-    multiplied into B in float32.
+    In every module an adapter's factors start at its range; missing ranks and modules are zeros.
+    Its scaling is multiplied into B in float32.
     """
     if not adapters:
         raise FusionError("a stack needs at least one adapter, got none")

@@ -1,4 +1,6 @@
-"""A content-addressed store of folders with a byte budget. A landed folder is whole, whatever is killed when."""
+"""A content-addressed store of folders with a byte budget. A landed folder is whole, whatever is
+killed when.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,9 @@ class Store:
     def land(self, key: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill an empty folder, then make it visible as `key` in one atomic rename.
 
-        If `key` is there already it is returned and nothing is written. Of two landers of one key the second keeps
-        the first one's folder. Errors of `write` pass through and leave nothing behind.
+        If `key` is there already it is returned and nothing is written. Of two landers of one key
+        the second keeps the first one's folder. Errors of `write` pass through and leave nothing
+        behind.
         """
         ready = self.get(key)
         if ready is not None:
@@ -98,7 +101,8 @@ class Store:
         return sum(entry.bytes for entry in self.entries())
 
     def evict(self, keep: Collection[str], need: int = 0) -> list[str]:
-        """Remove folders, least recently used first, until `need` more bytes fit the budget; never one in `keep`.
+        """Remove folders, least recently used first, until `need` more bytes fit the budget; never
+        one in `keep`.
 
         Returns the removed keys. When `keep` alone is over the budget everything else is removed.
         """
@@ -116,7 +120,9 @@ class Store:
             return removed
 
     def clean(self) -> None:
-        """Delete the leftovers of killed processes: scratch folders whose owner is dead, or older than an hour."""
+        """Delete the leftovers of killed processes: scratch folders whose owner is dead, or older
+        than an hour.
+        """
         for folder in self.root.glob(_PREFIX + "*"):
             if _abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)

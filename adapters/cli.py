@@ -1,0 +1,164 @@
+"""The command line: `python -m adapters {show,plan,fuse,diff,methods}`. Exit 0 done, 2 bad input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from .adapter import LoraAdapter
+from .diff import diff
+from .errors import FusionError, UnknownAdapterError
+from .fuse import fuse, plan
+from .io import load, save
+from .methods import METHODS, Option
+from .recipe import Recipe, check_name, parse
+
+_EXAMPLE = """example:
+  python -m adapters fuse "0.6*task + 0.4*safety" \\
+      --adapter task=runs/task --adapter safety=runs/safety --out fused
+  python -m adapters plan "svd(0.6*task + 0.4*safety, rank=8)" \\
+      --adapter task=runs/task --adapter safety=runs/safety
+"""
+Answer = tuple[str, Mapping[str, object]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Bad input is one line on stderr."""
+    given = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], Answer] = given.command
+    try:
+        text, content = command(given)
+    except (FusionError, OSError) as error:
+        print(f"adapters: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(content, indent=2) if given.json else text)
+    return 0
+
+
+def _show(given: argparse.Namespace) -> Answer:
+    adapter = load(given.path)
+    rows = [
+        {"module": name, "rank": module.rank, "scaling": module.scaling, "shape": list(module.shape)}
+        for name, module in adapter.modules.items()
+    ]
+    content = {
+        "base": adapter.base,
+        "digest": adapter.digest,
+        "rank": adapter.rank,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "bytes": adapter.nbytes,
+        "modules": rows,
+    }
+    lines = [f"{key:<8}{value}" for key, value in content.items() if key != "modules"]
+    lines += [
+        f"{name}  rank {m.rank}  scaling {m.scaling:g}  {m.shape}" for name, m in adapter.modules.items()
+    ]
+    return "\n".join(lines), content
+
+
+def _plan(given: argparse.Namespace) -> Answer:
+    recipe, parents = _inputs(given)
+    report = plan(recipe, parents, max_rank=given.max_rank, strict=given.strict)
+    return report.table(), report.to_json()
+
+
+def _fuse(given: argparse.Namespace) -> Answer:
+    recipe, parents = _inputs(given)
+    out = Path(given.out)
+    if out.exists():
+        raise FileExistsError(f"{given.out!r} exists already: choose another --out or remove it first")
+    adapter, report = fuse(recipe, parents, max_rank=given.max_rank, strict=given.strict)
+    digests = {name: parents[name].digest for name in recipe.adapters}
+    provenance: dict[str, object] = {
+        "recipe": recipe.to_json(),
+        "text": recipe.format(),
+        "parents": digests,
+        "max_rank": given.max_rank,
+        "method_version": METHODS[recipe.method].version,
+        "report": report.to_json(),
+    }
+    save(adapter, out, provenance=provenance)
+    return f"{report.table()}\n\nwritten to {given.out}", {**report.to_json(), "out": given.out}
+
+
+def _diff(given: argparse.Namespace) -> Answer:
+    difference = diff(load(given.first), load(given.second))
+    return difference.table(), difference.to_json()
+
+
+def _methods(given: argparse.Namespace) -> Answer:
+    lines, content = [], []
+    for method in METHODS.values():
+        options = [
+            {"name": option.name, "kind": option.kind, "default": option.default, "help": option.help}
+            for option in method.options
+        ]
+        content.append({"name": method.name, "version": method.version, "summary": method.summary})
+        content[-1].update(reference=method.reference, options=options)
+        lines.append(f"{method.name}: {method.summary}\n    {method.reference}")
+        lines += [f"    {option.name}: {option.help} ({_default(option)})" for option in method.options]
+    return "\n".join(lines), {"methods": content}
+
+
+def _default(option: Option) -> str:
+    return "required" if option.default is None else f"default {option.default}"
+
+
+def _inputs(given: argparse.Namespace) -> tuple[Recipe, dict[str, LoraAdapter]]:
+    """The recipe and the adapters it names; only those are read."""
+    recipe = parse(given.recipe)
+    paths: dict[str, str] = {}
+    for text in given.adapter:
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise FusionError(f"--adapter {text!r}: expected NAME=PATH")
+        if check_name(name) in paths:
+            raise FusionError(f"--adapter {text!r}: the name {name!r} is given twice")
+        paths[name] = path
+    for name in recipe.adapters:
+        if name not in paths:
+            raise UnknownAdapterError(name, paths)
+    return recipe, {name: load(paths[name]) for name in recipe.adapters}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m adapters",
+        description="Fuse LoRA adapters by an algebraic recipe: exactly, or at the best rank that fits.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="{show,plan,fuse,diff,methods}")
+
+    def add(name: str, run: Callable[[argparse.Namespace], Answer], help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(command=run)
+        command.add_argument("--json", action="store_true", help="print JSON instead of text")
+        return command
+
+    add("show", _show, "what an adapter folder holds").add_argument("path", help="a PEFT adapter folder")
+    for name, run, help in (
+        ("plan", _plan, "what a recipe would cost in fidelity; writes nothing"),
+        ("fuse", _fuse, "build a recipe's adapter as a PEFT folder"),
+    ):
+        command = add(name, run, help)
+        command.add_argument("recipe", help="such as '0.6*task + 0.4*safety'")
+        command.add_argument(
+            "--adapter", action="append", default=[], metavar="NAME=PATH", help="may be repeated"
+        )
+        command.add_argument(
+            "--max-rank", type=int, metavar="N", help="largest rank of a module (default: no limit)"
+        )
+        command.add_argument("--strict", action="store_true", help="refuse any loss")
+        if name == "fuse":
+            command.add_argument(
+                "--out", required=True, metavar="DIR", help="the folder to write; must not exist"
+            )
+    compare = add("diff", _diff, "how far two adapters are apart, as updates of the base")
+    compare.add_argument("first", help="a PEFT adapter folder")
+    compare.add_argument("second", help="another of the same base")
+    add("methods", _methods, "the known methods, their options and references")
+    return parser

@@ -1,0 +1,84 @@
+"""The command line: 0 when done, 2 and one line on stderr for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapters import fuse, load, parse, save
+from adapters.cli import main
+
+from .samples import adapter
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    save(adapter(1), tmp_path / "task")
+    save(adapter(2), tmp_path / "safety")
+    return ["--adapter", f"task={tmp_path / 'task'}", "--adapter", f"safety={tmp_path / 'safety'}"]
+
+
+def test_fuse_writes_what_the_library_would(tmp_path: Path, folders: list[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["fuse", "0.6*task + 0.4*safety", *folders, "--out", str(out)]) == 0
+    expected, report = fuse(parse("0.6*task + 0.4*safety"), {"task": adapter(1), "safety": adapter(2)})
+    assert load(out).digest == expected.digest
+    provenance = json.loads((out / "fusion.json").read_text())
+    assert provenance["text"] == report.recipe
+    assert provenance["parents"] == {"task": adapter(1).digest, "safety": adapter(2).digest}
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (["show", "{task}"], "digest"),
+        (["plan", "svd(task, rank=2)", "--adapter", "task={task}"], "verdict"),
+        (["fuse", "task", "--adapter", "task={task}", "--out", "{out}"], "out"),
+        (["diff", "{task}", "{safety}"], "cosine"),
+        (["methods"], "methods"),
+    ],
+)
+def test_every_command_speaks_text_and_json(
+    tmp_path: Path, folders: list[str], capsys: pytest.CaptureFixture[str], command: list[str], key: str
+) -> None:
+    places = {name: str(tmp_path / name) for name in ("task", "safety")}
+    assert main([part.format(out=tmp_path / "text", **places) for part in command]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main([part.format(out=tmp_path / "json", **places) for part in command] + ["--json"]) == 0
+    assert key in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "task +"], "position 6"),
+        (["plan", "taks"], "did you mean 'task'"),
+        (["plan", "task", "--max-rank", "0"], "max_rank"),
+        (["plan", "task", "--max-rank", "2", "--strict"], "strict"),
+        (["plan", "task", "--adapter", "nonsense"], "NAME=PATH"),
+        (["plan", "task", "--adapter", "task=elsewhere"], "twice"),
+        (["plan", "other", "--adapter", "other=nowhere"], "missing_config"),
+        (["fuse", "task", "--out", "."], "exists already"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_two(
+    folders: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert main([*arguments[:2], *folders, *arguments[2:]]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and says in captured.err
+
+
+def test_as_a_program() -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "adapters", *arguments], capture_output=True, text=True)
+
+    described = run("--help")
+    assert described.returncode == 0 and "0.6*task + 0.4*safety" in described.stdout
+    refused = run("show", "nowhere")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert run("dance").returncode == 2

@@ -1,0 +1,103 @@
+"""Faults on servers of their own: a missing seam, kills, and how they end."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service.conftest import ROOT, Server, launch, stop, wait_ready
+
+CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 2, "temperature": 0}
+# Stands in for a vLLM that changed under us: the worker says it has the seam and has not.
+NO_SEAM = """
+import sys, importlib.abc
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "service.engine.worker":
+            import service.engine.seam as seam
+            seam.install = lambda: None
+        return None
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_without_the_seam_the_server_builds_instead_of_mixing(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "fault").mkdir()
+    (tmp_path / "fault" / "sitecustomize.py").write_text(NO_SEAM)
+    log = tmp_path / "log"
+    roots = server.adapters["wide"].parent
+    path = os.pathsep.join([str(tmp_path / "fault"), str(ROOT)])
+    process, url = launch(
+        tmp_path / "data",
+        roots,
+        log,
+        PYTHONPATH=path,
+        VLLM_PLUGINS="",
+        FUSION_ADAPTERS=f"wide={server.adapters['wide']},narrow={server.adapters['narrow']}",
+    )
+    try:
+        wait_ready(process, url, log)
+        mixing = httpx.get(f"{url}/readyz").json()["mixing"]
+        assert not mixing["proven"]
+        assert "do not take effect" in mixing["reason"]
+        body = {**CHAT, "model": "0.6*narrow + 0.4*wide"}
+        built = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300)
+        assert built.headers["x-fusion-mode"] == "built"
+        with server.http() as http:
+            mixed = http.post("/v1/chat/completions", json=body)
+        assert mixed.headers["x-fusion-mode"] == "mixed"
+        assert built.json()["choices"][0]["message"] == mixed.json()["choices"][0]["message"]
+        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        stop(process)
+
+
+def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(
+    server: Server, tmp_path: Path
+) -> None:
+    log, roots = tmp_path / "log", server.adapters["wide"].parent
+    first, url = launch(tmp_path / "data", roots, log, VLLM_PLUGINS="nothing")
+    try:
+        wait_ready(first, url, log)
+        with httpx.Client(base_url=url, timeout=300) as http:
+            for name in ("wide", "narrow"):
+                path = str(server.adapters[name])
+                assert http.post("/v1/adapters", json={"name": name, "path": path}).status_code == 201
+            assert http.put("/v1/fusions/kept", json={"fusion": "0.6*narrow + 0.4*wide"}).status_code == 201
+            before = http.post("/v1/chat/completions", json={**CHAT, "model": "kept"}).json()["choices"]
+        with pytest.raises(httpx.TimeoutException):  # a build is under way when the kill comes
+            body = {**CHAT, "model": "svd(1*wide + 1*narrow, rank=3)"}
+            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.05)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait(30)
+    second, url = launch(tmp_path / "data", roots, log)
+    try:
+        wait_ready(second, url, log)
+        with httpx.Client(base_url=url, timeout=300) as http:
+            after = http.post("/v1/chat/completions", json={**CHAT, "model": "kept"})
+            assert after.json()["choices"] == before
+            stream = {**CHAT, "model": "kept", "max_tokens": 80, "stream": True, "ignore_eos": True}
+            with http.stream("POST", "/v1/chat/completions", json=stream) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                second.send_signal(signal.SIGTERM)
+                assert [line for line in lines if line][-1] == "data: [DONE]"
+        second.wait(60)
+        deadline = time.monotonic() + 20
+        while _alive(second.pid) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not _alive(second.pid), "processes are left behind"
+    finally:
+        stop(second)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
