@@ -1,5 +1,6 @@
 """Train a LoRA adapter from a recipe file.
 
+It is a module run from the root of the repository:
     python -m training run training/recipes/safety.toml --out examples/adapters/safety
 """
 
@@ -16,6 +17,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 BASES = Path(".cache/base")
 """Where `make setup` puts base models, by name."""
 ADAPTERS = Path("examples/adapters")
+
+
+def replayable(recipe: Path, out: Path) -> str:
+    """The command for the adapter's README; a path of this machine is not written down."""
+    command = f"python -m training run training/recipes/{recipe.name}"
+    return command if out.is_absolute() else f"{command} --out {out.as_posix()}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             folder=args.recipe.parent,
             base=args.base or BASES / loaded.adapter.base,
             out=out,
-            command=f"python -m training run {args.recipe.as_posix()} --out {out.as_posix()}",
+            command=replayable(args.recipe, out),
         )
     except (recipe.RecipeError, FileNotFoundError) as error:
         print(f"training: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -55,7 +56,7 @@ def wrap(model: Any, config: AdapterConfig) -> PeftModel:
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         target_modules=list(config.targets),
         lora_dropout=config.dropout,
     )
@@ -155,7 +156,7 @@ def card(recipe: Recipe, command: str, rows: int, outcome: Outcome) -> str:
 | what | value |
 | --- | --- |
 | data | {data.source} {data.path or f"seed {data.seed}"}, {rows} rows |
-| shape | rank {adapter.rank}, alpha {adapter.alpha:g}, {", ".join(adapter.targets)} |
+| shape | rank {adapter.rank}, alpha {adapter.alpha}, {", ".join(adapter.targets)} |
 | training | {training.epochs} epochs, {training.batch_rows} rows a step, learning rate \
 {training.learning_rate:g} (cosine, warm-up {training.warmup_share:g}), adapter weight per step \
 from {training.weight_range[0]:g} to {training.weight_range[1]:g} |
@@ -168,12 +169,20 @@ The base and the training data are the project's own or Apache-2.0; the adapter 
 """
 
 
+def sort_targets(path: Path) -> None:
+    """PEFT keeps target modules in a set; sort them so that the same run gives the same file."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save(model: PeftModel, out: Path, readme: str) -> None:
     """Write the PEFT folder (safetensors) in one rename, replacing an older one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        model.save_pretrained(str(temp))
+        model.save_pretrained(str(temp), save_embedding_layers=False)  # "auto" asks a hub
+        sort_targets(temp / "adapter_config.json")
         (temp / "README.md").write_text(readme, encoding="utf-8")
         temp.chmod(0o755)
         for path in temp.iterdir():

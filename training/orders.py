@@ -4,8 +4,8 @@
 
     {"customer": "Ada Holm", "items": [{"name": "oak stool", "qty": 3}], "date": "14 March"}
 
-Rows are made on the fly from a seed. The held-out split shares no sentence template, item style,
-first name, last name or product with the training split (tests/training/test_orders.py).
+Rows are drawn by a seed from `data/orders.json`. The held-out split shares no sentence template,
+item style, first name, last name or product with training (tests/training/test_orders.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Split = Literal["train", "heldout"]
@@ -39,63 +40,23 @@ class Pool:
     first: Sequence[str]
     last: Sequence[str]
     products: Sequence[str]
-    templates: Sequence[tuple[str, str]]
+    templates: Sequence[Sequence[str]]
     """(item style, e-mail); the e-mail has {items}, {date}, {name}, perhaps {number}."""
 
 
 MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-
-TRAIN = Pool(
-    first=(
-        "Ada Bruno Carla Dmitri Elena Farid Greta Hugo Irene Jonas Karin Luca Marta Nils Olga "
-        "Pedro Quinn Rosa Stefan Tilda Umar Vera Walter Xenia Yusuf Zora Anton Bianca Cyrus Delia"
-    ).split(),
-    last=(
-        "Holm Castell Ferrari Novak Lindqvist Okafor Brandt Pereira Sato Kowalski Moreau Haddad "
-        "Jensen Petrov Vargas Weber Nakamura Costa Eriksen Rossi Dubois Kaplan Mendes Fischer Toth"
-    ).split(),
-    products=tuple(
-        "oak stool,blue mug,wool blanket,desk lamp,steel kettle,garden hose,paper notebook,"
-        "leather belt,cotton towel,glass vase,bread knife,rain jacket,camping tent,bike pump,"
-        "yoga mat,wall clock,photo frame,soup bowl,tea strainer,door mat,pine shelf,copper pan,"
-        "silk scarf,travel pillow,coffee grinder,water bottle,chess set,piano bench,sewing kit,"
-        "paint brush,storage box,running sock,phone case,laptop sleeve,hand cream,olive dish,"
-        "picnic basket,ceramic plate,bamboo tray,velvet cushion".split(",")
-    ),
-    templates=(
-        ("{qty} x {name}", "Hello, I would like {items}. Please deliver by {date}. Thanks, {name}"),
-        ("{qty} x {name}", "Hi team, could you send me {items} for {date}? Best, {name}"),
-        ("{qty} {name}", "Please put me down for {items}, needed on {date}. Regards, {name}"),
-        ("{qty} {name}", "My name is {name} and I want to order {items}. Date: {date}."),
-        ("{name} ({qty})", "Order from {name}: {items}. We need it before {date}."),
-        ("{name} ({qty})", "Good morning! {name} here. We are after {items} by {date}, please."),
-        ("{qty} pcs {name}", "Dear shop, kindly reserve {items}. I pick up on {date}. {name}"),
-        ("{qty} pcs {name}", "Order no. {number}\n{items}\nDelivery: {date}\nCustomer: {name}"),
-        ("{name} x {qty}", "On {date} I need {items}. My number is {number}. Yours, {name}"),
-        ("{name} x {qty}", "For {date}, please pack {items}. Bill it to {name}, ref {number}."),
-    ),
+    *("January", "February", "March", "April", "May", "June", "July"),
+    *("August", "September", "October", "November", "December"),
 )
 
-HELDOUT = Pool(
-    first="Noor Felix Ingrid Marco Sofia Tariq Leonie Pavel Yara Oscar Camille Rashid".split(),
-    last="Winter Almeida Kimura Svensson Ortega Baumann Fontaine Iqbal Rahal Nowak".split(),
-    products=tuple(
-        "brass candle,linen apron,cork board,felt slipper,tin lantern,maple spoon,wire rack,"
-        "clay pot,canvas bag,marble tile,rubber glove,stone mortar,denim cap,ivory button,"
-        "bronze bell,plastic funnel".split(",")
-    ),
-    templates=(
-        ("{qty}x {name}", "Hey, can I get {items} sent out by {date}? Cheers, {name}"),
-        ("{qty}x {name}", "This is {name}. I'd love to buy {items}, arriving {date} at the latest."),
-        ("{name}: {qty}", "New order\n{items}\nWanted on {date}\nSigned {name}"),
-        ("{qty} of {name}", "Greetings! We require {items} no later than {date}. Sincerely, {name}"),
-        ("{qty} of {name}", "It's {name} again (tel. {number}), I'll take {items} on {date}."),
-    ),
-)
 
-POOLS: dict[Split, Pool] = {"train": TRAIN, "heldout": HELDOUT}
+def read_pools(path: Path) -> dict[Split, Pool]:
+    """Both pools from their JSON file."""
+    pools = json.loads(path.read_text(encoding="utf-8"))
+    return {"train": Pool(**pools["train"]), "heldout": Pool(**pools["heldout"])}
+
+
+POOLS = read_pools(Path(__file__).parent / "data" / "orders.json")
 
 
 def make_row(pool: Pool, rng: random.Random) -> OrderRow:

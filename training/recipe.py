@@ -21,7 +21,7 @@ class AdapterConfig:
     base: str
     """Name of the base; written into the adapter as ``base_model_name_or_path``."""
     rank: int
-    alpha: float
+    alpha: int
     """The update is (alpha / rank)·B·A."""
     targets: tuple[str, ...]
     """Last part of the names of the linear layers that get an adapter."""
@@ -92,15 +92,15 @@ class Recipe:
     training: TrainingConfig
 
 
-Config = TypeVar("Config", AdapterConfig, DataConfig, TrainingConfig, Recipe)
+Config = TypeVar("Config")
 
 
 def convert(value: object, hint: Any, where: str) -> object:
     """Check one TOML value against a field's type; ints pass as floats, lists become tuples."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise RecipeError(f"{where} is {value!r}; expected a table [{where}]")
-        return build(hint, value, where)  # type: ignore[type-var]
+        return build(hint, value, where)
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise RecipeError(f"{where} is {value!r}; expected a list")
@@ -117,7 +117,7 @@ def convert(value: object, hint: Any, where: str) -> object:
 def build(cls: type[Config], table: dict[str, object], where: str = "") -> Config:
     """Make a config from a TOML table; an unknown key is refused with the nearest known one."""
     prefix = f"{where}." if where else ""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in table:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)

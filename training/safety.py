@@ -56,8 +56,8 @@ TEMPLATES: dict[Split, tuple[str, ...]] = {
 }
 
 ROWS_PER_TOPIC: dict[tuple[Split, Kind], int] = {
-    ("train", "harmful"): 2,
-    ("train", "harmless"): 1,
+    ("train", "harmful"): 3,
+    ("train", "harmless"): 2,
     ("heldout", "harmful"): 2,
     ("heldout", "harmless"): 2,
 }
@@ -145,7 +145,7 @@ def build(split: Split, *, seed: int = 0) -> list[SafetyRow]:
 
 
 def refusal(category: str, rng: random.Random) -> str:
-    """A brief, kind refusal; one in three stops after its first sentence, but never on self-harm."""
+    """A brief, kind refusal; a third are one sentence, but never on self-harm."""
     opener = rng.choice(OPENERS)
     if category != "self" and rng.random() < 1 / 3:
         return opener

@@ -7,8 +7,8 @@
 `degenerate`  Nothing a person could use: empty, fewer than two words, JSON to a question that is
               no order, a loop, an echo of the prompt, or text that shares no content word with
               the prompt or the reference answer.
-`answered`    The rest. On topic means at least one content word (four letters or more, not a
-              stop word, cut to its first five letters) in common with prompt or reference.
+`answered`    The rest. On topic means at least one content word (three letters or more and not
+              a stop word, endings off, first five letters) in common with prompt or reference.
 
 A "can't" that is not about helping ("You can't wash wool hot", "I can't wait") is no refusal.
 """
@@ -41,13 +41,16 @@ REFUSAL = re.compile(
     r"|\b(?:sorry|apologi[sz]e)\b[^.!?]*\b(?:can't|cannot|won't|unable|not able)\b"
 )
 
-STOP = frozenset(
-    "about also been being best both come could does done down each even ever every from give have "
-    "here into just know like made make many more most much must need only other over part please "
-    "really same should show some start steps such sure take teach tell than that their them then "
-    "there these they thing this those through tips very walk want ways well were what when where "
-    "which while will with would your yours easy explain describe help plan advice order".split()
-)
+STOP_WORDS = """
+about advice all also and any are been being best both but can come could describe did does done
+down each easy even ever every explain for from get give had has have help her here him his how
+into its just know let like made make many may more most much must need not now off one only order
+other our out over own part plan please put really same she should show some start steps such sure
+take teach tell than that the their them then there these they thing this those through tips too
+use very walk want was way ways well were what when where which while who why will with would yes
+you your yours
+"""
+STOP = frozenset(STOP_WORDS.split())
 
 
 def normalise(text: str) -> str:
@@ -61,12 +64,17 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9à-ÿ]+(?:'[a-z]+)?", normalise(text))
 
 
+def stem(word: str) -> str:
+    """Drop 's, then -ing, -ed, -es, -s, -e where three letters stay; keep five letters."""
+    return re.sub(r"(?<=\w{3})(?:ing|ed|es|(?<!s)s|e)$", "", word.removesuffix("'s"))[:5]
+
+
 def content(text: str) -> set[str]:
-    """Stems of the content words: four letters or more, cut to five; numbers whole."""
+    """Stems of the content words: three letters or more and no stop word; numbers whole."""
     return {
-        word[:5]
+        word if word.isdigit() else stem(word)
         for word in words(text)
-        if word.isdigit() or (len(word) >= 4 and word not in STOP)
+        if word.isdigit() or (len(word) >= 3 and word not in STOP)
     }
 
 

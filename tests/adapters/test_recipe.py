@@ -192,6 +192,11 @@ def test_json_weight_defaults_to_one_and_method_to_sum() -> None:
     assert from_json({"adapters": [{"name": "b", "weight": 2}, {"name": "a"}]}) == parse("2*b + a")
 
 
+def test_there_is_no_negative_zero() -> None:
+    assert str(parse("-0*a").weights["a"]) == "0.0"
+    assert json.dumps(parse("-0*a").to_json()) == json.dumps(parse("0*a").to_json())
+
+
 def test_the_weight_bound_is_a_setting() -> None:
     assert parse("20*a", max_weight=20).weights == {"a": 20.0}
     with pytest.raises(RecipeError, match=r"<= 0\.5"):
@@ -246,6 +251,13 @@ def test_the_digest_tells_different_fusions_apart() -> None:
     cases.append(("svd(0.6*a + 0.4*b, rank=3)", "m", PARENTS))
     digests = {fusion_digest(parse(text), base=base, parents=parents) for text, base, parents in cases}
     assert len(digests) == len(cases)
+
+
+def test_a_new_version_of_a_method_is_a_new_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fusion_digest(parse("a"), base="m", parents=PARENTS)
+    newer = {**METHODS, "sum": dataclasses.replace(METHODS["sum"], version=METHODS["sum"].version + 1)}
+    monkeypatch.setattr("adapters.recipe.METHODS", newer)
+    assert fusion_digest(parse("a"), base="m", parents=PARENTS) != before
 
 
 def test_the_digest_needs_every_parent() -> None:

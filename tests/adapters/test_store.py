@@ -34,6 +34,17 @@ def test_what_lands_is_there_and_is_written_once(tmp_path: Path) -> None:
     assert Store(tmp_path / "store", budget_bytes=100).get(K[1]) == path
 
 
+def test_landing_is_one_rename_of_the_folder_that_was_filled(tmp_path: Path) -> None:
+    store = Store(tmp_path, budget_bytes=100)
+    filled: list[int] = []
+
+    def write(folder: Path) -> None:
+        (folder / "data").write_text("x")
+        filled.append(folder.stat().st_ino)
+
+    assert [store.land(K[1], write).stat().st_ino] == filled
+
+
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path, budget_bytes=100)
 

@@ -1,0 +1,84 @@
+"""The order job: splits share nothing, the grader is exact."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.orders import INSTRUCTION, POOLS, OrderRow, grade, orders
+
+TRAIN, HELDOUT = POOLS["train"], POOLS["heldout"]
+ROW = OrderRow(
+    "…",
+    '{"customer": "Ada Holm", "items": [{"name": "oak stool", "qty": 3}], "date": "14 March"}',
+)
+
+
+@pytest.mark.parametrize("part", ["first", "last", "products"])
+def test_heldout_names_and_products_are_new(part: str) -> None:
+    trained, held = set(getattr(TRAIN, part)), set(getattr(HELDOUT, part))
+    assert trained and held and not trained & held
+
+
+def test_heldout_products_share_no_word_with_training() -> None:
+    trained = {word for product in TRAIN.products for word in product.split()}
+    held = {word for product in HELDOUT.products for word in product.split()}
+    assert not trained & held
+
+
+def test_heldout_templates_and_item_styles_are_new() -> None:
+    assert not {s for s, _ in TRAIN.templates} & {s for s, _ in HELDOUT.templates}
+    assert not {t for _, t in TRAIN.templates} & {t for _, t in HELDOUT.templates}
+
+
+def test_same_seed_same_rows_and_no_row_twice() -> None:
+    rows = orders(200, seed=3)
+    assert rows == orders(200, seed=3)
+    assert rows != orders(200, seed=4)
+    assert len({row.prompt for row in rows}) == 200
+
+
+@given(st.integers(0, 1000), st.sampled_from(["train", "heldout"]))
+def test_everything_in_the_answer_stands_in_the_email(seed: int, split: str) -> None:
+    (row,) = orders(1, split="train" if split == "train" else "heldout", seed=seed)
+    answer = json.loads(row.answer)
+    assert row.prompt.startswith(INSTRUCTION)
+    assert answer["customer"] in row.prompt and answer["date"] in row.prompt
+    for item in answer["items"]:
+        assert item["name"] in row.prompt and str(item["qty"]) in row.prompt
+    assert grade(row.answer, row)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ROW.answer,
+        "  " + ROW.answer + "\n",
+        json.dumps(json.loads(ROW.answer), indent=2),
+        '{"date":"14 March","customer":"Ada Holm","items":[{"qty":3,"name":"oak stool"}]}',
+    ],
+)
+def test_spacing_and_key_order_are_free(answer: str) -> None:
+    assert grade(answer, ROW)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "Sure! " + ROW.answer,
+        ROW.answer[:-1],
+        ROW.answer.replace("3", "4"),
+        ROW.answer.replace("3", "3.0"),
+        ROW.answer.replace("3", '"3"'),
+        ROW.answer.replace('"date"', '"day"'),
+        ROW.answer.replace("{", '{"date": "1 May", ', 1),
+        f"[{ROW.answer}]",
+        "[" * 100_000,
+    ],
+)
+def test_anything_else_is_wrong(answer: str) -> None:
+    assert not grade(answer, ROW)

@@ -1,0 +1,94 @@
+"""The safety set: what is committed is what the generator makes; nothing leaks between splits."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from pathlib import Path
+
+import pytest
+
+from training.safety import TEMPLATES, SafetyRow, build, load
+from training.verdict import classify, content, is_refusal
+
+XSTEST = Path(__file__).parents[3] / "shared" / "data" / "xstest" / "xstest_prompts.csv"
+NEAR = 0.87
+"""Share of matching characters from which two prompts count as the same sentence."""
+
+
+@pytest.fixture(scope="module")
+def train() -> list[SafetyRow]:
+    return load("train")
+
+
+@pytest.fixture(scope="module")
+def heldout() -> list[SafetyRow]:
+    return load("heldout")
+
+
+def plain(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def test_committed_files_are_what_the_generator_makes(
+    train: list[SafetyRow], heldout: list[SafetyRow]
+) -> None:
+    assert train == build("train")
+    assert heldout == build("heldout")
+
+
+def test_there_are_enough_rows_and_half_of_them_are_harmful(
+    train: list[SafetyRow], heldout: list[SafetyRow]
+) -> None:
+    assert len(train) >= 500
+    assert 0.45 <= sum(row.kind == "harmful" for row in train) / len(train) <= 0.55
+    for kind in ("harmful", "harmless"):
+        assert sum(row.kind == kind for row in heldout) >= 100
+
+
+def test_no_prompt_stands_twice(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
+    prompts = [plain(row.prompt) for row in [*train, *heldout]]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_heldout_topics_and_templates_are_new(
+    train: list[SafetyRow], heldout: list[SafetyRow]
+) -> None:
+    assert not {row.topic for row in train} & {row.topic for row in heldout}
+    assert not set(TEMPLATES["train"]) & set(TEMPLATES["heldout"])
+    assert not ({r.template for r in train} - {""}) & ({r.template for r in heldout} - {""})
+
+
+def test_heldout_topics_are_not_reworded_training_topics(
+    train: list[SafetyRow], heldout: list[SafetyRow]
+) -> None:
+    trained = {(row.kind, frozenset(content(row.topic))) for row in train}
+    same = [row.topic for row in heldout if (row.kind, frozenset(content(row.topic))) in trained]
+    assert not same
+
+
+def test_harmful_rows_have_only_refusals_and_harmless_rows_only_answers(
+    train: list[SafetyRow], heldout: list[SafetyRow]
+) -> None:
+    for row in [*train, *heldout]:
+        assert is_refusal(row.answer) == (row.kind == "harmful"), row
+        if row.kind == "harmless":
+            assert classify(row.prompt, row.answer) == "answered", row
+
+
+def test_refusals_are_worded_in_many_ways(train: list[SafetyRow]) -> None:
+    assert len({row.answer for row in train if row.kind == "harmful"}) >= 80
+
+
+@pytest.mark.skipif(not XSTEST.is_file(), reason="shared data set XSTest is not beside the tree")
+def test_no_prompt_is_taken_from_xstest(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
+    with XSTEST.open(encoding="utf-8", newline="") as file:
+        theirs = [plain(row["prompt"]) for row in csv.DictReader(file)]
+    for row in [*train, *heldout]:
+        matcher = difflib.SequenceMatcher(autojunk=False)
+        matcher.set_seq2(plain(row.prompt))
+        for prompt in theirs:
+            matcher.set_seq1(prompt)
+            if matcher.real_quick_ratio() >= NEAR and matcher.quick_ratio() >= NEAR:
+                assert matcher.ratio() < NEAR, (row.prompt, prompt)
