@@ -1,26 +1,52 @@
 """`python -m service`: the service on FUSION_HOST:FUSION_PORT, as `make serve` starts it."""
 
 import os
+import signal
+import subprocess
 import sys
+from types import FrameType
 
-from service.settings import SettingsError, read
+from service.settings import START_FAILURE, SettingsError, describe, read
 
 
-def main() -> None:
-    """Check the settings, then become `bentoml serve`."""
+def main() -> int:
+    """Check the settings, run `bentoml serve` to its end, say in one line why it could not start.
+
+    Exit 0 stopped, 1 could not start, 2 bad settings.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__, "\nEvery setting is a FUSION_* variable; see service/settings.py and the README.")
-        return
+        print(__doc__, describe(), sep="\n\n")
+        return 0
+    if sys.argv[1:]:
+        message = f"error: unknown argument {sys.argv[1]!r}; settings are FUSION_* variables, see --help"
+        print(message, file=sys.stderr)
+        return 2
     try:
         settings = read()
-    except SettingsError as error:
-        sys.exit(f"error: {error}")
-    arguments = ["serve", "service.app:LoraFusion", "--host", settings.host, "--port", str(settings.port)]
+        settings.data.mkdir(parents=True, exist_ok=True)
+    except (SettingsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failure = settings.data / START_FAILURE
+    failure.unlink(missing_ok=True)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
-    os.execv(sys.executable, [sys.executable, "-m", "bentoml", *arguments])
+    address = ["--host", settings.host, "--port", str(settings.port)]
+    server = subprocess.Popen([sys.executable, "-m", "bentoml", "serve", "service.app:LoraFusion", *address])
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        server.send_signal(number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, forward)
+    code = server.wait()
+    if failure.exists():
+        print(f"error: the service could not start: {failure.read_text()}", file=sys.stderr)
+        failure.unlink()
+        return 1
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,19 +1,37 @@
 """The only file that imports BentoML: one worker, vLLM's API layer in its process."""
 
+# ruff: noqa: E402
+import asyncio
 import json
 import logging
-from typing import Any
+import os
+import shutil
+import signal
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+# BentoML gives all its servers of a machine one folder for metrics and empties it at every start, so a
+# second server would take the first one's series away. Each worker gets a folder of its own; this comes
+# before the imports below because metrics open their files when they are made.
+METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+if METRICS_DIR in os.environ:  # in the worker only; the parent just reads the service's definition
+    os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix="lora-fusion-metrics-")
 
 import bentoml
-from starlette.routing import Match, Router
+from bentoml._internal.server.http import instruments
+from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import settings
-from service.errors import ApiError, error_response
-from service.fusion_service import FusionService
-from service.routes import adapters, fusions, models
+
+if TYPE_CHECKING:  # vLLM takes seconds to import; the supervisor, which only reads this file, goes without
+    from service.fusion_service import FusionService
 
 log = logging.getLogger("fusion")
+
+HEALTH_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
+PATH = "fusion.path"
 
 
 class Front:
@@ -22,11 +40,23 @@ class Front:
     def __init__(self) -> None:
         self._service: FusionService | None = None
         self._own = Router()
+        self._vllm: frozenset[str] = frozenset()
 
-    def open(self, service: FusionService) -> None:
+    def open(self, service: "FusionService") -> None:
         """Start answering for `service`."""
+        from service.routes import adapters, fusions, models
+
         self._own = Router([*adapters.routes(service), *fusions.routes(service), *models.routes(service)])
+        self._vllm = frozenset(getattr(route, "path", "") for route in service.engine.app.routes)
         self._service = service
+
+    def series(self, scope: Scope) -> str:
+        """The path a request is counted under: its route's, so that the number of series is bounded."""
+        path: str = scope["path"]
+        for route in self._own.routes:
+            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+                return route.path
+        return path if path in self._vllm or path in HEALTH_PATHS else "(other)"
 
     def shut(self) -> None:
         """Answer 503 from now on."""
@@ -36,6 +66,8 @@ class Front:
         """ASGI."""
         service = self._service
         if service is None:
+            from service.errors import ApiError, error_response
+
             await error_response(ApiError(503, "The engine is starting or stopping."))(scope, receive, send)
             return
         scope["root_path"] = ""
@@ -47,6 +79,34 @@ class Front:
 
 
 front = Front()
+
+
+class _Restore:
+    """Inside BentoML's metrics: gives a request its path back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if PATH in scope:
+            scope["path"] = scope[PATH]
+        await self._app(scope, receive, send)
+
+
+class BoundedMetrics(RunnerTrafficMetricsMiddleware):  # type: ignore[misc]
+    """BentoML's request metrics; it labels by the raw path, of which clients can think up any number."""
+
+    def __init__(self, app: ASGIApp, **options: Any) -> None:
+        super().__init__(_Restore(app), **options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            scope = {**scope, PATH: scope["path"], "path": front.series(scope)}
+        await super().__call__(scope, receive, send)
+
+
+instruments.RunnerTrafficMetricsMiddleware = BoundedMetrics
 
 
 class Health:
@@ -77,37 +137,64 @@ class Health:
         await send({"type": "http.response.body", "body": content})
 
 
+def _end_server() -> None:
+    # BentoML's supervisor would start this worker again and again, to fail in the same way.
+    if os.getppid() != 1:
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+async def _end_with(service: "FusionService") -> None:
+    """End this worker once its engine has died; the supervisor then starts a fresh one."""
+    while service.engine.alive:
+        await asyncio.sleep(1)
+    log.error("the engine has died; this worker ends and is started afresh")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @bentoml.service(name="lora-fusion", workers=1, traffic={"timeout": 24 * 3600, "max_concurrency": 4096})
 @bentoml.asgi_app(front, path="/")
 class LoraFusion:
     """Start and stop with the Bento worker."""
 
-    service: FusionService
+    service: "FusionService"
 
-    @bentoml.on_startup
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
-        """Start the engine; a failure ends the server with its reason."""
-        self.service = FusionService(settings.read())
+        """Start the engine; a failure ends the whole server with its reason."""
+        from service.fusion_service import FusionService
+
+        configuration = settings.read()
         try:
+            self.service = FusionService(configuration)
             await self.service.start()
-        except BaseException:
-            await self.service.close()
+            self._lifespan = self.service.engine.app.router.lifespan_context(self.service.engine.app)
+            await self._lifespan.__aenter__()
+        except BaseException as error:
+            log.error("could not start", exc_info=error)
+            (configuration.data / settings.START_FAILURE).write_text(f"{error or type(error).__name__}")
+            await self.stop()
+            _end_server()
             raise
-        self._lifespan = self.service.engine.app.router.lifespan_context(self.service.engine.app)
-        await self._lifespan.__aenter__()
+        self._watch = asyncio.create_task(_end_with(self.service))
         front.open(self.service)
         log.info("ready")
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
         """Requests are drained by the server before this."""
         front.shut()
+        if hasattr(self, "_watch"):
+            self._watch.cancel()
         if hasattr(self, "_lifespan"):
             await self._lifespan.__aexit__(None, None, None)
-        await self.service.close()
+        if hasattr(self, "service"):
+            await self.service.close()
+        if folder := os.environ.get(METRICS_DIR):
+            shutil.rmtree(folder, ignore_errors=True)
 
     async def __is_alive__(self) -> bool:
-        return not hasattr(self.service, "engine") or self.service.engine.alive
+        engine = getattr(getattr(self, "service", None), "engine", None)
+        return engine is None or engine.alive
 
 
-LoraFusion.add_asgi_middleware(Health)
+LoraFusion.add_asgi_middleware(Health)  # type: ignore[attr-defined]

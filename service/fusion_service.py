@@ -4,14 +4,16 @@ A request flows one way: route → registry → recipe → pool → store → en
 """
 
 import asyncio
+import fcntl
 import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from adapters import (
     AdapterError,
@@ -25,9 +27,9 @@ from adapters import (
     save,
 )
 from service.base_model import check_fits, dense_shapes
-from service.engine.proof import PROMPT, Proof, prove
+from service.engine.proof import PROMPT, Proof, distance, prove
 from service.engine.server import Engine, EngineOptions, start
-from service.errors import ApiError
+from service.errors import ApiError, api_error
 from service.gate import Gate, lora_of
 from service.metrics import Metrics
 from service.pool import ADAPTER, Pool
@@ -37,7 +39,29 @@ from service.settings import Settings
 
 log = logging.getLogger("fusion")
 
+LOCK_WAIT_S = 10
+"""A server that is just ending gives its data folder free within this."""
 DEFAULT_KEYS = {"system", "chat_template", "temperature", "top_p", "max_tokens", "stop"}
+
+
+TEMPORARY = ("proof", "export", "upload")
+
+
+def lock(data: Path) -> IO[str]:
+    """Hold `data` for this process alone, to its end; raises when another server has it."""
+    handle = (data / "lock").open("w")
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                handle.close()
+                raise RuntimeError(
+                    f"another server uses the data folder {str(data)!r}; stop it or set FUSION_DATA"
+                ) from None
+            time.sleep(0.2)
 
 
 class FusionService:
@@ -52,6 +76,9 @@ class FusionService:
         self.settings = settings
         data = settings.data
         data.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(data)
+        for left in (f for kind in TEMPORARY for f in data.glob(f"{kind}-*")):
+            shutil.rmtree(left, ignore_errors=True)  # from a server that was killed
         url = settings.database or f"sqlite:///{(data / 'registry.sqlite').resolve()}"
         self.registry = Registry(url)
         self.sources = Store(data / "adapters", budget_bytes=2**63 - 1)
@@ -73,7 +100,7 @@ class FusionService:
             max_lora_rank=s.max_lora_rank,
             max_loras=s.max_loras,
             max_cpu_loras=s.max_cpu_loras,
-            mixed=s.mixed != "off",
+            mixing=s.mixed != "off",
             extra=s.engine_args,
         )
         self.engine, self.shapes = await asyncio.gather(start(options), loading)
@@ -101,6 +128,7 @@ class FusionService:
         if hasattr(self, "engine"):
             await self.engine.close()
         self.registry.close()
+        self._lock.close()
 
     async def _prove(self) -> Proof:
         if self.settings.mixed == "off":
@@ -118,12 +146,20 @@ class FusionService:
         for pair in self.settings.adapters:
             name, _, path = pair.partition("=")
             if self.names.taken(name) is None:
-                await self.add_adapter(name, Path(path), trusted=True)
+                try:
+                    await self.add_adapter(name, Path(path))
+                except (AdapterError, ApiError, OSError) as error:
+                    raise RuntimeError(f"FUSION_ADAPTERS names {pair!r}: {error}") from error
         for pair in self.settings.profiles:
             name, _, recipe = pair.partition("=")
-            known = all(n in self.registry.adapters for n in parse(recipe).adapters)
-            if self.names.taken(name) is None and known:
+            if self.names.taken(name) is not None:
+                continue
+            try:
                 await self.put_profile(name, {"fusion": recipe})
+            except Exception as error:
+                if api_error(error).status != 404:
+                    raise RuntimeError(f"FUSION_PROFILES names {pair!r}: {error}") from error
+                log.warning("profile %r waits for its adapters: %s", name, error)
         # Warm the stack of the shipped adapters, so that the first request finds it.
         for profile in list(self.registry.profiles.values())[: self.settings.max_loras]:
             with suppress(ApiError):
@@ -154,15 +190,13 @@ class FusionService:
             raise ApiError(400, f"{text!r} is not a folder this server can read.", param="path") from error
         roots = [Path(root).resolve() for root in self.settings.adapter_roots]
         if not any(path == root or root in path.parents for root in roots) or not path.is_dir():
-            raise ApiError(
-                400, f"{text!r} is not a folder inside FUSION_ADAPTER_ROOTS.", param="path"
-            )
+            raise ApiError(400, f"{text!r} is not a folder inside FUSION_ADAPTER_ROOTS.", param="path")
         for inside in path.iterdir():
             if inside.is_symlink() and not any(r in inside.resolve().parents for r in roots):
                 raise ApiError(400, f"{inside.name!r} in {text!r} points out of FUSION_ADAPTER_ROOTS.")
         return path
 
-    async def add_adapter(self, name: str, path: Path, *, trusted: bool = False) -> tuple[AdapterRecord, bool]:
+    async def add_adapter(self, name: str, path: Path) -> tuple[AdapterRecord, bool]:
         """Register the adapter folder at `path`; returns the record and whether it is new.
 
         The files are copied into the store, so the source may go. Raises `ApiError` 409 when the name is
@@ -206,13 +240,11 @@ class FusionService:
 
     async def _effect(self, fusion: Fusion) -> float:
         """Largest log-probability change on a probe prompt; refuses adapters without effect."""
-        run = self.engine.log_probabilities
-        n = len(PROMPT) - 1
         async with self.pool.lease(fusion) as lease:
-            values = [await run(PROMPT, lora) for lora in (None, lora_of(lease), None)]
-        base, moved, again = (v[:n] for v in values)
-        noise = max(abs(a - b) for a, b in zip(base, again, strict=True))
-        effect = max(abs(a - b) for a, b in zip(base, moved, strict=True))
+            # One after the other: without the seam, vLLM's CPU kernels let an adapter act on base
+            # requests of the same batch.
+            base, moved, again = [await self.engine.probe(PROMPT, r) for r in (None, lora_of(lease), None)]
+        noise, effect = distance(base, again), distance(base, moved)
         if effect <= 10 * noise:
             raise AdapterError(
                 "no_effect",
@@ -291,7 +323,8 @@ class FusionService:
 
     async def plan(self, fusion: Fusion) -> dict[str, Any]:
         """Dry run: how it would be served, and what that costs in fidelity and bytes."""
-        mixed = self.pool.stackable(fusion)
+        why = self.pool.why_built(fusion)
+        mixed = why is None
         recipe: Recipe = fusion.recipe
 
         def report() -> dict[str, Any]:
@@ -304,6 +337,7 @@ class FusionService:
             "recipe": recipe.format(),
             "digest": fusion.digest,
             "mode": "mixed" if mixed else "built",
+            "reason": why,
             **made,
         }
 

@@ -53,9 +53,7 @@ def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) 
         if key in defaults and merged.get(key) is None:
             merged[key] = defaults[key]
     limit = "max_output_tokens" if path.endswith("/responses") else "max_tokens"
-    if "max_tokens" in defaults and all(
-        merged.get(k) is None for k in (limit, "max_completion_tokens")
-    ):
+    if "max_tokens" in defaults and all(merged.get(k) is None for k in (limit, "max_completion_tokens")):
         merged[limit] = defaults["max_tokens"]
     if system := defaults.get("system"):
         messages = merged.get("messages")

@@ -36,6 +36,10 @@ class Metrics:
         """One was loaded into the engine."""
         self.load_seconds.observe(seconds)
 
+    def resident_now(self, kind: str, count: int) -> None:
+        """So many stacks or builds are warm in the engine."""
+        self.resident.labels(kind).set(count)
+
     def hit(self, source: str) -> None:
         """A request found its fusion warm, loaded or built."""
         self.lookups.labels(source).inc()

@@ -9,12 +9,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from adapters import LoraAdapter, Recipe, Stack, Store, fuse, load, save, stack
 from service.errors import ApiError
@@ -72,6 +72,7 @@ class Counter(Protocol):
     def landed(self, kind: str, outcome: str, build_s: float) -> None: ...
     def loaded(self, seconds: float) -> None: ...
     def hit(self, source: Source) -> None: ...
+    def resident_now(self, kind: str, count: int) -> None: ...
 
 
 def stack_key(digests: tuple[str, ...]) -> str:
@@ -116,10 +117,20 @@ class Pool:
             self._ranks[digest] = max([config["r"], *config.get("rank_pattern", {}).values()])
         return self._ranks[digest]
 
+    def why_built(self, fusion: Fusion) -> str | None:
+        """Why `fusion` cannot be served mixed, or None when it can: a plain sum that fits one stack."""
+        if not self.mixing:
+            return "mixing is off on this server"
+        if not fusion.recipe.is_sum:
+            return f"{fusion.recipe.method!r} is no plain sum"
+        rank = sum(self.rank(d) for d in set(fusion.parents.values()))
+        if rank > self.max_rank:
+            return f"the adapters' ranks add up to {rank}, over FUSION_MAX_LORA_RANK={self.max_rank}"
+        return None
+
     def stackable(self, fusion: Fusion) -> bool:
-        """Whether `fusion` can be served mixed: a plain sum whose adapters fit one stack."""
-        fits = sum(self.rank(d) for d in set(fusion.parents.values())) <= self.max_rank
-        return self.mixing and fusion.recipe.is_sum and fits
+        """Whether `fusion` can be served mixed."""
+        return self.why_built(fusion) is None
 
     def _wider(self, members: set[str]) -> tuple[str, ...]:
         """The declared group that holds `members` and fits, else just them."""
@@ -145,11 +156,10 @@ class Pool:
 
     async def _mixed(self, fusion: Fusion) -> Lease:
         members = set(fusion.parents.values())
-        fitting = [
-            r for r in self.residents.values() if r.kind == "stack" and members <= set(r.widths)
-        ]
+        fitting = [r for r in self.residents.values() if r.kind == "stack" and members <= set(r.widths)]
+        source: Source = "warm"
         if fitting:
-            resident, source = min(fitting, key=lambda r: (r.rank, r.key)), "warm"
+            resident = min(fitting, key=lambda r: (r.rank, r.key))
             self._hold(resident)
         else:
             digests = self._wider(members)
@@ -186,11 +196,11 @@ class Pool:
         return sha256(f"build/1/{fusion.digest}/{self.max_rank}".encode()).hexdigest()
 
     async def _once(
-        self, key: str, make: Callable[[], "asyncio.Future[tuple[Resident, Source]]"]
+        self, key: str, make: Callable[[], Coroutine[Any, Any, tuple[Resident, Source]]]
     ) -> tuple[Resident, Source]:
         task = self._making.get(key)
         if task is None:
-            task = asyncio.ensure_future(make())
+            task = asyncio.create_task(make())
             self._making[key] = task
             task.add_done_callback(lambda _: self._making.pop(key, None))
         # Shielded: the others still want it when this request goes away.
@@ -230,7 +240,8 @@ class Pool:
     async def _make_build(self, key: str, fusion: Fusion) -> tuple[Resident, Source]:
         def write(folder: Path) -> None:
             built, report = self.fuse(fusion.recipe, fusion.parents, self.max_rank)
-            save(built, folder / ADAPTER, provenance={"recipe": fusion.recipe.format(), "digest": fusion.digest})
+            provenance = {"recipe": fusion.recipe.format(), "digest": fusion.digest}
+            save(built, folder / ADAPTER, provenance=provenance)
             (folder / REPORT).write_text(json.dumps(report))
 
         path, source = await self._land(key, "build", write)
@@ -246,9 +257,7 @@ class Pool:
         )
         return built, report.to_json()
 
-    async def _land(
-        self, key: str, kind: str, write: Callable[[Path], None]
-    ) -> tuple[Path, Source]:
+    async def _land(self, key: str, kind: str, write: Callable[[Path], None]) -> tuple[Path, Source]:
         if (path := self.store.get(key)) is not None:
             return path, "loaded"
         started = time.monotonic()
@@ -289,7 +298,12 @@ class Pool:
         resident = Resident(key, kind, path, request, rank, error, widths)
         self.residents[key] = resident
         self.states.pop(key, None)
+        self._count()
         return resident
+
+    def _count(self) -> None:
+        for kind in ("stack", "build"):
+            self._metrics.resident_now(kind, sum(r.kind == kind for r in self.residents.values()))
 
     async def _make_room(self) -> None:
         async with self._room:
@@ -303,6 +317,7 @@ class Pool:
     async def _evict(self, resident: Resident) -> None:
         # First it is no longer found, then the engine forgets it; the file goes when the store needs room.
         del self.residents[resident.key]
+        self._count()
         await self.engine.unload(resident.request)
 
     def state(self, fusion: Fusion) -> str:

@@ -59,9 +59,7 @@ class Names:
     def of_profile(self, version: ProfileVersion) -> Fusion:
         """The fusion a profile version stands for, its parents as pinned."""
         recipe = parse(version.recipe, max_weight=self.max_weight)
-        return Fusion(
-            recipe, version.parents, version.digest, version.name, version, version.defaults
-        )
+        return Fusion(recipe, version.parents, version.digest, version.name, version, version.defaults)
 
     def of_recipe(self, recipe: Recipe, *, param: str = "model") -> Fusion:
         """Bind a recipe's names to the adapters registered now."""
@@ -69,9 +67,7 @@ class Names:
         parents = {}
         for name in recipe.adapters:
             if name in self.registry.profiles:
-                raise ApiError(
-                    400, f"{name!r} is a profile; a recipe combines adapters only.", param=param
-                )
+                raise ApiError(400, f"{name!r} is a profile; a recipe combines adapters only.", param=param)
             if name not in adapters:
                 raise self.unknown("adapter", name, adapters, param)
             parents[name] = adapters[name].digest

@@ -4,7 +4,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -17,54 +17,71 @@ class SettingsError(ValueError):
     """A setting is unknown or has a value it cannot have."""
 
 
+START_FAILURE = "start-failure.txt"
+"""In the data folder: why the last start failed, for the process that waits for it."""
+
+
+def _say(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings; field `max_rank` is `FUSION_MAX_RANK` in the environment, `max_rank` in TOML."""
+    """All settings; field `max_loras` is `FUSION_MAX_LORAS` in the environment, `max_loras` in TOML."""
 
-    base: str = ".cache/base/smollm2-135m-instruct"
-    """Folder (or, with a hub, name) of the base model."""
-    base_name: str = "smollm2-135m-instruct"
-    """Name the base is served as, and that adapters give as their base."""
-    base_aliases: tuple[str, ...] = ()
-    """Other values of an adapter's `base_model_name_or_path` that mean this base."""
-    host: str = "127.0.0.1"
-    port: int = 3000
-    data: Path = Path(".data")
-    """Folder of the registry file and the store."""
-    database: str = ""
-    """SQLAlchemy URL of the registry; empty means SQLite in `data`."""
-    adapters: tuple[str, ...] = ("task=examples/adapters/task", "safety=examples/adapters/safety")
-    """NAME=PATH pairs registered at start when the name is free."""
-    profiles: tuple[str, ...] = ("balanced=0.6*task + 0.4*safety",)
-    """NAME=RECIPE pairs made profiles at start when the name is free (separated by `;`)."""
-    groups: tuple[str, ...] = ()
-    """Adapters that share one stack: names joined by `+`, e.g. `task+safety`."""
-    adapter_roots: tuple[str, ...] = ("examples/adapters",)
-    """Folders that `POST /v1/adapters` may read from."""
-    mixed: Mixed = "auto"
-    """`auto`: mix when proven at start; `required`: refuse to start without; `off`: build every sum."""
-    max_weight: float = 16.0
-    max_lora_rank: int = 32
-    max_loras: int = 2
-    max_cpu_loras: int = 16
-    strict: bool = False
-    """Refuse recipes that lose accuracy, as the request key `strict` does."""
-    store_bytes: int = 8 * 2**30
-    """Budget of the store of stacks and builds, in bytes."""
-    max_upload_bytes: int = 512 * 2**20
-    max_names: int = 4096
-    """Most adapters, and most profiles."""
-    engine_args: tuple[str, ...] = ()
-    """vLLM flags passed through, as on its command line."""
+    base: str = _say(".cache/base/smollm2-135m-instruct", "folder (or, with a hub, name) of the base model")
+    base_name: str = _say(
+        "smollm2-135m-instruct", "name the base is served as, and that adapters give as their base"
+    )
+    base_aliases: tuple[str, ...] = _say(
+        (), "other values of an adapter's `base_model_name_or_path` that mean this base, separated by `,`"
+    )
+    host: str = _say("127.0.0.1", "address to listen on")
+    port: int = _say(3000, "port to listen on")
+    data: Path = _say(Path(".data"), "folder of the registry file and the store")
+    database: str = _say("", "SQLAlchemy URL of the registry; empty: a SQLite file in the data folder")
+    adapters: tuple[str, ...] = _say(
+        ("task=examples/adapters/task", "safety=examples/adapters/safety"),
+        "NAME=PATH pairs registered at start when the name is free, separated by `,`",
+    )
+    profiles: tuple[str, ...] = _say(
+        ("balanced=0.6*task + 0.4*safety",),
+        "NAME=RECIPE pairs made profiles at start when the name is free, separated by `;`",
+    )
+    groups: tuple[str, ...] = _say(
+        (), "adapters that share one stack, names joined by `+` (`task+safety`), separated by `,`"
+    )
+    adapter_roots: tuple[str, ...] = _say(
+        ("examples/adapters",), "folders that `POST /v1/adapters` may read from, separated by `:`"
+    )
+    mixed: Mixed = _say(
+        "auto", "`auto`: mix when proven at start; `required`: do not start otherwise; `off`: build every sum"
+    )
+    max_weight: float = _say(16.0, "largest size of a weight in a recipe")
+    max_lora_rank: int = _say(32, "largest rank of a stack or build: 1, 8, 16, 32, 64, 128, 256, 320 or 512")
+    max_loras: int = _say(2, "stacks and builds that can be active in one batch (engine slots)")
+    max_cpu_loras: int = _say(16, "stacks and builds the engine keeps in memory")
+    strict: bool = _say(False, "refuse recipes that lose accuracy, as the request key `strict` does")
+    store_bytes: int = _say(8 * 2**30, "budget of the store of stacks and builds, in bytes")
+    max_upload_bytes: int = _say(512 * 2**20, "largest uploaded adapter, in bytes, packed and unpacked")
+    max_names: int = _say(4096, "most adapters, and most profiles")
+    engine_args: tuple[str, ...] = _say((), "vLLM flags passed through, as on its command line")
 
     def __post_init__(self) -> None:
         checks = {
-            "max_weight": self.max_weight > 0,
+            "max_weight": 0 < self.max_weight < float("inf"),
+            "store_bytes": self.store_bytes > 0,
+            "max_upload_bytes": self.max_upload_bytes > 0,
+            "max_names": self.max_names > 0,
             "max_loras": self.max_loras >= 1,
             "max_cpu_loras": self.max_cpu_loras >= max(self.max_loras, 3),
             "port": 0 < self.port < 65536,
             "max_lora_rank": self.max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512),
         }
+        for name in ("adapters", "profiles"):
+            for pair in getattr(self, name):
+                if not all(pair.partition("=")):
+                    raise SettingsError(f"{PREFIX}{name.upper()} has {pair!r}; expected NAME=VALUE")
         for name, good in checks.items():
             if not good:
                 raise SettingsError(f"{PREFIX}{name.upper()}={getattr(self, name)!r} is out of range")
@@ -117,4 +134,19 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     return Settings(**values)
 
 
-__all__ = ["Settings", "SettingsError", "read"]
+def describe() -> str:
+    """All settings as a Markdown table: variable, default, meaning."""
+
+    def shown(name: str, default: Any) -> str:
+        if isinstance(default, tuple):
+            default = _SEPARATORS.get(name, " ").join(default)
+        return f"`{default}`" if str(default) else "(empty)"
+
+    rows = [
+        f"| `{PREFIX}{f.name.upper()}` | {shown(f.name, f.default)} | {f.metadata['help']} |"
+        for f in fields(Settings)
+    ]
+    return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+__all__ = ["START_FAILURE", "Settings", "SettingsError", "describe", "read"]

@@ -51,4 +51,4 @@ class FusionModels(OpenAIServingModels):
         now = served.get()
         if lora_request is not None and now is not None:
             return now.model
-        return self.base_model_paths[0].name
+        return str(self.base_model_paths[0].name)

@@ -6,6 +6,7 @@ serves the unit-weight stack, which no comparison here survives.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from adapters import LoraAdapter, LoraModule, make_adapter, save, stack
 from service.engine.names import mix_name
 from service.engine.server import Engine, LoRARequest
+
+Shapes = Mapping[str, tuple[int, int]]
 
 RANK = 4
 PROMPT = tuple(range(300, 324))
@@ -30,7 +33,7 @@ class Proof:
     effect: float
 
 
-def _synthetic(shapes: Mapping[str, tuple[int, int]], seed: int) -> LoraAdapter:
+def _synthetic(shapes: Shapes, seed: int) -> LoraAdapter:
     draw = torch.Generator().manual_seed(seed)
     modules = {}
     for name, (rows, columns) in shapes.items():
@@ -40,12 +43,27 @@ def _synthetic(shapes: Mapping[str, tuple[int, int]], seed: int) -> LoraAdapter:
     return make_adapter(modules, None)
 
 
-def _distance(one: Sequence[float], other: Sequence[float]) -> float:
-    return max(abs(a - b) for a, b in zip(one, other, strict=False))
+def distance(one: Sequence[Mapping[int, float]], other: Sequence[Mapping[int, float]]) -> float:
+    """Largest difference of two probes' log-probabilities, over the tokens both list."""
+    pairs = zip(one, other, strict=True)
+    return max(abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys())
 
 
-async def prove(engine: Engine, shapes: Mapping[str, tuple[int, int]], folder: Path) -> Proof:
-    """Run the proof with synthetic adapters over the dense layers `shapes` (d_out, d_in) of the base."""
+def proof_layers(shapes: Shapes, blocks: int) -> dict[str, tuple[int, int]]:
+    """The layers of `blocks` transformer blocks, evenly spread from the first to the last.
+
+    They pass through the same code as all the others; every pipeline stage holds some.
+    """
+    number = re.compile(r"\.(\d+)\.")
+    numbered = [(int(found[1]), name) for name in shapes if (found := number.search(name))]
+    last = max((n for n, _ in numbered), default=0)
+    chosen = {round(i * last / max(1, blocks - 1)) for i in range(blocks)}
+    return {name: shapes[name] for n, name in numbered if n in chosen} or dict(shapes)
+
+
+async def prove(engine: Engine, shapes: Shapes, folder: Path) -> Proof:
+    """Run the proof with synthetic adapters over dense layers `shapes` (d_out, d_in) of the base."""
+    shapes = proof_layers(shapes, max(4, 2 * engine.config.parallel_config.pipeline_parallel_size))
     adapters = {"x": _synthetic(shapes, 1), "y": _synthetic(shapes, 2)}
     both = stack(adapters)
     files = {**adapters, "stack": both.adapter}
@@ -60,27 +78,17 @@ async def prove(engine: Engine, shapes: Mapping[str, tuple[int, int]], folder: P
             own = loaded["stack"]
             return LoRARequest(row, own.lora_int_id, own.lora_path)
 
-        run = engine.log_probabilities
         rows = [None, mix(0, 0), mix(1, 0), mix(0, 1), mix(0.5, 0.5), None]
-        base, zero, one_x, one_y, half, again = await asyncio.gather(*(run(PROMPT, r) for r in rows))
-        alone_x, alone_y = await run(PROMPT, loaded["x"]), await run(PROMPT, loaded["y"])
+        base, zero, one_x, one_y, half, again = await asyncio.gather(*(engine.probe(PROMPT, r) for r in rows))
+        alone_x = await engine.probe(PROMPT, loaded["x"])
+        alone_y = await engine.probe(PROMPT, loaded["y"])
     finally:
         for request in loaded.values():
             await engine.unload(request)
-    # Prompt positions only decide the effect: sampled tokens differ between different adapters.
-    n = len(PROMPT) - 1
-    effect = min(
-        _distance(base[:n], alone_x[:n]),
-        _distance(base[:n], alone_y[:n]),
-        _distance(alone_x[:n], alone_y[:n]),
-        _distance(half[:n], alone_x[:n]),
-    )
-    error = max(
-        _distance(base, zero),
-        _distance(base, again),
-        _distance(alone_x, one_x),
-        _distance(alone_y, one_y),
-    )
+    moved = [(base, alone_x), (base, alone_y), (alone_x, alone_y), (half, alone_x)]
+    effect = min(distance(*pair) for pair in moved)
+    same = [(base, zero), (base, again), (alone_x, one_x), (alone_y, one_y)]
+    error = max(distance(*pair) for pair in same)
     if effect <= 0 or error > 0.1 * effect:
         reason = f"weights per request do not take effect: error {error:.2e}, effect {effect:.2e}"
         return Proof(False, reason, error, effect)

@@ -70,7 +70,9 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
         if self._slot_ids != tuple(lora_index_to_id):
             stay = {
-                i for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id)) if old == new
+                i
+                for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id, strict=False))
+                if old == new
             }
             self._packed = {k: v for k, v in self._packed.items() if k[1] in stay}
             self._slot_ids = tuple(lora_index_to_id)

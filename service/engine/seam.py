@@ -90,7 +90,11 @@ def _patch_runner(mixin: Any) -> None:
         owner = self.lora_state if hasattr(self, "lora_state") else self
         step = owner.__dict__.pop("_fusion_step", None)
         target = _language_wrapper(self.lora_manager).fusion_rows
-        _write(target, None if step is None else step_rows(*step, target.shape[1]))
+        if step is None:
+            _write(target, None)
+            return
+        requests, num_scheduled = step
+        _write(target, step_rows(requests, num_scheduled, target.shape[1]))
 
     mixin.set_active_loras = set_active_loras
     mixin._set_active_loras = _set_active_loras

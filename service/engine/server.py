@@ -30,6 +30,8 @@ from service.engine.models import FusionModels, Served, served
 
 log = logging.getLogger(__name__)
 
+PROBE_STEPS = 4
+
 __all__ = ["Engine", "EngineOptions", "LoRARequest", "Served", "served", "start"]
 
 
@@ -42,7 +44,7 @@ class EngineOptions:
     max_lora_rank: int
     max_loras: int
     max_cpu_loras: int
-    mixed: bool
+    mixing: bool
     extra: tuple[str, ...] = ()
 
 
@@ -51,10 +53,10 @@ def _arguments(options: EngineOptions) -> Any:
         *("--model", options.model, "--served-model-name", options.served_name),
         *("--enable-lora", "--max-lora-rank", str(options.max_lora_rank)),
         *("--max-loras", str(options.max_loras), "--max-cpu-loras", str(options.max_cpu_loras)),
+        # Also when nothing is mixed: on CPUs the seam's kernels are the faster and the safer ones.
+        *("--worker-extension-cls", "service.engine.worker.FusionWorker"),
+        *("--additional-config", json.dumps({"fusion_seam": seam.SEAM_VERSION})),
     ]
-    if options.mixed:
-        argv += ["--worker-extension-cls", "service.engine.worker.FusionWorker"]
-        argv += ["--additional-config", json.dumps({"fusion_seam": seam.SEAM_VERSION})]
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
     validate_parsed_serve_args(args)
     return args
@@ -103,9 +105,17 @@ class Engine:
         return not self.client.errored
 
     async def load(self, path: Path, name: str) -> LoRARequest:
-        """Load the adapter folder at `path` into every worker, before any request names it."""
+        """Load the adapter folder at `path` into every worker, before any request names it.
+
+        Raises when a worker took none of its layers; with pipeline stages some may rightly hold none.
+        """
         request = LoRARequest(name, next(self._ids), str(path))
         await self.client.add_lora(request)
+        layers = await self.layers(request)
+        staged = self.config.parallel_config.pipeline_parallel_size > 1
+        if not (any(layers) if staged else all(layers)):
+            await self.unload(request)
+            raise RuntimeError("a worker took no layer of it")
         return request
 
     async def unload(self, request: LoRARequest) -> None:
@@ -113,18 +123,26 @@ class Engine:
         await self.client.remove_lora(request.lora_int_id)
 
     async def layers(self, request: LoRARequest) -> list[dict[str, int]]:
-        """Per worker: the layers the adapter fills, with their rank (mixing only)."""
+        """Per worker: the layers the adapter fills, with their rank."""
         found: list[dict[str, int]] = await self.client.collective_rpc(
             "fusion_adapter_layers", args=(request.lora_int_id,)
         )
         return found
 
-    async def log_probabilities(
-        self, prompt: Sequence[int], lora: LoRARequest | None, *, new_tokens: int = 2
-    ) -> list[float]:
-        """Log-probability of each prompt token after the first and of `new_tokens` greedy ones."""
+    async def probe(self, prompt: Sequence[int], lora: LoRARequest | None) -> list[dict[int, float]]:
+        """Log-probabilities of the likeliest tokens after `prompt`, one dict a step: prefill, then decodes.
+
+        The answer is held to one token, so that every adapter walks the same path and its steps compare;
+        log-probabilities are the model's own, from before that constraint. (Log-probabilities of the
+        prompt would say more, but stock vLLM's CPU kernels cannot give them for batches with adapters.)
+        """
+        forced = prompt[0]
         sampling = SamplingParams(
-            temperature=0.0, max_tokens=new_tokens, logprobs=0, prompt_logprobs=0, ignore_eos=True
+            temperature=0.0,
+            max_tokens=PROBE_STEPS,
+            logprobs=min(20, max(0, self.config.model_config.max_logprobs)),
+            allowed_token_ids=[forced],
+            ignore_eos=True,
         )
         final = None
         async for output in self.client.generate(
@@ -134,13 +152,8 @@ class Engine:
             lora_request=lora,
         ):
             final = output
-        assert final is not None and final.prompt_logprobs is not None
-        steps = [s for s in final.prompt_logprobs if s is not None]
-        tokens = list(prompt)[1:]
-        values = [step[token].logprob for step, token in zip(steps, tokens, strict=True)]
-        answer = final.outputs[0]
-        values += [step[t].logprob for step, t in zip(answer.logprobs, answer.token_ids, strict=True)]
-        return values
+        assert final is not None and final.outputs[0].logprobs is not None
+        return [{t: entry.logprob for t, entry in step.items()} for step in final.outputs[0].logprobs]
 
     async def close(self) -> None:
         """Stop the engine processes."""
@@ -151,7 +164,7 @@ async def start(options: EngineOptions) -> Engine:
     """Start the engine and build vLLM's OpenAI app around it; raises on flags mixing cannot hold with."""
     seam.check_version(vllm.__version__)
     args = _arguments(options)
-    if options.mixed and (flag := mixing_conflict(args)):
+    if options.mixing and (flag := mixing_conflict(args)):
         raise ValueError(f"{flag} cannot be combined with mixing; set FUSION_MIXED=off or drop it")
     # Names hold weights here: the model table and the statistics must not keep them.
     app_state.OpenAIServingModels = FusionModels  # type: ignore[misc]

@@ -58,9 +58,7 @@ def routes(service: FusionService) -> list[Route]:
 
     @answers_errors
     async def put(request: Request) -> Response:
-        profile, new = await service.put_profile(
-            request.path_params["profile"], await body_of(request)
-        )
+        profile, new = await service.put_profile(request.path_params["profile"], await body_of(request))
         return JSONResponse(view(profile), status_code=201 if new else 200)
 
     @answers_errors

@@ -14,7 +14,7 @@ from tests.service.conftest import BASE, BASE_NAME, Server, base_model
 
 TOLERANCE = 1e-4
 NEW_TOKENS = 6
-TOPICS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()
+TOPICS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()  # noqa: SIM905
 PROMPTS = [f"Tell me, in a few plain words, what is special about {topic} and why." for topic in TOPICS]
 LONG = " ".join(f"Item {i} is about {TOPICS[i % len(TOPICS)]} and weighs {i * 7 % 90} kg." for i in range(60))
 MIXES = [
@@ -78,7 +78,9 @@ def ask(server: Server, model: str, ids: list[int]) -> tuple[list[int], list[flo
     return ids + list(new)[-NEW_TOKENS:], values
 
 
-def largest_difference(server: Server, reference: Reference, work: list[tuple[str | None, list[int]]]) -> float:
+def largest_difference(
+    server: Server, reference: Reference, work: list[tuple[str | None, list[int]]]
+) -> float:
     """Ask everything at once, so that it shares batches; compare each token with the reference."""
     with ThreadPoolExecutor(len(work)) as pool:
         answers = list(pool.map(lambda w: ask(server, w[0] or BASE_NAME, w[1]), work))

@@ -44,7 +44,10 @@ def test_a_hundred_requests_for_one_new_recipe_make_one_build(server: Server, ht
     before = metric(http, series)
     body = {**CHAT, "model": "svd(0.31*wide + 0.7*stable, rank=4)"}
     limits = httpx.Limits(max_connections=100)
-    with httpx.Client(base_url=server.url, timeout=300, limits=limits) as many, ThreadPoolExecutor(100) as pool:
+    with (
+        httpx.Client(base_url=server.url, timeout=300, limits=limits) as many,
+        ThreadPoolExecutor(100) as pool,
+    ):
         answers = list(pool.map(lambda _: many.post("/v1/chat/completions", json=body), range(100)))
     assert {a.status_code for a in answers} == {200}
     assert len({a.json()["choices"][0]["message"]["content"] for a in answers}) == 1
@@ -61,18 +64,24 @@ def test_clients_that_go_away_leave_nothing_hanging(server: Server, http: httpx.
         with pytest.raises(httpx.TimeoutException):
             httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.02)
     wait_for_no_leases(http)
-    running = "".join(line for line in http.get("/metrics").text.splitlines() if "num_requests_running{" in line)
+    running = "".join(
+        line for line in http.get("/metrics").text.splitlines() if "num_requests_running{" in line
+    )
     assert running.endswith(" 0.0")
 
 
 def test_a_thousand_unknown_names_leave_no_trace(server: Server, http: httpx.Client) -> None:
     for i in range(20):
         http.post("/v1/completions", json={"model": f"nobody{i}", "prompt": "A"})
-    series = len(http.get("/metrics").text.splitlines())
     listed = http.get("/v1/models").text
+    http.get("/v1/models/nobody"), http.get("/nobody")
+    series = len(http.get("/metrics").text.splitlines())
     for i in range(1000):
         answer = http.post("/v1/completions", json={"model": f"unknown{i}", "prompt": "A"})
         assert answer.status_code == 404
+    for i in range(50):
+        assert http.get(f"/v1/models/unknown{i}").status_code == 404
+        assert http.get(f"/unknown{i}").status_code == 404
     assert http.get("/v1/models").text == listed
     text = http.get("/metrics").text
     assert "unknown99" not in text

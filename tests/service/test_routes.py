@@ -44,9 +44,10 @@ def test_defaults_apply_where_the_request_is_silent(http: httpx.Client) -> None:
     del body["max_tokens"]
     usage = http.post("/v1/chat/completions", json=body).json()["usage"]
     assert usage["completion_tokens"] == 2
-    assert http.post("/v1/chat/completions", json={**body, "max_tokens": 3}).json()["usage"][
-        "completion_tokens"
-    ] == 3
+    assert (
+        http.post("/v1/chat/completions", json={**body, "max_tokens": 3}).json()["usage"]["completion_tokens"]
+        == 3
+    )
     explicit = [{"role": "system", "content": system}, *CHAT["messages"]]  # type: ignore[misc]
     plain = http.post("/v1/chat/completions", json={**CHAT, "model": "wide", "messages": explicit})
     assert usage["prompt_tokens"] == plain.json()["usage"]["prompt_tokens"]
@@ -67,7 +68,8 @@ def test_export_is_the_fused_adapter(http: httpx.Client, server: Server, tmp_pat
     http.put("/v1/fusions/out", json={"fusion": recipe})
     answer = http.get("/v1/fusions/out/export")
     assert answer.status_code == 200
-    tarfile.open(fileobj=io.BytesIO(answer.content)).extractall(tmp_path, filter="data")
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        archive.extractall(tmp_path, filter="data")
     exported = load(tmp_path / "adapter")
     parents = {name: load(path) for name, path in server.adapters.items()}
     expected, _ = fuse(parse(recipe), parents)
