@@ -7,13 +7,15 @@ BASE := .cache/base/smollm2-135m-instruct
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-dev base serve test check bench soak lock clean
+.PHONY: help setup setup-dev base serve test check bench soak bento lock clean
 
 help:
 	@echo "make serve   set up and start the service on 127.0.0.1:3000"
 	@echo "make test    set up and run the test-suite"
 	@echo "make check   format, lint, types"
 	@echo "make bench   measurements against the peers (see benchmarks/README.md)"
+	@echo "make soak    the long runs (about 40 minutes); results in benchmarks/results/"
+	@echo "make bento   build the Bento (see deploy/README.md for containers)"
 	@echo "make lock    renew requirements/*.txt from requirements/*.in"
 
 $(VENV)/.runtime: requirements/runtime.txt
@@ -40,7 +42,17 @@ test: setup-dev
 check: setup-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy adapters service training
+	$(VENV)/bin/mypy adapters service training benchmarks
+
+bench: setup-dev
+	$(PY) -m benchmarks.fusing
+	$(PY) -m benchmarks.serving
+
+soak: setup-dev
+	$(PY) -m pytest -m soak -s
+
+bento: setup
+	BENTOML_DO_NOT_TRACK=1 $(PY) -m bentoml build
 
 lock: $(VENV)/.dev
 	$(PYTHON) requirements/install.py $(VENV) --lock

@@ -30,8 +30,6 @@ def main() -> int:
     failure = settings.data / START_FAILURE
     failure.unlink(missing_ok=True)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
     address = ["--host", settings.host, "--port", str(settings.port)]
     server = subprocess.Popen([sys.executable, "-m", "bentoml", "serve", "service.app:LoraFusion", *address])
 

@@ -138,8 +138,9 @@ class Health:
 
 
 def _end_server() -> None:
-    # BentoML's supervisor would start this worker again and again, to fail in the same way.
-    if os.getppid() != 1:
+    # BentoML's supervisor would start this worker again and again, to fail in the same way. Process 1 is
+    # the supervisor in a container only; elsewhere it means that the supervisor is gone.
+    if os.getppid() != 1 or "BENTOML_CONTAINERIZED" in os.environ:
         os.kill(os.getppid(), signal.SIGTERM)
 
 

@@ -51,9 +51,16 @@ MONTHS = (
 
 
 def read_pools(path: Path) -> dict[Split, Pool]:
-    """Both pools from their JSON file."""
+    """Both pools from their JSON file.
+
+    Training pairs every kind with every thing ("oak stool", "oak mug", …): with few products the
+    adapter would learn them by heart instead of learning to copy.
+    """
     pools = json.loads(path.read_text(encoding="utf-8"))
-    return {"train": Pool(**pools["train"]), "heldout": Pool(**pools["heldout"])}
+    train = pools["train"]
+    kinds, things = train.pop("kinds"), train.pop("things")
+    train["products"] = [f"{kind} {thing}" for kind in kinds for thing in things]
+    return {"train": Pool(**train), "heldout": Pool(**pools["heldout"])}
 
 
 POOLS = read_pools(Path(__file__).parent / "data" / "orders.json")

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -57,22 +58,25 @@ def _arguments(options: EngineOptions) -> Any:
         *("--worker-extension-cls", "service.engine.worker.FusionWorker"),
         *("--additional-config", json.dumps({"fusion_seam": seam.SEAM_VERSION})),
     ]
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
+    try:
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
+    except SystemExit as error:  # argparse has printed what is wrong
+        given = " ".join(options.extra)
+        raise ValueError(f"vLLM does not take FUSION_ENGINE_ARGS={given!r}; its message is above") from error
     validate_parsed_serve_args(args)
     return args
 
 
 def mixing_conflict(args: Any) -> str | None:
-    """Name of the flag that rules mixing out, or None (each one shards what the weights multiply)."""
+    """Name of the flag that rules mixing out, or None (each one shards what the weights multiply).
+
+    This vLLM's only sequence parallelism that shards tokens comes with expert parallelism.
+    """
     conflicts = {
         "--fully-sharded-loras": args.fully_sharded_loras,
         "--enable-expert-parallel": args.enable_expert_parallel,
         "--prefill-context-parallel-size": (args.prefill_context_parallel_size or 1) > 1,
     }
-    passes = getattr(args.compilation_config, "pass_config", None)
-    conflicts["sequence parallelism (compilation pass_config.enable_sp)"] = bool(
-        getattr(passes, "enable_sp", False)
-    )
     return next((flag for flag, on in conflicts.items() if on), None)
 
 
@@ -163,6 +167,8 @@ class Engine:
 async def start(options: EngineOptions) -> Engine:
     """Start the engine and build vLLM's OpenAI app around it; raises on flags mixing cannot hold with."""
     seam.check_version(vllm.__version__)
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
     args = _arguments(options)
     if options.mixing and (flag := mixing_conflict(args)):
         raise ValueError(f"{flag} cannot be combined with mixing; set FUSION_MIXED=off or drop it")

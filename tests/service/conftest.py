@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +82,16 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=300)
 
 
-def launch(data: Path, roots: Path, log: Path, **settings: str) -> tuple[subprocess.Popen[bytes], str]:
-    """Start `python -m service` with `FUSION_*` settings; returns the process and its address."""
+def launch(
+    data: Path,
+    roots: Path,
+    log: Path,
+    *,
+    command: Sequence[str] = ("-m", "service"),
+    cwd: Path = ROOT,
+    **settings: str,
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start Python with `command` (`{port}` filled in) and `FUSION_*` settings; the process and its address."""
     port = free_port()
     environment = {
         **os.environ,
@@ -98,8 +106,8 @@ def launch(data: Path, roots: Path, log: Path, **settings: str) -> tuple[subproc
     } | settings
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
-            cwd=ROOT,
+            [sys.executable, *(part.replace("{port}", str(port)) for part in command)],
+            cwd=cwd,
             env=environment,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -78,9 +78,7 @@ def ask(server: Server, model: str, ids: list[int]) -> tuple[list[int], list[flo
     return ids + list(new)[-NEW_TOKENS:], values
 
 
-def largest_difference(
-    server: Server, reference: Reference, work: list[tuple[str | None, list[int]]]
-) -> float:
+def largest_difference(server: Server, reference: Reference, work: list[tuple[str | None, list[int]]]) -> float:
     """Ask everything at once, so that it shares batches; compare each token with the reference."""
     with ThreadPoolExecutor(len(work)) as pool:
         answers = list(pool.map(lambda w: ask(server, w[0] or BASE_NAME, w[1]), work))

@@ -55,9 +55,7 @@ def test_without_the_seam_the_server_builds_instead_of_mixing(server: Server, tm
         stop(process)
 
 
-def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(server: Server, tmp_path: Path) -> None:
     log, roots = tmp_path / "log", server.adapters["wide"].parent
     first, url = launch(tmp_path / "data", roots, log, VLLM_PLUGINS="nothing")
     try:

@@ -64,9 +64,7 @@ def test_clients_that_go_away_leave_nothing_hanging(server: Server, http: httpx.
         with pytest.raises(httpx.TimeoutException):
             httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.02)
     wait_for_no_leases(http)
-    running = "".join(
-        line for line in http.get("/metrics").text.splitlines() if "num_requests_running{" in line
-    )
+    running = "".join(line for line in http.get("/metrics").text.splitlines() if "num_requests_running{" in line)
     assert running.endswith(" 0.0")
 
 
@@ -118,7 +116,7 @@ def test_more_builds_than_the_engine_holds_are_evicted_and_come_back(http: httpx
 
 def test_open_files_stay_flat(server: Server, http: httpx.Client) -> None:
     def open_files() -> int:
-        group = [p for p in os.listdir("/proc") if p.isdigit() and _group(int(p)) == server.process.pid]
+        group = [p for p in os.listdir("/proc") if p.isdigit() and group_of(int(p)) == server.process.pid]
         return sum(len(os.listdir(f"/proc/{p}/fd")) for p in group)
 
     def ask(i: int) -> None:
@@ -134,7 +132,8 @@ def test_open_files_stay_flat(server: Server, http: httpx.Client) -> None:
     assert open_files() <= before + 2
 
 
-def _group(pid: int) -> int:
+def group_of(pid: int) -> int:
+    """Process group of `pid`, -1 when it is gone."""
     try:
         return os.getpgid(pid)
     except ProcessLookupError:

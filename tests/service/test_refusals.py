@@ -135,9 +135,7 @@ def test_a_symlink_out_of_the_roots(http: httpx.Client, server: Server, tmp_path
     assert http.post("/v1/adapters", json={"name": "out", "path": str(link)}).status_code == 400
 
 
-@pytest.mark.parametrize(
-    "name", ["wide", BASE_NAME, "svd", "plan", "a/b", "../x", "1a", "", "ä", "a" * 65, "~mix"]
-)
+@pytest.mark.parametrize("name", ["wide", BASE_NAME, "svd", "plan", "a/b", "../x", "1a", "", "ä", "a" * 65, "~mix"])
 def test_names_that_cannot_be(http: httpx.Client, server: Server, name: str) -> None:
     path = str(server.adapters["narrow"])
     answer = http.post("/v1/adapters", json={"name": name, "path": path})
@@ -149,9 +147,7 @@ def test_a_source_folder_may_go_while_its_profile_is_in_use(http: httpx.Client, 
     folder = damaged(server.adapters["narrow"], root / "passing", "head")
     shutil.copy(server.adapters["narrow"] / "adapter_config.json", folder)
     assert http.post("/v1/adapters", json={"name": "passing", "path": str(folder)}).status_code == 201
-    assert (
-        http.put("/v1/fusions/keeps", json={"fusion": "svd(0.5*passing + 1*wide, rank=5)"}).status_code == 201
-    )
+    assert http.put("/v1/fusions/keeps", json={"fusion": "svd(0.5*passing + 1*wide, rank=5)"}).status_code == 201
     shutil.rmtree(folder)
     assert http.post("/v1/chat/completions", json={**CHAT, "model": "keeps"}).status_code == 200
     assert http.delete("/v1/fusions/keeps").status_code == 204

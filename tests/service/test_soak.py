@@ -1,0 +1,119 @@
+"""The long run: `make soak`. Thousands of weights and hundreds of builds leave nothing behind and stay exact."""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service.conftest import BASE_NAME, ROOT, Server, launch, make_adapters, stop, wait_ready
+from tests.service.test_exact import Reference, ask
+from tests.service.test_life import group_of
+
+pytestmark = pytest.mark.soak
+
+MIXES, BUILDS, ROOM, SAMPLES = 5000, 500, 8, 200
+RESULT = ROOT / "benchmarks/results/soak.json"
+WORDS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with room for eight stacks and builds, and a store too small for all of them."""
+    folder = tmp_path_factory.mktemp("soak")
+    adapters = make_adapters(folder / "adapters")
+    process, url = launch(
+        folder / "data",
+        folder / "adapters",
+        folder / "log",
+        FUSION_MAX_CPU_LORAS=str(ROOM),
+        FUSION_STORE_BYTES=str(60 * 2**20),
+        FUSION_ADAPTERS=",".join(f"{name}={path}" for name, path in adapters.items()),
+    )
+    try:
+        wait_ready(process, url, folder / "log")
+        yield Server(url, adapters, folder / "data", process, folder / "log")
+    finally:
+        stop(process)
+
+
+def state(server: Server) -> dict[str, int]:
+    """Memory (PSS, bytes), open files, metric series and store bytes of the server's processes now."""
+    pids = [int(p) for p in os.listdir("/proc") if p.isdigit() and group_of(int(p)) == server.process.pid]
+    memory = files = 0
+    for pid in pids:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        memory += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
+        files += len(os.listdir(f"/proc/{pid}/fd"))
+    text = httpx.get(f"{server.url}/metrics").text
+    series = sum(not line.startswith("#") for line in text.splitlines())
+    store = sum(f.stat().st_size for f in (server.data / "builds").rglob("*") if f.is_file())
+    return {"memory_bytes": memory, "open_files": files, "series": series, "store_bytes": store}
+
+
+def test_weights_and_builds_without_end(small: Server) -> None:
+    draw = random.Random(0)
+    reference = Reference(small)
+
+    def weights() -> str:
+        return f"{draw.uniform(-1, 1):.6f}*narrow + {draw.uniform(-1, 1):.6f}*wide"
+
+    def prompt(i: int) -> list[int]:
+        return reference.token_ids(f"Number {i}: tell me about {draw.choice(WORDS)} and {draw.choice(WORDS)}.")
+
+    sums = [weights() for _ in range(MIXES + BUILDS)]
+    # A sum of rank 10 cut at rank 10 loses nothing: built, yet comparable with the plain sum.
+    work = [(s, s) for s in sums[:MIXES]] + [(f"svd({s}, rank=10)", s) for s in sums[MIXES:]]
+    draw.shuffle(work)
+    asked = [(model, plain, prompt(i)) for i, (model, plain) in enumerate(work)]
+    checked = set(draw.sample(range(len(asked)), SAMPLES))
+    kept = {}
+
+    def one(i: int) -> None:
+        model, _, ids = asked[i]
+        if i in checked:
+            kept[i] = ask(small, model, ids)
+            return
+        body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0}
+        http.post("/v1/completions", json=body).raise_for_status()
+
+    limits = httpx.Limits(max_connections=64)
+    with httpx.Client(base_url=small.url, timeout=600, limits=limits) as http, ThreadPoolExecutor(16) as pool:
+        warm = len(asked) // 10  # the rest is measured against the state after the first tenth
+        list(pool.map(one, range(warm)))
+        before = state(small)
+        for start in range(warm, len(asked), 500):
+            list(pool.map(one, range(start, min(start + 500, len(asked)))))
+            print(min(start + 500, len(asked)), state(small), flush=True)
+        after = state(small)
+        again = http.get("/v1/models").json()["data"]
+    worst = 0.0
+    for i, (ids, values) in kept.items():
+        expected = reference.log_probabilities(ids, asked[i][1])
+        worst = max(worst, *(abs(a - b) for a, b in zip(expected, values, strict=True)))
+    result = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "command": "make soak",
+        "base": f"{BASE_NAME}, float32",
+        "weight_vectors": MIXES,
+        "builds": BUILDS,
+        "room": ROOM,
+        "before": before,
+        "after": after,
+        "memory_ratio": after["memory_bytes"] / before["memory_bytes"],
+        "answers_compared": len(kept),
+        "largest_difference": worst,
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    assert len(kept) == SAMPLES and worst < 1e-4
+    assert result["memory_ratio"] <= 1.05
+    assert after["open_files"] <= before["open_files"] + 4
+    assert after["series"] == before["series"]
+    assert after["store_bytes"] <= 60 * 2**20
+    assert [m["id"] for m in again] == [BASE_NAME, *sorted(small.adapters)]
