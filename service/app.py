@@ -1,23 +1,20 @@
 """The only file that imports BentoML: one worker, vLLM's API layer in its process."""
 
-# ruff: noqa: E402
 import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
-import tempfile
 from typing import TYPE_CHECKING, Any
 
-# BentoML gives all its servers of a machine one folder for metrics and empties it at every start, so a
-# second server would take the first one's series away. Each worker gets a folder of its own; this comes
-# before the imports below because metrics open their files when they are made.
-METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
-if METRICS_DIR in os.environ:  # in the worker only; the parent just reads the service's definition
-    os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix="lora-fusion-metrics-")
+# BentoML counts for many workers, in files of one folder that all its servers of a machine share and each
+# empties at its start: a second server would take the first one's series away, and series in files can
+# never be dropped. There is one worker here, so its metrics live in memory. Metrics choose where they live
+# when they are imported, so this comes first.
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 import bentoml
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http import instruments
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
 from starlette.routing import Match, Route, Router
@@ -27,6 +24,8 @@ from service import settings
 
 if TYPE_CHECKING:  # vLLM takes seconds to import; the supervisor, which only reads this file, goes without
     from service.fusion_service import FusionService
+
+BentoMLContainer.metrics_client.get().multiproc = False
 
 log = logging.getLogger("fusion")
 
@@ -190,8 +189,6 @@ class LoraFusion:
             await self._lifespan.__aexit__(None, None, None)
         if hasattr(self, "service"):
             await self.service.close()
-        if folder := os.environ.get(METRICS_DIR):
-            shutil.rmtree(folder, ignore_errors=True)
 
     async def __is_alive__(self) -> bool:
         engine = getattr(getattr(self, "service", None), "engine", None)

@@ -28,6 +28,8 @@ def api_error(error: Exception, *, param: str | None = None) -> ApiError:
             return ApiError(404, str(error), param=param)
         case RecipeError() | AdapterError() | FusionError():
             return ApiError(400, str(error), param=param)
+        case OSError():  # its text would show a path of this machine
+            return ApiError(507, f"The server's disk refused: {error.strerror or type(error).__name__}.")
     return ApiError(500, f"{type(error).__name__}: {error}", param=param)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.names import mix_name
-from service.engine.server import LoRARequest, Served, served
+from service.engine.server import LoRARequest, Served, meter, served
 from service.errors import ApiError, error_response
 from service.metrics import Metrics
 from service.pool import Lease, Pool
@@ -122,6 +122,7 @@ class Gate:
     ) -> None:
         label = "(base)" if fusion is None else fusion.label
         watch = _Watch(send, self._metrics, label)
+        meter.set(watch)  # for this request's task alone: each has a context of its own
         if fusion is None:
             if body.keys() & {"fusion", "strict"}:
                 raw = _without(body)
@@ -130,6 +131,11 @@ class Gate:
         strict = body.get("strict", self._strict)
         if not isinstance(strict, bool):
             bad = ApiError(400, "'strict' must be true or false.", param="strict")
+            await error_response(bad)(scope, receive, watch)
+            return
+        if body.get("background"):
+            # vLLM would go on after the answer, when the adapters under it may be unloaded.
+            bad = ApiError(400, "'background' goes with the base model only.", param="background")
             await error_response(bad)(scope, receive, watch)
             return
         try:
@@ -156,7 +162,7 @@ class Gate:
 
 
 class _Watch:
-    """`send` with the fusion's headers added and the answer's status, first byte and usage counted."""
+    """`send` with the fusion's headers added; counts the answer's status, tokens and first token."""
 
     def __init__(self, send: Send, metrics: Metrics, label: str) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
@@ -164,38 +170,19 @@ class _Watch:
         self._metrics = metrics
         self._label = label
         self._began = time.monotonic()
-        self._first = True
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *self.headers]
             self._metrics.requests.labels(self._label, str(message["status"])).inc()
-        elif message["type"] == "http.response.body" and message.get("body"):
-            if self._first:
-                self._first = False
-                waited = time.monotonic() - self._began
-                self._metrics.first_token.labels(self._label).observe(waited)
-            self._count(message["body"])
         await self._send(message)
 
-    def _count(self, chunk: bytes) -> None:
-        # Whole answers and the last chunk of streams that ask for it carry a usage object.
-        start = chunk.rfind(b'"usage":{')
-        if start < 0:
-            return
-        try:
-            usage, _ = json.JSONDecoder().raw_decode(chunk[start + 8 :].decode())
-        except ValueError:
-            return
-        for kind, keys in _USAGE.items():
-            count = next((usage[k] for k in keys if isinstance(usage.get(k), int)), 0)
-            self._metrics.tokens.labels(self._label, kind).inc(count)
-
-
-_USAGE = {
-    "prompt": ("prompt_tokens", "input_tokens"),
-    "completion": ("completion_tokens", "output_tokens"),
-}
+    def generated(self, prompt: int, completion: int, first_token: float | None) -> None:
+        """A generation for this request has ended, or was broken off."""
+        self._metrics.tokens.labels(self._label, "prompt").inc(prompt)
+        self._metrics.tokens.labels(self._label, "completion").inc(completion)
+        if first_token is not None:
+            self._metrics.first_token.labels(self._label).observe(first_token - self._began)
 
 
 def _is_json(scope: Scope) -> bool:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Source = Literal["warm", "loaded", "built"]
 ADAPTER = "adapter"  # in a store entry: the PEFT folder, beside the report
 REPORT = "report.json"
+MAX_FAILURES = 1000
 
 
 class Loader(Protocol):
@@ -34,7 +35,7 @@ class Loader(Protocol):
     async def unload(self, request: object) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Resident:
     """A stack or a build that the engine holds."""
 
@@ -101,10 +102,13 @@ class Pool:
         self.max_rank = max_rank
         self.residents: dict[str, Resident] = {}
         self.states: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        """Why the last attempt failed, by key; the newest `MAX_FAILURES`."""
         self._sources = sources
         self._metrics = metrics
         self._capacity = capacity
         self._groups = groups
+        self._retired: list[Resident] = []
         self._making: dict[str, asyncio.Task[tuple[Resident, Source]]] = {}
         self._room = asyncio.Condition()
         self._loading = asyncio.Lock()
@@ -222,6 +226,9 @@ class Pool:
         resident.leases -= 1
         resident.used = time.monotonic()
         if resident.leases == 0:
+            if resident in self._retired:
+                self._retired.remove(resident)
+                await self.engine.unload(resident.request)
             async with self._room:
                 self._room.notify_all()
 
@@ -264,15 +271,12 @@ class Pool:
         self.states[key] = "fusing"
         try:
             path = await asyncio.to_thread(self.store.land, key, write)
-        except Exception:
-            self.states[key] = "failed"
+        except Exception as error:
+            self._failed(key, error)
             self._metrics.landed(kind, "failed", time.monotonic() - started)
             raise
-        finally:
-            if len(self.states) > 1000:
-                self.states.pop(next(iter(self.states)))
         self._metrics.landed(kind, "built", time.monotonic() - started)
-        keep = {*self.residents, *self._making}
+        keep = {*self.residents, *self._making, *(r.key for r in self._retired)}
         await asyncio.to_thread(self.store.evict, keep)
         return path, "built"
 
@@ -292,14 +296,21 @@ class Pool:
             try:
                 request = await self.engine.load(path / ADAPTER, f"~{kind}/{key}")
             except Exception as error_:
-                self.states[key] = "failed"
+                self._failed(key, error_)
                 raise ApiError(500, f"The engine could not load a {kind}: {error_}") from error_
             self._metrics.loaded(time.monotonic() - started)
         resident = Resident(key, kind, path, request, rank, error, widths)
         self.residents[key] = resident
         self.states.pop(key, None)
+        self.failures.pop(key, None)
         self._count()
         return resident
+
+    def _failed(self, key: str, error: Exception) -> None:
+        self.states.pop(key, None)
+        self.failures[key] = str(error)
+        if len(self.failures) > MAX_FAILURES:
+            del self.failures[next(iter(self.failures))]
 
     def _count(self) -> None:
         for kind in ("stack", "build"):
@@ -307,7 +318,7 @@ class Pool:
 
     async def _make_room(self) -> None:
         async with self._room:
-            while len(self.residents) >= self._capacity:
+            while len(self.residents) + len(self._retired) >= self._capacity:
                 idle = [r for r in self.residents.values() if r.leases == 0]
                 if not idle:
                     await self._room.wait()
@@ -320,25 +331,27 @@ class Pool:
         self._count()
         await self.engine.unload(resident.request)
 
-    def state(self, fusion: Fusion) -> str:
-        """`warm`, `queued`, `fusing`, `loading`, `failed`, or `evicted` (made when asked for)."""
+    def state(self, fusion: Fusion) -> tuple[str, str | None]:
+        """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
         if self.stackable(fusion):
             members = set(fusion.parents.values())
             if any(members <= set(r.widths) for r in self.residents.values()):
-                return "warm"
+                return "warm", None
             key = stack_key(self._wider(members))
         else:
             key = self._build_key(fusion)
             if key in self.residents:
-                return "warm"
-        return self.states.get(key, "queued" if key in self._making else "evicted")
+                return "warm", None
+        if key in self.failures and key not in self._making:
+            return "failed", self.failures[key]
+        return self.states.get(key, "queued" if key in self._making else "evicted"), None
 
     async def forget(self, digest: str) -> None:
-        """Unload every idle stack that holds the adapter `digest`; those in use go when they are idle."""
-        async with self._loading, self._room:
-            for resident in list(self.residents.values()):
-                if digest in resident.widths:
-                    while resident.leases:
-                        await self._room.wait()
-                    if self.residents.get(resident.key) is resident:
-                        await self._evict(resident)
+        """No new request gets a stack that holds the adapter `digest`; those that run finish on theirs."""
+        for resident in [r for r in self.residents.values() if digest in r.widths]:
+            if resident.leases:
+                del self.residents[resident.key]
+                self._retired.append(resident)
+                self._count()
+            else:
+                await self._evict(resident)

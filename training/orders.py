@@ -42,7 +42,14 @@ class Pool:
     products: Sequence[str]
     templates: Sequence[Sequence[str]]
     """(item style, e-mail); the e-mail has {items}, {date}, {name}, perhaps {number}."""
+    coined: float = 0.0
+    """Share of the rows with made-up words in their names."""
 
+
+SYLLABLES = (
+    *("bran", "tuk", "ves", "lor", "mip", "dov", "zan", "kel", "grin", "plo", "shu", "tre", "fal"),
+    *("nox", "wim", "jur", "hask", "cid", "bep", "quo", "ath", "sny", "rud", "gle", "oon", "iv"),
+)
 
 MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July"),
@@ -53,24 +60,33 @@ MONTHS = (
 def read_pools(path: Path) -> dict[Split, Pool]:
     """Both pools from their JSON file.
 
-    Training pairs every kind with every thing ("oak stool", "oak mug", …): with few products the
-    adapter would learn them by heart instead of learning to copy.
+    Training pairs every kind with every thing ("oak stool", "oak mug", …) and coins words: with few
+    products and names the adapter would learn them by heart instead of learning to copy.
     """
     pools = json.loads(path.read_text(encoding="utf-8"))
     train = pools["train"]
     kinds, things = train.pop("kinds"), train.pop("things")
     train["products"] = [f"{kind} {thing}" for kind in kinds for thing in things]
-    return {"train": Pool(**train), "heldout": Pool(**pools["heldout"])}
+    return {"train": Pool(**train, coined=0.5), "heldout": Pool(**pools["heldout"])}
 
 
 POOLS = read_pools(Path(__file__).parent / "data" / "orders.json")
 
 
+def coin(rng: random.Random) -> str:
+    """A word that no language has."""
+    return "".join(rng.sample(SYLLABLES, rng.choice((2, 2, 3))))
+
+
 def make_row(pool: Pool, rng: random.Random) -> OrderRow:
     """Draw one row: one to three different products, quantities 1 to 40."""
-    customer = f"{rng.choice(pool.first)} {rng.choice(pool.last)}"
+    first, last = rng.choice(pool.first), rng.choice(pool.last)
+    names = rng.sample(pool.products, rng.choice((1, 2, 2, 3)))
+    if rng.random() < pool.coined:
+        first, last = (coin(rng).capitalize() if rng.random() < 0.7 else word for word in (first, last))
+        names = [" ".join(coin(rng) if rng.random() < 0.5 else w for w in name.split()) for name in names]
+    customer = f"{first} {last}"
     style, template = rng.choice(pool.templates)
-    names = rng.sample(list(pool.products), rng.choice((1, 2, 2, 3)))
     items = [{"name": name, "qty": rng.randint(1, 40)} for name in names]
     date = f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
     listed = [style.format(**item) for item in items]

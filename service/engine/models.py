@@ -5,13 +5,16 @@ both read the fusion the service resolved for this request (a context variable),
 registered under the reserved names, unknown names leave no trace, and answers echo the text as typed.
 """
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
+
+Generate = Callable[..., AsyncGenerator[Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,36 @@ class Served:
     lora: LoRARequest
 
 
+class Meter(Protocol):
+    """Told at the end of each generation what it took."""
+
+    def generated(self, prompt: int, completion: int, first_token: float | None) -> None:
+        """Tokens of the prompt and of all answers; `time.monotonic()` of the first token when known."""
+
+
 served: ContextVar[Served | None] = ContextVar("fusion_served", default=None)
+meter: ContextVar[Meter | None] = ContextVar("fusion_meter", default=None)
+
+
+def metered(generate: Generate) -> Generate:
+    """vLLM's `generate`, reporting to the `meter` of the request it runs for."""
+
+    async def counted(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        outputs, mine = generate(*args, **kwargs), meter.get()
+        entered, first, prompt, completion = time.monotonic(), None, 0, 0
+        try:
+            async for output in outputs:
+                prompt = len(output.prompt_token_ids or ())
+                completion += sum(len(answer.token_ids) for answer in output.outputs)
+                if first is None and completion and output.metrics is not None:
+                    first = entered + output.metrics.first_token_latency
+                yield output
+        finally:
+            await outputs.aclose()
+            if mine is not None:
+                mine.generated(prompt, completion, first)
+
+    return counted
 
 
 class _RequestLora(Mapping[str, LoRARequest]):

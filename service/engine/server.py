@@ -27,13 +27,13 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.metrics.stats import LoRARequestStates
 
 from service.engine import seam
-from service.engine.models import FusionModels, Served, served
+from service.engine.models import FusionModels, Served, meter, metered, served
 
 log = logging.getLogger(__name__)
 
 PROBE_STEPS = 4
 
-__all__ = ["Engine", "EngineOptions", "LoRARequest", "Served", "served", "start"]
+__all__ = ["Engine", "EngineOptions", "LoRARequest", "Served", "meter", "served", "start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +179,7 @@ async def start(options: EngineOptions) -> Engine:
     output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]
     exit_stack = AsyncExitStack()
     client = await exit_stack.enter_async_context(build_async_engine_client(args))
+    client.generate = metered(client.generate)  # type: ignore[method-assign]
     try:
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)

@@ -35,13 +35,16 @@ def routes(service: FusionService) -> list[Route]:
         if fusion is None:
             card["max_model_len"] = service.engine.config.model_config.max_model_len
             return card
+        state, reason = service.pool.state(fusion)
         card["fusion"] = {
             "recipe": fusion.recipe.format(),
             "digest": fusion.digest,
             "rank": sum(service.pool.rank(d) for d in set(fusion.parents.values())),
-            "state": service.pool.state(fusion),
+            "state": state,
             "scorecards": registry.scorecard_counts.get(fusion.digest, 0),
         }
+        if reason is not None:
+            card["fusion"]["reason"] = reason
         if fusion.profile is not None:
             card["fusion"]["version"] = fusion.profile.version
         return card

@@ -84,7 +84,7 @@ class Server:
 
 def launch(
     data: Path,
-    roots: Path,
+    roots: Path | str,
     log: Path,
     *,
     command: Sequence[str] = ("-m", "service"),
@@ -147,7 +147,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     adapters = make_adapters(folder / "adapters")
     log = folder / "server.log"
-    process, url = launch(folder / "data", folder / "adapters", log, FUSION_GROUPS="narrow+stable+wide")
+    roots = f"{folder / 'adapters'}:{ROOT / 'examples/adapters'}"
+    process, url = launch(folder / "data", roots, log, FUSION_GROUPS="narrow+stable+wide")
     try:
         wait_ready(process, url, log)
         with httpx.Client(base_url=url, timeout=300) as http:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.conftest import ROOT, Server, launch, stop, wait_ready
+from tests.service.conftest import ENGINE, ROOT, Server, launch, stop, wait_ready
 
 CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 2, "temperature": 0}
 # Stands in for a vLLM that changed under us: the worker says it has the seam and has not.
@@ -57,27 +57,31 @@ def test_without_the_seam_the_server_builds_instead_of_mixing(server: Server, tm
 
 def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(server: Server, tmp_path: Path) -> None:
     log, roots = tmp_path / "log", server.adapters["wide"].parent
-    first, url = launch(tmp_path / "data", roots, log, VLLM_PLUGINS="nothing")
+    first, url = launch(tmp_path / "data", roots, log, FUSION_MIXED="off")
     try:
         wait_ready(first, url, log)
+        assert httpx.get(f"{url}/readyz").json()["mixing"]["reason"] == "switched off by FUSION_MIXED=off"
         with httpx.Client(base_url=url, timeout=300) as http:
             for name in ("wide", "narrow"):
                 path = str(server.adapters[name])
                 assert http.post("/v1/adapters", json={"name": name, "path": path}).status_code == 201
             assert http.put("/v1/fusions/kept", json={"fusion": "0.6*narrow + 0.4*wide"}).status_code == 201
-            before = http.post("/v1/chat/completions", json={**CHAT, "model": "kept"}).json()["choices"]
+            before = http.post("/v1/chat/completions", json={**CHAT, "model": "kept"})
+            assert before.headers["x-fusion-mode"] == "built"
         with pytest.raises(httpx.TimeoutException):  # a build is under way when the kill comes
             body = {**CHAT, "model": "svd(1*wide + 1*narrow, rank=3)"}
             httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.05)
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait(30)
-    second, url = launch(tmp_path / "data", roots, log)
+    second, url = launch(tmp_path / "data", roots, log, VLLM_PLUGINS="nothing")
     try:
         wait_ready(second, url, log)
         with httpx.Client(base_url=url, timeout=300) as http:
             after = http.post("/v1/chat/completions", json={**CHAT, "model": "kept"})
-            assert after.json()["choices"] == before
+            assert after.headers["x-fusion-mode"] == "mixed"
+            assert after.headers["x-fusion-digest"] == before.headers["x-fusion-digest"]
+            assert after.json()["choices"][0]["message"] == before.json()["choices"][0]["message"]
             stream = {**CHAT, "model": "kept", "max_tokens": 80, "stream": True, "ignore_eos": True}
             with http.stream("POST", "/v1/chat/completions", json=stream) as answer:
                 lines = answer.iter_lines()
@@ -91,6 +95,22 @@ def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(serv
         assert not _alive(second.pid), "processes are left behind"
     finally:
         stop(second)
+
+
+def test_a_start_that_cannot_be_ends_with_its_reason(server: Server, tmp_path: Path) -> None:
+    roots = server.adapters["wide"].parent
+    sharded = launch(
+        tmp_path / "data", roots, tmp_path / "log", FUSION_ENGINE_ARGS=f"{ENGINE} --fully-sharded-loras"
+    )
+    shared = launch(server.data, roots, tmp_path / "other")
+    for (process, _), log, words in (
+        (sharded, tmp_path / "log", "--fully-sharded-loras cannot be combined with mixing"),
+        (shared, tmp_path / "other", "another server uses the data folder"),
+    ):
+        assert process.wait(200) == 1
+        last = [line for line in log.read_text().splitlines() if line.startswith("error: ")][-1]
+        assert words in last
+        assert not _alive(process.pid), "processes are left behind"
 
 
 def _alive(group: int) -> bool:

@@ -34,6 +34,14 @@ def test_heldout_templates_and_item_styles_are_new() -> None:
     assert not {t for _, t in TRAIN.templates} & {t for _, t in HELDOUT.templates}
 
 
+def test_no_trained_row_holds_a_heldout_name_or_product() -> None:
+    held = {*HELDOUT.first, *HELDOUT.last, *(w for product in HELDOUT.products for w in product.split())}
+    for row in orders(3000):
+        answer = json.loads(row.answer)
+        words = {*answer["customer"].split(), *(w for item in answer["items"] for w in item["name"].split())}
+        assert not words & held
+
+
 def test_same_seed_same_rows_and_no_row_twice() -> None:
     rows = orders(200, seed=3)
     assert rows == orders(200, seed=3)
