@@ -102,17 +102,11 @@ def make_adapter(modules: Mapping[str, LoraModule], base: str | None) -> LoraAda
 def _check_module(name: str, module: LoraModule) -> None:
     a, b = tuple(module.a.shape), tuple(module.b.shape)
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a or 0 in b:
-        raise AdapterError(
-            "shape", f"module {name!r} has A {a} and B {b}: expected r×d_in and d_out×r, r >= 1"
-        )
+        raise AdapterError("shape", f"module {name!r} has A {a} and B {b}: expected r×d_in and d_out×r, r >= 1")
     if not (module.a.is_floating_point() and module.b.is_floating_point()):
-        raise AdapterError(
-            "dtype", f"module {name!r} has {module.a.dtype} and {module.b.dtype}: expected floats"
-        )
+        raise AdapterError("dtype", f"module {name!r} has {module.a.dtype} and {module.b.dtype}: expected floats")
     if not math.isfinite(module.scaling):
-        raise AdapterError(
-            "nan", f"module {name!r} has the scaling {module.scaling!r}: expected a finite number"
-        )
+        raise AdapterError("nan", f"module {name!r} has the scaling {module.scaling!r}: expected a finite number")
 
 
 def _digest(modules: Mapping[str, LoraModule]) -> str:

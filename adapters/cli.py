@@ -53,9 +53,7 @@ def _show(given: argparse.Namespace) -> Answer:
         "modules": rows,
     }
     lines = [f"{key:<8}{value}" for key, value in content.items() if key != "modules"]
-    lines += [
-        f"{name}  rank {m.rank}  scaling {m.scaling:g}  {m.shape}" for name, m in adapter.modules.items()
-    ]
+    lines += [f"{name}  rank {m.rank}  scaling {m.scaling:g}  {m.shape}" for name, m in adapter.modules.items()]
     return "\n".join(lines), content
 
 
@@ -146,17 +144,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = add(name, run, help)
         command.add_argument("recipe", help="such as '0.6*task + 0.4*safety'")
-        command.add_argument(
-            "--adapter", action="append", default=[], metavar="NAME=PATH", help="may be repeated"
-        )
-        command.add_argument(
-            "--max-rank", type=int, metavar="N", help="largest rank of a module (default: no limit)"
-        )
+        command.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
+        command.add_argument("--max-rank", type=int, metavar="N", help="largest rank of a module (default: no limit)")
         command.add_argument("--strict", action="store_true", help="refuse any loss")
         if name == "fuse":
-            command.add_argument(
-                "--out", required=True, metavar="DIR", help="the folder to write; must not exist"
-            )
+            command.add_argument("--out", required=True, metavar="DIR", help="the folder to write; must not exist")
     compare = add("diff", _diff, "how far two adapters are apart, as updates of the base")
     compare.add_argument("first", help="a PEFT adapter folder")
     compare.add_argument("second", help="another of the same base")

@@ -69,9 +69,7 @@ def read_config(text: bytes) -> LoraConfig:
                 reason, f"the adapter has {key}={_short(raw[key])}: {why}, so it cannot be fused as LoRA"
             )
     if raw.get("bias") not in (None, "none"):
-        raise AdapterError(
-            "bias", f"the adapter has bias={raw['bias']!r}: expected 'none', a bias cannot be fused"
-        )
+        raise AdapterError("bias", f"the adapter has bias={raw['bias']!r}: expected 'none', a bias cannot be fused")
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
         raise AdapterError(
@@ -82,9 +80,7 @@ def read_config(text: bytes) -> LoraConfig:
         )
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise AdapterError(
-            "bad_config", f"base_model_name_or_path is {_short(base)}: expected a text or null"
-        )
+        raise AdapterError("bad_config", f"base_model_name_or_path is {_short(base)}: expected a text or null")
     rslora = raw.get("use_rslora", False)
     if not isinstance(rslora, bool | None):
         raise AdapterError("bad_config", f"use_rslora is {_short(rslora)}: expected true or false")
@@ -126,9 +122,7 @@ def _patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
     if raw is None:
         return []
     if not isinstance(raw, dict):
-        raise AdapterError(
-            "bad_config", f"{name} is {_short(raw)}: expected an object of module name to number"
-        )
+        raise AdapterError("bad_config", f"{name} is {_short(raw)}: expected an object of module name to number")
     return [(_pattern(key, name), value) for key, value in raw.items()]
 
 
@@ -141,16 +135,12 @@ def _pattern(key: str, name: str) -> re.Pattern[str]:
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
-        raise AdapterError(
-            "bad_config", f"{name} has the key {_short(key)}, no valid pattern: {error}"
-        ) from error
+        raise AdapterError("bad_config", f"{name} has the key {_short(key)}, no valid pattern: {error}") from error
 
 
 def _rank(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20:
-        raise AdapterError(
-            "bad_config", f"{name} gives the rank {_short(value)}: expected a whole number from 1"
-        )
+        raise AdapterError("bad_config", f"{name} gives the rank {_short(value)}: expected a whole number from 1")
     return value
 
 
@@ -195,9 +185,7 @@ def write_config(adapter: LoraAdapter) -> bytes:
 
 def to_json(content: Mapping[str, object]) -> bytes:
     """Sorted, indented JSON with a final newline."""
-    return (
-        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    ).encode()
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _exactly(module: str) -> str:

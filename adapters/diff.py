@@ -49,8 +49,7 @@ class Difference:
         for row in (overall, *self.modules):
             cosine = "-" if row.cosine is None else f"{row.cosine:.4f}"
             lines.append(
-                f"{row.module:<{width}}  {row.norm_a:>9.4g}  {row.norm_b:>9.4g} "
-                f" {row.distance:>9.4g}  {cosine}"
+                f"{row.module:<{width}}  {row.norm_a:>9.4g}  {row.norm_b:>9.4g}  {row.distance:>9.4g}  {cosine}"
             )
         return "\n".join(lines)
 

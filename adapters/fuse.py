@@ -40,9 +40,7 @@ class _Sum:
         """
         if not self.parts:
             d_out, d_in = self.shape
-            return torch.zeros(d_out, 1, dtype=dtype, device=device), torch.zeros(
-                1, d_in, dtype=dtype, device=device
-            )
+            return torch.zeros(d_out, 1, dtype=dtype, device=device), torch.zeros(1, d_in, dtype=dtype, device=device)
         b = [module.b.to(device, dtype) * (weight * module.scaling) for weight, module in self.parts]
         return torch.cat(b, dim=1), torch.cat([module.a.to(device, dtype) for _, module in self.parts])
 
@@ -137,9 +135,7 @@ def _limit(recipe: Recipe, max_rank: int | None) -> int | None:
     return min((limit for limit in (own, max_rank) if limit is not None), default=None)
 
 
-def _cut(
-    sums: Mapping[str, _Sum], limit: int, device: torch.device | str | None, build: bool
-) -> dict[str, Cut]:
+def _cut(sums: Mapping[str, _Sum], limit: int, device: torch.device | str | None, build: bool) -> dict[str, Cut]:
     cuts: dict[str, Cut] = {}
     for names in _batches(sums):
         factors = [sums[name].factors(torch.float64, device) for name in names]

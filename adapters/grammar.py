@@ -102,9 +102,7 @@ class Parser:
         if found is None:
             raise RecipeError(self._unexpected("expected a name"), self.at)
         if NAME_PATTERN.fullmatch(found.group()) is None:
-            raise RecipeError(
-                f"{_short(found.group())} is too long: a name has at most 64 characters", self.at
-            )
+            raise RecipeError(f"{_short(found.group())} is too long: a name has at most 64 characters", self.at)
         self.at = found.end()
         return found.group()
 
@@ -201,9 +199,7 @@ def find_option(method: Method, name: object, position: int | None) -> Option:
         if option.name == name:
             return option
     known = ", ".join(option.name for option in method.options) or "none"
-    raise RecipeError(
-        f"method {method.name!r} has no option {_short(name)}: its options are {known}", position
-    )
+    raise RecipeError(f"method {method.name!r} has no option {_short(name)}: its options are {known}", position)
 
 
 def check_option(option: Option, value: object, terms: tuple[Term, ...], position: int | None) -> Value:
@@ -226,6 +222,4 @@ def require_options(method: Method, options: Mapping[str, Value], position: int 
     """RecipeError when an option without a default was not given."""
     for option in method.options:
         if option.default is None and option.name not in options:
-            raise RecipeError(
-                f"method {method.name!r} needs the option {option.name!r}: {option.help}", position
-            )
+            raise RecipeError(f"method {method.name!r} needs the option {option.name!r}: {option.help}", position)

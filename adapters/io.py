@@ -52,9 +52,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> LoraA
                 "pickle_only",
                 f"{folder.name!r} has its weights in a pickle only, which can run code: save it as {WEIGHTS}",
             )
-        raise AdapterError(
-            "missing_weights", f"{folder.name!r} has no {WEIGHTS}: expected a PEFT adapter folder"
-        )
+        raise AdapterError("missing_weights", f"{folder.name!r} has no {WEIGHTS}: expected a PEFT adapter folder")
     size = _regular_size(weights)
     if max_bytes is not None and size > max_bytes:
         raise AdapterError("too_large", f"{WEIGHTS} has {size} bytes: expected at most {max_bytes}")
@@ -62,9 +60,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> LoraA
     return make_adapter(_modules(_read_tensors(weights, names), config), config.base)
 
 
-def save(
-    adapter: LoraAdapter, path: str | os.PathLike[str], *, provenance: Mapping[str, object] | None = None
-) -> None:
+def save(adapter: LoraAdapter, path: str | os.PathLike[str], *, provenance: Mapping[str, object] | None = None) -> None:
     """Write a PEFT folder that PEFT and vLLM open; the same adapter gives the same bytes anywhere.
 
     Written beside `path`, synced, then renamed, so it is there whole or not at all. FileExistsError
@@ -92,27 +88,19 @@ def save(
 
 def _read_config_file(folder: Path) -> bytes:
     if not folder.is_dir():
-        raise AdapterError(
-            "missing_config", f"{folder.name!r} is not a folder: expected a PEFT adapter folder"
-        )
+        raise AdapterError("missing_config", f"{folder.name!r} is not a folder: expected a PEFT adapter folder")
     file = folder / CONFIG
     if not file.exists():
-        raise AdapterError(
-            "missing_config", f"{folder.name!r} has no {CONFIG}: expected a PEFT adapter folder"
-        )
+        raise AdapterError("missing_config", f"{folder.name!r} has no {CONFIG}: expected a PEFT adapter folder")
     if _regular_size(file) > MAX_CONFIG_BYTES:
-        raise AdapterError(
-            "bad_config", f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes: that is no adapter's config"
-        )
+        raise AdapterError("bad_config", f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes: that is no adapter's config")
     return file.read_bytes()
 
 
 def _regular_size(file: Path) -> int:
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise AdapterError(
-            "not_safetensors" if file.name == WEIGHTS else "bad_config", f"{file.name} is no plain file"
-        )
+        raise AdapterError("not_safetensors" if file.name == WEIGHTS else "bad_config", f"{file.name} is no plain file")
     return found.st_size
 
 
@@ -124,33 +112,21 @@ def _check_header(file: Path, size: int) -> list[str]:
         head = stream.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or (8 + length > size and length <= MAX_HEADER_BYTES):
-            raise AdapterError(
-                "truncated", f"{WEIGHTS} has {size} bytes and ends inside its header: copy it again"
-            )
+            raise AdapterError("truncated", f"{WEIGHTS} has {size} bytes and ends inside its header: copy it again")
         if length > MAX_HEADER_BYTES:
-            raise AdapterError(
-                "not_safetensors", f"{WEIGHTS} is not in safetensors format: its header is not one"
-            )
+            raise AdapterError("not_safetensors", f"{WEIGHTS} is not in safetensors format: its header is not one")
         header = read_object(stream.read(length), f"the header of {WEIGHTS}", "not_safetensors")
     header.pop("__metadata__", None)
     end = 0
     for name, entry in header.items():
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(offsets, list)
-            or not all(type(n) is int for n in offsets)
-        ):
+        if not isinstance(entry, dict) or not isinstance(offsets, list) or not all(type(n) is int for n in offsets):
             raise AdapterError("not_safetensors", f"{WEIGHTS} describes {name!r} as {str(entry)[:80]!r}")
         if entry.get("dtype") not in _DTYPES:
-            raise AdapterError(
-                "dtype", f"tensor {name!r} is {entry.get('dtype')!r}: expected one of {_DTYPES}"
-            )
+            raise AdapterError("dtype", f"tensor {name!r} is {entry.get('dtype')!r}: expected one of {_DTYPES}")
         end = max([end, *offsets])
     if 8 + length + end > size:
-        raise AdapterError(
-            "truncated", f"{WEIGHTS} has {size} bytes, its header speaks of {8 + length + end}"
-        )
+        raise AdapterError("truncated", f"{WEIGHTS} has {size} bytes, its header speaks of {8 + length + end}")
     return list(header)
 
 
@@ -158,9 +134,7 @@ def _read_tensors(file: Path, names: list[str]) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as stream:
             return {name: stream.get_tensor(name).clone() for name in names}
-    except (
-        Exception
-    ) as error:  # the library has errors of many types; whatever it dislikes, the file is at fault
+    except Exception as error:  # the library has errors of many types; whatever it dislikes, the file is at fault
         raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error}") from error
 
 
@@ -195,9 +169,7 @@ def _stranger(name: str) -> AdapterError:
         if part in name:
             return AdapterError(reason, f"the adapter holds the tensor {name!r}: {why}")
     if "lora_" in name:
-        return AdapterError(
-            "not_lora", f"tensor {name!r} is not named as PEFT names them: {PREFIX}….lora_A.weight"
-        )
+        return AdapterError("not_lora", f"tensor {name!r} is not named as PEFT names them: {PREFIX}….lora_A.weight")
     return AdapterError(
         "modules_to_save", f"the adapter holds {name!r}, a full copy of a base weight, which no LoRA has"
     )

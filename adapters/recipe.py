@@ -97,8 +97,7 @@ def check_name(name: str, position: int | None = None) -> str:
     """Return `name` if an adapter, profile or base may be called so; RecipeError otherwise."""
     if not isinstance(name, str) or NAME_PATTERN.fullmatch(name) is None:
         raise RecipeError(
-            f"{_short(name)} is not a name: expected a letter, then up "
-            "to 63 of letters, digits, '.', '_', '-'",
+            f"{_short(name)} is not a name: expected a letter, then up to 63 of letters, digits, '.', '_', '-'",
             position,
         )
     if name in RESERVED_NAMES:

@@ -55,10 +55,6 @@ class FusionReport:
             f"{'module':<{width}}  rank    energy     error",
         ]
         for row in self.modules:
-            ranks = (
-                f"{row.rank_before}→{row.rank_after}"
-                if row.rank_before != row.rank_after
-                else str(row.rank_after)
-            )
+            ranks = f"{row.rank_before}→{row.rank_after}" if row.rank_before != row.rank_after else str(row.rank_after)
             lines.append(f"{row.module:<{width}}  {ranks:<6} {row.energy:>7.2%}  {row.error:>8.3g}")
         return "\n".join(lines)

@@ -141,8 +141,7 @@ class Server:
             self.process = subprocess.Popen(
                 [part.replace("{port}", str(self.port)) for part in self.command],
                 cwd=self.cwd,
-                env=environment
-                | {k: v.replace("{port}", str(self.port)) for k, v in self.environment.items()},
+                env=environment | {k: v.replace("{port}", str(self.port)) for k, v in self.environment.items()},
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

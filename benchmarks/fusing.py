@@ -57,9 +57,7 @@ def main() -> int:
     loading = time.perf_counter() - began
     scratch = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
-        measured = alternate(
-            lambda: ours(scratch / "ours"), lambda: peft_cat(model, scratch / "peft"), args.pairs
-        )
+        measured = alternate(lambda: ours(scratch / "ours"), lambda: peft_cat(model, scratch / "peft"), args.pairs)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     note = f"PEFT's base model took {loading:.1f} s more to load; ours needs none"

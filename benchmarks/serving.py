@@ -80,8 +80,7 @@ def variants(folder: Path, n: int) -> None:
         pair = {}
         for name, path in SHIPPED.items():
             changed = {
-                key: LoraModule(m.a * (1 + 1e-3 * (i + 1)), m.b, m.scaling)
-                for key, m in load(path).modules.items()
+                key: LoraModule(m.a * (1 + 1e-3 * (i + 1)), m.b, m.scaling) for key, m in load(path).modules.items()
             }
             pair[f"{name}{i}"] = make_adapter(changed, BASE_NAME)
             save(pair[f"{name}{i}"], folder / f"{name}{i}")

@@ -219,9 +219,7 @@ class FusionService:
                     400,
                     f"rank {adapter.rank} is over FUSION_MAX_LORA_RANK={self.settings.max_lora_rank}.",
                 )
-            await asyncio.to_thread(
-                self.sources.land, adapter.digest, lambda folder: save(adapter, folder / ADAPTER)
-            )
+            await asyncio.to_thread(self.sources.land, adapter.digest, lambda folder: save(adapter, folder / ADAPTER))
             recipe = parse(name)
             parents = {name: adapter.digest}
             digest = fusion_digest(recipe, base=self.names.base, parents=parents)

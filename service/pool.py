@@ -259,9 +259,7 @@ class Pool:
         self, recipe: Recipe, parents: Mapping[str, str], max_rank: int | None
     ) -> tuple[LoraAdapter, dict[str, object]]:
         """Materialise a recipe from the stored parents (blocks: call in a thread)."""
-        built, report = fuse(
-            recipe, {n: load(self._sources(d)) for n, d in parents.items()}, max_rank=max_rank
-        )
+        built, report = fuse(recipe, {n: load(self._sources(d)) for n, d in parents.items()}, max_rank=max_rank)
         return built, report.to_json()
 
     async def _land(self, key: str, kind: str, write: Callable[[Path], None]) -> tuple[Path, Source]:

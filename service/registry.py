@@ -110,9 +110,7 @@ class Registry:
     def _read(self) -> None:
         with Session(self._engine) as session:
             for row in session.scalars(select(_AdapterRow).order_by(_AdapterRow.name)):
-                self.adapters[row.name] = AdapterRecord(
-                    row.name, row.digest, json.loads(row.info), row.created
-                )
+                self.adapters[row.name] = AdapterRecord(row.name, row.digest, json.loads(row.info), row.created)
             for version in session.scalars(select(_VersionRow)):
                 made = ProfileVersion(version.name, version.version, **json.loads(version.body))
                 self.versions.setdefault(version.name, {})[version.version] = made

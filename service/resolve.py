@@ -105,8 +105,7 @@ class Names:
         if not isinstance(value, str):
             raise ApiError(
                 400,
-                f"'fusion' must be a profile, a recipe or an object with 'adapters', "
-                f"not {type(value).__name__}.",
+                f"'fusion' must be a profile, a recipe or an object with 'adapters', not {type(value).__name__}.",
                 param="fusion",
             )
         return self.look_up(value, param="fusion")

@@ -30,9 +30,7 @@ class Settings:
     """All settings; field `max_loras` is `FUSION_MAX_LORAS` in the environment, `max_loras` in TOML."""
 
     base: str = _say(".cache/base/smollm2-135m-instruct", "folder (or, with a hub, name) of the base model")
-    base_name: str = _say(
-        "smollm2-135m-instruct", "name the base is served as, and that adapters give as their base"
-    )
+    base_name: str = _say("smollm2-135m-instruct", "name the base is served as, and that adapters give as their base")
     base_aliases: tuple[str, ...] = _say(
         (), "other values of an adapter's `base_model_name_or_path` that mean this base, separated by `,`"
     )
@@ -143,8 +141,7 @@ def describe() -> str:
         return f"`{default}`" if str(default) else "(empty)"
 
     rows = [
-        f"| `{PREFIX}{f.name.upper()}` | {shown(f.name, f.default)} | {f.metadata['help']} |"
-        for f in fields(Settings)
+        f"| `{PREFIX}{f.name.upper()}` | {shown(f.name, f.default)} | {f.metadata['help']} |" for f in fields(Settings)
     ]
     return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
 

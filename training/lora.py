@@ -44,9 +44,7 @@ def load_base(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no base model at {str(folder)!r}; make it with: python -m training.base {folder}"
-        )
+        raise FileNotFoundError(f"no base model at {str(folder)!r}; make it with: python -m training.base {folder}")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(folder)
 
@@ -157,7 +155,7 @@ def card(recipe: Recipe, command: str, rows: int, outcome: Outcome) -> str:
 | --- | --- |
 | data | {data.source} {data.path or f"seed {data.seed}"}, {rows} rows |
 | shape | rank {adapter.rank}, alpha {adapter.alpha}, {", ".join(adapter.targets)} |
-| training | {training.epochs} epochs, {training.batch_rows} rows a step, learning rate \
+| training | {training.epochs} epoch{"s" * (training.epochs > 1)}, {training.batch_rows} rows a step, learning rate \
 {training.learning_rate:g} (cosine, warm-up {training.warmup_share:g}), adapter weight per step \
 from {training.weight_range[0]:g} to {training.weight_range[1]:g} |
 | seed | {training.seed} |

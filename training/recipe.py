@@ -78,9 +78,7 @@ class TrainingConfig:
         if self.learning_rate <= 0:
             raise RecipeError(f"training.learning_rate is {self.learning_rate!r}; expected > 0")
         if len(self.weight_range) != 2 or not 0 < self.weight_range[0] <= self.weight_range[1]:
-            raise RecipeError(
-                f"training.weight_range is {self.weight_range!r}; expected [low, high], 0 < low"
-            )
+            raise RecipeError(f"training.weight_range is {self.weight_range!r}; expected [low, high], 0 < low")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

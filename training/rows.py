@@ -49,8 +49,15 @@ def load_pairs(data: DataConfig, folder: Path) -> list[Pair]:
         raise RecipeError(f"data.path {data.path!r} is no file (looked in {str(folder)!r})")
     pairs: list[Pair] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        row = json.loads(line)
-        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("answer"), str):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RecipeError(f"{path.name} line {number} is not JSON: {error}") from None
+        if (
+            not isinstance(row, dict)
+            or not isinstance(row.get("prompt"), str)
+            or not isinstance(row.get("answer"), str)
+        ):
             raise RecipeError(f'{path.name} line {number}: expected "prompt" and "answer" strings')
         pairs.append((row["prompt"], row["answer"]))
     if data.rows:
@@ -68,9 +75,7 @@ def encode(tokenizer: Any, pair: Pair, max_tokens: int) -> Encoded:
     """
     turns = [{"role": "user", "content": pair[0]}]
     head: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    whole: str = tokenizer.apply_chat_template(
-        [*turns, {"role": "assistant", "content": pair[1]}], tokenize=False
-    )
+    whole: str = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": pair[1]}], tokenize=False)
     if not whole.startswith(head):
         raise RecipeError("the chat template writes the prompt differently once it is answered")
     prompt_ids: list[int] = tokenizer(head, add_special_tokens=False).input_ids

@@ -64,16 +64,10 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         self._active: list[tuple[int, torch.Tensor | None]] = []
         self._packed: dict[tuple[int, int], PackedLayer | None] = {}
 
-    def update_metadata(
-        self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any
-    ) -> None:
+    def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any) -> None:
         super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
         if self._slot_ids != tuple(lora_index_to_id):
-            stay = {
-                i
-                for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id, strict=False))
-                if old == new
-            }
+            stay = {i for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id, strict=False)) if old == new}
             self._packed = {k: v for k, v in self._packed.items() if k[1] in stay}
             self._slot_ids = tuple(lora_index_to_id)
         tokens = self.token_lora_indices

@@ -31,9 +31,7 @@ def check_version(version: str) -> None:
         )
 
 
-def step_rows(
-    requests: Sequence[Any], num_tokens: NDArray[np.integer[Any]], width: int
-) -> NDArray[np.float32]:
+def step_rows(requests: Sequence[Any], num_tokens: NDArray[np.integer[Any]], width: int) -> NDArray[np.float32]:
     """Weight rows of one step, float32 [sum(num_tokens), width].
 
     `requests` are the step's `LoRARequest`s (None for the base: zeros) in batch order; an ordinary

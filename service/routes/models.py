@@ -51,9 +51,7 @@ def routes(service: FusionService) -> list[Route]:
 
     def cards() -> list[dict[str, Any]]:
         found = [entry(names.base, "", None)]
-        found += [
-            entry(n, r.created, names.of_recipe(parse(n))) for n, r in sorted(registry.adapters.items())
-        ]
+        found += [entry(n, r.created, names.of_recipe(parse(n))) for n, r in sorted(registry.adapters.items())]
         found += [entry(n, p.created, names.of_profile(p)) for n, p in sorted(registry.profiles.items())]
         return found
 

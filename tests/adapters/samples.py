@@ -82,8 +82,6 @@ def families(draw: st.DrawFn) -> dict[str, LoraAdapter]:
     """One to four adapters of mixed ranks, scalings and modules."""
     chosen = draw(st.lists(names, unique=True, min_size=1, max_size=4))
     return {
-        name: adapter(
-            draw(st.integers(0, 10**6)), draw(rank_maps), draw(st.sampled_from([0.5, 1.0, 2.0, 16 / 3]))
-        )
+        name: adapter(draw(st.integers(0, 10**6)), draw(rank_maps), draw(st.sampled_from([0.5, 1.0, 2.0, 16 / 3])))
         for name in chosen
     }

@@ -175,9 +175,7 @@ def test_mixed_dtypes_are_promoted() -> None:
 
 def test_svd_signs_are_fixed() -> None:
     fused, _ = fuse(parse("svd(a, rank=2)"), {"a": adapter(5, 4)})
-    mirrored = make_adapter(
-        {n: LoraModule(-m.a, -m.b, m.scaling) for n, m in adapter(5, 4).modules.items()}, None
-    )
+    mirrored = make_adapter({n: LoraModule(-m.a, -m.b, m.scaling) for n, m in adapter(5, 4).modules.items()}, None)
     other, _ = fuse(parse("svd(a, rank=2)"), {"a": mirrored})
     for name, module in fused.modules.items():
         peaks = module.b.gather(0, module.b.abs().argmax(dim=0, keepdim=True))

@@ -50,9 +50,7 @@ def peft_deltas(model: nn.Module) -> dict[str, Tensor]:
     found = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     for name, module in model.named_modules():
         if isinstance(module, peft.tuners.lora.LoraLayer):
-            found[name.removeprefix("base_model.model.")] = (
-                module.get_delta_weight("default").detach().double()
-            )
+            found[name.removeprefix("base_model.model.")] = module.get_delta_weight("default").detach().double()
     return found
 
 
@@ -100,8 +98,7 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path: Path) -> None:
     for name, one in (("one", adapter(7)), ("two", adapter(7)), ("three", backwards)):
         save(one, tmp_path / name, provenance={"b": 1, "a": {"d": 2, "c": "é"}})
     contents = [
-        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
-        for name in ("one", "two", "three")
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two", "three")
     ]
     assert contents[0] == contents[1] == contents[2]
     assert set(contents[0]) == {CONFIG, WEIGHTS, "fusion.json"}
@@ -175,9 +172,7 @@ def test_patterns_name_one_module_only(tmp_path: Path) -> None:
         for name, rank in (("q", 2), ("model.q", 3), ("model.xq", 4), ("other.model.q", 1))
     }
     save(make_adapter(modules, None), tmp_path / "out")
-    assert {n: m.rank for n, m in load(tmp_path / "out").modules.items()} == {
-        n: m.rank for n, m in modules.items()
-    }
+    assert {n: m.rank for n, m in load(tmp_path / "out").modules.items()} == {n: m.rank for n, m in modules.items()}
     assert {n: m.scaling for n, m in load(tmp_path / "out").modules.items()} == {
         n: m.scaling for n, m in modules.items()
     }

@@ -212,9 +212,7 @@ def test_a_recipe_is_frozen_and_says_what_it_is() -> None:
         recipe.method = "svd"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "1a", "-a", "a b", "a@1", "a\n", "ä", "x" * 65, *sorted(RESERVED_NAMES)]
-)
+@pytest.mark.parametrize("name", ["", "1a", "-a", "a b", "a@1", "a\n", "ä", "x" * 65, *sorted(RESERVED_NAMES)])
 def test_names_that_nobody_may_have(name: str) -> None:
     with pytest.raises(RecipeError):
         check_name(name)

@@ -102,9 +102,7 @@ def test_remove_is_complete_and_repeatable(tmp_path: Path) -> None:
     assert store.get(K[1]) is None and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "key", ["", "abc", "g" * 16, "A" * 16, "../" + "a" * 16, "a" * 65, "a" * 16 + "\n", "a/" * 9]
-)
+@pytest.mark.parametrize("key", ["", "abc", "g" * 16, "A" * 16, "../" + "a" * 16, "a" * 65, "a" * 16 + "\n", "a/" * 9])
 def test_only_digests_are_keys(tmp_path: Path, key: str) -> None:
     store = Store(tmp_path, budget_bytes=1)
     for use in (store.get, store.remove, lambda key: land(store, key)):

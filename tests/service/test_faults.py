@@ -99,9 +99,7 @@ def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(serv
 
 def test_a_start_that_cannot_be_ends_with_its_reason(server: Server, tmp_path: Path) -> None:
     roots = server.adapters["wide"].parent
-    sharded = launch(
-        tmp_path / "data", roots, tmp_path / "log", FUSION_ENGINE_ARGS=f"{ENGINE} --fully-sharded-loras"
-    )
+    sharded = launch(tmp_path / "data", roots, tmp_path / "log", FUSION_ENGINE_ARGS=f"{ENGINE} --fully-sharded-loras")
     shared = launch(server.data, roots, tmp_path / "other")
     for (process, _), log, words in (
         (sharded, tmp_path / "log", "--fully-sharded-loras cannot be combined with mixing"),

@@ -80,6 +80,12 @@ def test_every_streamed_chunk_echoes_the_model_as_typed(http: httpx.Client, mode
     assert answer.headers["x-fusion-mode"] == ("built" if model.startswith("svd") else "mixed")
 
 
+def test_several_answers_to_one_prompt_share_the_mix(http: httpx.Client) -> None:
+    one = http.post("/v1/chat/completions", json={**CHAT, "model": RECIPE}).json()["choices"][0]
+    three = http.post("/v1/chat/completions", json={**CHAT, "model": RECIPE, "n": 3}).json()["choices"]
+    assert [choice["message"]["content"] for choice in three] == [one["message"]["content"]] * 3
+
+
 def test_an_adapter_by_name_equals_its_unit_recipe(http: httpx.Client) -> None:
     one, other = (http.post("/v1/chat/completions", json={**CHAT, "model": m}) for m in ("wide", "1*wide"))
     assert one.json()["choices"] == other.json()["choices"]

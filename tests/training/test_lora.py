@@ -31,9 +31,7 @@ def train(recipe: Recipe, base: Path, out: Path) -> dict[str, torch.Tensor]:
 def test_loss_covers_the_answer_and_its_end_only(tiny_tokenizer: Any) -> None:
     row = rows.encode(tiny_tokenizer, ("What is up?", "The sky."), 200)
     batch = rows.collate([row, rows.encode(tiny_tokenizer, ("Hi", "A longer answer."), 200)], 2)
-    for labels, attention, answer in zip(
-        batch.labels, batch.attention, ("The sky.", "A longer answer."), strict=True
-    ):
+    for labels, attention, answer in zip(batch.labels, batch.attention, ("The sky.", "A longer answer."), strict=True):
         kept = labels[labels != rows.IGNORE]
         assert tiny_tokenizer.decode(kept) == f"{answer}<|im_end|>"
         assert bool(attention[labels != rows.IGNORE].all())
@@ -41,9 +39,7 @@ def test_loss_covers_the_answer_and_its_end_only(tiny_tokenizer: Any) -> None:
 
 def test_the_encoded_row_is_the_chat_template_text(tiny_tokenizer: Any) -> None:
     row = rows.encode(tiny_tokenizer, ("Hi", "Hello."), 200)
-    assert tiny_tokenizer.decode(row.ids) == (
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>"
-    )
+    assert tiny_tokenizer.decode(row.ids) == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>")
 
 
 def test_a_row_that_is_too_long_is_refused(tiny_tokenizer: Any) -> None:
@@ -116,9 +112,7 @@ def test_jsonl_rows_are_read_and_checked(tmp_path: Path) -> None:
         rows.load_pairs(replace(data, path="none.jsonl"), tmp_path)
 
 
-def test_the_command_line_says_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(tmp_path / "no.toml")]) == 2
     assert "no recipe at" in capsys.readouterr().err
     recipe = Path(__file__).parents[2] / "training" / "recipes" / "task.toml"

@@ -64,9 +64,7 @@ def test_whole_numbers_pass_as_floats(tmp_path: Path) -> None:
         ("[data]\n", "[data.x]\n", "unknown key 'data.x'"),
     ],
 )
-def test_a_wrong_recipe_is_refused_by_name(
-    tmp_path: Path, old: str, new: str, message: str
-) -> None:
+def test_a_wrong_recipe_is_refused_by_name(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in GOOD
     with pytest.raises(RecipeError, match=message):
         read(tmp_path, GOOD.replace(old, new, 1))

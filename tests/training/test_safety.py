@@ -31,16 +31,12 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def test_committed_files_are_what_the_generator_makes(
-    train: list[SafetyRow], heldout: list[SafetyRow]
-) -> None:
+def test_committed_files_are_what_the_generator_makes(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
     assert train == build("train")
     assert heldout == build("heldout")
 
 
-def test_there_are_enough_rows_and_half_of_them_are_harmful(
-    train: list[SafetyRow], heldout: list[SafetyRow]
-) -> None:
+def test_there_are_enough_rows_and_half_of_them_are_harmful(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
     assert len(train) >= 500
     assert 0.45 <= sum(row.kind == "harmful" for row in train) / len(train) <= 0.55
     for kind in ("harmful", "harmless"):
@@ -52,17 +48,13 @@ def test_no_prompt_stands_twice(train: list[SafetyRow], heldout: list[SafetyRow]
     assert len(set(prompts)) == len(prompts)
 
 
-def test_heldout_topics_and_templates_are_new(
-    train: list[SafetyRow], heldout: list[SafetyRow]
-) -> None:
+def test_heldout_topics_and_templates_are_new(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
     assert not {row.topic for row in train} & {row.topic for row in heldout}
     assert not set(TEMPLATES["train"]) & set(TEMPLATES["heldout"])
     assert not ({r.template for r in train} - {""}) & ({r.template for r in heldout} - {""})
 
 
-def test_heldout_topics_are_not_reworded_training_topics(
-    train: list[SafetyRow], heldout: list[SafetyRow]
-) -> None:
+def test_heldout_topics_are_not_reworded_training_topics(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
     trained = {(row.kind, frozenset(content(row.topic))) for row in train}
     same = [row.topic for row in heldout if (row.kind, frozenset(content(row.topic))) in trained]
     assert not same

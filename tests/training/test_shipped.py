@@ -1,0 +1,31 @@
+"""The shipped adapters: small, clean, and what their README says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapters import load
+from training import recipe
+from training.base import BASE_NAME
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "examples" / "adapters"
+
+
+@pytest.mark.parametrize("name", ["task", "safety"])
+def test_a_shipped_adapter_is_whole(name: str) -> None:
+    folder = SHIPPED / name
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 5 * 2**20
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == BASE_NAME
+    assert not [value for value in config.values() if isinstance(value, str) and "/" in value]
+    made = recipe.load(ROOT / "training" / "recipes" / f"{name}.toml")
+    adapter = load(folder)  # refuses NaN and Inf
+    assert adapter.rank == made.adapter.rank
+    assert {module.rpartition(".")[2] for module in adapter.modules} == set(made.adapter.targets)
+    readme = (folder / "README.md").read_text()
+    assert f"python -m training run training/recipes/{name}.toml --out examples/adapters/{name}" in readme
+    assert f"seed {made.data.seed}, {made.data.rows} rows" in readme or made.data.path in readme
