@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import FrameType
 
+from service.process import end_with_parent
 from service.settings import START_FAILURE, SettingsError, describe, read
 
 
@@ -31,7 +32,8 @@ def main() -> int:
     failure.unlink(missing_ok=True)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
     address = ["--host", settings.host, "--port", str(settings.port)]
-    server = subprocess.Popen([sys.executable, "-m", "bentoml", "serve", "service.app:LoraFusion", *address])
+    command = [sys.executable, "-m", "bentoml", "serve", "service.app:LoraFusion", *address]
+    server = subprocess.Popen(command, preexec_fn=end_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:
         server.send_signal(number)

@@ -21,6 +21,7 @@ from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import settings
+from service.process import end_with_parent
 
 if TYPE_CHECKING:  # vLLM takes seconds to import; the supervisor, which only reads this file, goes without
     from service.fusion_service import FusionService
@@ -163,6 +164,7 @@ class LoraFusion:
         """Start the engine; a failure ends the whole server with its reason."""
         from service.fusion_service import FusionService
 
+        end_with_parent()
         configuration = settings.read()
         try:
             self.service = FusionService(configuration)

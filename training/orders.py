@@ -4,8 +4,8 @@
 
     {"customer": "Ada Holm", "items": [{"name": "oak stool", "qty": 3}], "date": "14 March"}
 
-Rows are drawn by a seed from `data/orders.json`. The held-out split shares no sentence template,
-item style, first name, last name or product with training (tests/training/test_orders.py).
+Rows are drawn by a seed from `data/orders.json`. The held-out split shares no sentence, item style,
+name or word of a product with training (tests/training/test_orders.py).
 """
 
 from __future__ import annotations
@@ -35,21 +35,29 @@ class OrderRow:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What the rows of one split are drawn from."""
+    """What the rows of one split are drawn from: words, and parts that an e-mail is put together from.
+
+    Names and products are words that the default base's tokenizer has whole, with and without a space
+    before: a small model cannot spell, inside JSON quotes, a word it only knows as one token.
+    """
 
     first: Sequence[str]
     last: Sequence[str]
-    products: Sequence[str]
-    templates: Sequence[Sequence[str]]
-    """(item style, e-mail); the e-mail has {items}, {date}, {name}, perhaps {number}."""
-    coined: float = 0.0
-    """Share of the rows with made-up words in their names."""
+    kinds: Sequence[str]
+    things: Sequence[str]
+    """A product is a kind and a thing."""
+    styles: Sequence[str]
+    """One ordered item, from {qty} and {name}."""
+    opens: Sequence[str]
+    opens_named: Sequence[str]
+    """Greetings, without and with the customer's {name}; both may hold a {number} of no meaning."""
+    asks: Sequence[str]
+    asks_dated: Sequence[str]
+    """The order, from {items}, without and with the {date}."""
+    whens: Sequence[str]
+    closes: Sequence[str]
+    closes_named: Sequence[str]
 
-
-SYLLABLES = (
-    *("bran", "tuk", "ves", "lor", "mip", "dov", "zan", "kel", "grin", "plo", "shu", "tre", "fal"),
-    *("nox", "wim", "jur", "hask", "cid", "bep", "quo", "ath", "sny", "rud", "gle", "oon", "iv"),
-)
 
 MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July"),
@@ -58,40 +66,34 @@ MONTHS = (
 
 
 def read_pools(path: Path) -> dict[Split, Pool]:
-    """Both pools from their JSON file.
-
-    Training pairs every kind with every thing ("oak stool", "oak mug", …) and coins words: with few
-    products and names the adapter would learn them by heart instead of learning to copy.
-    """
+    """Both pools from their JSON file."""
     pools = json.loads(path.read_text(encoding="utf-8"))
-    train = pools["train"]
-    kinds, things = train.pop("kinds"), train.pop("things")
-    train["products"] = [f"{kind} {thing}" for kind in kinds for thing in things]
-    return {"train": Pool(**train, coined=0.5), "heldout": Pool(**pools["heldout"])}
+    return {"train": Pool(**pools["train"]), "heldout": Pool(**pools["heldout"])}
 
 
 POOLS = read_pools(Path(__file__).parent / "data" / "orders.json")
 
 
-def coin(rng: random.Random) -> str:
-    """A word that no language has."""
-    return "".join(rng.sample(SYLLABLES, rng.choice((2, 2, 3))))
+def write_email(pool: Pool, rng: random.Random) -> str:
+    """An e-mail with {items}, {date} and {name} once each, perhaps a {number}; joined by spaces or lines."""
+    named_first, dated = rng.random() < 0.5, rng.random() < 0.5
+    parts = [rng.choice(pool.opens_named if named_first else pool.opens)]
+    parts += [rng.choice(pool.asks_dated)] if dated else [rng.choice(pool.asks), rng.choice(pool.whens)]
+    parts.append(rng.choice(pool.closes if named_first else pool.closes_named))
+    return rng.choice((" ", "\n", "\n\n")).join(part for part in parts if part)
 
 
 def make_row(pool: Pool, rng: random.Random) -> OrderRow:
     """Draw one row: one to three different products, quantities 1 to 40."""
-    first, last = rng.choice(pool.first), rng.choice(pool.last)
-    names = rng.sample(pool.products, rng.choice((1, 2, 2, 3)))
-    if rng.random() < pool.coined:
-        first, last = (coin(rng).capitalize() if rng.random() < 0.7 else word for word in (first, last))
-        names = [" ".join(coin(rng) if rng.random() < 0.5 else w for w in name.split()) for name in names]
-    customer = f"{first} {last}"
-    style, template = rng.choice(pool.templates)
-    items = [{"name": name, "qty": rng.randint(1, 40)} for name in names]
+    customer = f"{rng.choice(pool.first)} {rng.choice(pool.last)}"
+    things = rng.sample(pool.things, rng.choice((1, 2, 2, 3)))
+    items = [{"name": f"{rng.choice(pool.kinds)} {thing}", "qty": rng.randint(1, 40)} for thing in things]
     date = f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
+    style = rng.choice(pool.styles)
     listed = [style.format(**item) for item in items]
     text = " and ".join([", ".join(listed[:-1]), listed[-1]] if listed[1:] else listed)
-    email = template.format(items=text, date=date, name=customer, number=rng.randint(1000, 9999))
+    number = rng.randint(1000, 9999)
+    email = write_email(pool, rng).format(items=text, date=date, name=customer, number=number)
     answer = json.dumps({"customer": customer, "items": items, "date": date})
     return OrderRow(INSTRUCTION + email, answer)
 

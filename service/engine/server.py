@@ -28,6 +28,7 @@ from vllm.v1.metrics.stats import LoRARequestStates
 
 from service.engine import seam
 from service.engine.models import FusionModels, Served, meter, metered, served
+from service.engine.names import SERVER_PID
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ class Engine:
 async def start(options: EngineOptions) -> Engine:
     """Start the engine and build vLLM's OpenAI app around it; raises on flags mixing cannot hold with."""
     seam.check_version(vllm.__version__)
+    os.environ[SERVER_PID] = str(os.getpid())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
     args = _arguments(options)

@@ -4,11 +4,16 @@ Unlike an entry point this needs no installed distribution and no `VLLM_PLUGINS`
 model and its LoRA layers are made.
 """
 
+import os
 from typing import Any
 
 from service.engine import seam
+from service.engine.names import SERVER_PID
+from service.process import end_with
 
 seam.install()
+if server := os.environ.get(SERVER_PID):
+    end_with(int(server))
 
 
 class FusionWorker:

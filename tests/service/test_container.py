@@ -1,83 +1,222 @@
 """The Bento: built apart from the user's store, its Dockerfile read, its code served from its own folder."""
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
+from service.settings import Settings
 from tests.service.conftest import ROOT, Server, launch, stop, wait_ready
 
-CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 4, "temperature": 0}
+TAG = "lora-fusion:latest"
 MIX = "0.6*narrow + 0.4*wide"
+CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 8, "temperature": 0}
+# Writes the Dockerfile that `bentoml containerize` hands to Docker; BentoML has no command for it alone.
+CONTAINERFILE = "import bentoml.container as c, sys; c.get_containerfile(*sys.argv[1:])"
+
+Instruction = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Bento:
+    """A built Bento: the BentoML home that holds it, its folder, and its files before anything ran in it."""
+
+    home: Path
+    folder: Path
+    files: frozenset[str]
+
+    def run(self, *arguments: str, cwd: Path = ROOT, **variables: str) -> None:
+        """Run Python in `cwd` with this Bento's home as BentoML's."""
+        environment = {**os.environ, "BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "1"} | variables
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BentoML home that holds the built Bento."""
-    folder = tmp_path_factory.mktemp("bentoml")
-    environment = {**os.environ, "BENTOML_HOME": str(folder), "BENTOML_DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-m", "bentoml", "build"]
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bento(home: Path) -> Path:
+def bento(tmp_path_factory: pytest.TempPathFactory) -> Bento:
+    home = tmp_path_factory.mktemp("bentoml")
+    Bento(home, home, frozenset()).run("-m", "bentoml", "build")
     (folder,) = (f for f in (home / "bentos/lora-fusion").iterdir() if f.is_dir())
-    return folder
+    files = frozenset(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+    return Bento(home, folder, files)
 
 
-def test_the_dockerfile_is_fit_for_production(bento: Path) -> None:
-    lines = [line.strip() for line in (bento / "env/docker/Dockerfile").read_text().splitlines()]
-    text = "\n".join(lines)
-    users = [line for line in lines if line.startswith("USER ")]
-    assert users[-1] == "USER bentoml"
-    assert lines.index(users[-1]) < lines.index('ENTRYPOINT ["python", "-m", "service"]')
-    assert "EXPOSE 3000" in lines and "FUSION_PORT=3000" in text and "FUSION_HOST=0.0.0.0" in text
-    assert "HEALTHCHECK" in text and "/readyz" in text
-    assert 'VOLUME ["/data", "/adapters"]' in lines
-    assert "FUSION_DATA=/data" in text and "FUSION_ADAPTER_ROOTS=/adapters" in text
-    assert "chown bentoml:bentoml /data /adapters" in text
-    # The pinned set through the project's own installer, which finds torch's CPU build.
-    assert "RUN python requirements/install.py /app/.venv requirements/runtime.txt" in lines
-    assert (bento / "src/requirements/runtime.txt").read_text() == (ROOT / "requirements/runtime.txt").read_text()
+def parse(dockerfile: str) -> list[Instruction]:
+    """Keyword and text of each instruction, in order; comments dropped, continued lines joined."""
+    code = "\n".join(line for line in dockerfile.splitlines() if line.strip() and line[0] != "#")
+    lines = (line.partition(" ") for line in code.replace("\\\n", " ").splitlines())
+    return [(keyword, " ".join(text.split())) for keyword, _, text in lines]
 
 
-def test_the_bento_holds_the_service_and_nothing_of_the_machine(bento: Path) -> None:
-    files = {str(f.relative_to(bento / "src")) for f in (bento / "src").rglob("*") if f.is_file()}
-    assert {"service/app.py", "service/engine/worker.py", "adapters/fuse.py", "training/base.py"} <= files
-    if (ROOT / "examples/adapters/task").exists():
-        assert "examples/adapters/task/adapter_model.safetensors" in files
-    assert not [f for f in files if f.startswith((".", "tests", "benchmarks")) or "__pycache__" in f]
-    assert sum((bento / "src" / f).stat().st_size for f in files) < 20 * 2**20
+@pytest.fixture(scope="module")
+def instructions(bento: Bento) -> list[Instruction]:
+    return parse((bento.folder / "env/docker/Dockerfile").read_text())
 
 
-def test_the_served_bento_mixes(server: Server, home: Path, tmp_path: Path) -> None:
+def last(instructions: list[Instruction], keyword: str) -> str:
+    return [text for found, text in instructions if found == keyword][-1]
+
+
+def variables(instructions: list[Instruction]) -> dict[str, str]:
+    pairs = [pair for keyword, text in instructions if keyword == "ENV" for pair in shlex.split(text)]
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def test_the_container_runs_as_a_user_that_is_not_root_by_number(
+    instructions: list[Instruction],
+) -> None:
+    user, group = last(instructions, "USER").split(":")
+    assert int(user) > 0 and int(group) > 0
+    keywords = [keyword for keyword, _ in instructions]
+    after = keywords[len(keywords) - keywords[::-1].index("USER") :]
+    assert set(after) == {"HEALTHCHECK", "ENTRYPOINT"}
+
+
+def test_the_container_listens_on_the_port_it_exposes(instructions: list[Instruction]) -> None:
+    assert [text for keyword, text in instructions if keyword == "EXPOSE"] == ["3000"]
+    assert variables(instructions)["FUSION_PORT"] == "3000"
+    assert variables(instructions)["FUSION_HOST"] == "0.0.0.0"
+
+
+def test_registry_and_store_and_adapters_are_mounts_the_user_may_write(
+    instructions: list[Instruction],
+) -> None:
+    assert json.loads(last(instructions, "VOLUME")) == ["/data", "/adapters"]
+    assert variables(instructions)["FUSION_DATA"] == "/data"
+    assert variables(instructions)["FUSION_ADAPTER_ROOTS"] == "/adapters"
+    made = f"mkdir -p /data /adapters && chown {last(instructions, 'USER')} /data /adapters"
+    (step,) = (at for at, (_, text) in enumerate(instructions) if text.endswith(made))
+    assert step < [keyword for keyword, _ in instructions].index("VOLUME")  # later changes would be lost
+
+
+def test_the_image_makes_the_base_it_serves(instructions: list[Instruction]) -> None:
+    assert ("RUN", f"python -m training.base {variables(instructions)['FUSION_BASE']}") in instructions
+
+
+def test_the_image_installs_the_pinned_set_and_names_no_index(bento: Bento, instructions: list[Instruction]) -> None:
+    runs = [text for keyword, text in instructions if keyword == "RUN"]
+    installs = [text for text in runs if "install.py" in text]
+    assert len(installs) == 1
+    assert installs[0].endswith("python requirements/install.py /app/.venv requirements/runtime.txt")
+    pins = "requirements/runtime.txt"
+    assert (bento.folder / "src" / pins).read_text() == (ROOT / pins).read_text()
+    assert not [text for text in runs if "://" in text or "index-url" in text or "find-links" in text]
+
+
+def test_containerize_builds_the_same_image(bento: Bento, instructions: list[Instruction], tmp_path: Path) -> None:
+    # BentoML unpacks the Bento in the temporary folder and refuses a template outside the current one.
+    bento.run("-c", CONTAINERFILE, TAG, str(tmp_path / "made"), cwd=tmp_path, TMPDIR=str(tmp_path))
+    made = parse((tmp_path / "made").read_text())
+    caches = re.compile(r"(--mount=\S+ )+")  # BuildKit's; docker build of the Bento's folder goes without
+    assert [(keyword, caches.sub("", text)) for keyword, text in made] == instructions
+
+
+def test_all_that_the_dockerfile_copies_is_in_the_bento(bento: Bento, instructions: list[Instruction]) -> None:
+    sources = [text.split()[-2] for keyword, text in instructions if keyword == "COPY"]
+    assert sources and all((bento.folder / source).is_dir() for source in sources)
+
+
+def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
+    bento: Bento, instructions: list[Instruction]
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [*json.loads(last(instructions, "ENTRYPOINT")), "--help"]
+    assert last(instructions, "WORKDIR") == "$BENTO_PATH/src"
+    said = subprocess.run(command, cwd=bento.folder / "src", env=environment, capture_output=True, text=True)
+    assert said.returncode == 0 and "FUSION_PORT" in said.stdout, said.stderr
+
+
+def test_the_bento_holds_the_service_and_the_shipped_adapters(bento: Bento) -> None:
+    for name in ("service/app.py", "service/engine/worker.py", "adapters/fuse.py", "training/base.py"):
+        assert f"src/{name}" in bento.files
+    for pair in Settings().adapters:
+        assert f"src/{pair.partition('=')[2]}/adapter_model.safetensors" in bento.files
+
+
+def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) -> None:
+    top = {name.split("/")[1] for name in bento.files if name.startswith("src/")}
+    known = {"service", "adapters", "training", "requirements", "examples", "LICENSE", "bentofile.yaml"}
+    assert top == known
+    assert {name for name in bento.files if name.startswith("src/training/")} == {
+        "src/training/__init__.py",
+        "src/training/base.py",
+    }
+    assert not [name for name in bento.files if "__pycache__" in name]
+    assert sum((bento.folder / name).stat().st_size for name in bento.files) < 20 * 2**20
+    texts = [bento.folder / name for name in bento.files if not name.endswith(".safetensors")]
+    assert not [path for path in texts if str(ROOT) in path.read_text()]
+
+
+def test_the_served_bento_mixes_and_serves_what_ships(
+    server: Server, bento: Bento, instructions: list[Instruction], tmp_path: Path
+) -> None:
     log = tmp_path / "log"
+    outside = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": ""}
+    found = subprocess.run(
+        [sys.executable, "-c", "import service"], cwd=tmp_path, env=os.environ | outside, capture_output=True
+    )
+    assert b"ModuleNotFoundError" in found.stderr  # so whatever is served below is the Bento's own code
+    own = [f"{name}={server.adapters[name]}" for name in ("wide", "narrow")]
     process, url = launch(
         tmp_path / "data",
         server.adapters["wide"].parent,
         log,
-        command=["-m", "bentoml", "serve", "lora-fusion:latest", "--host", "127.0.0.1", "--port", "{port}"],
-        cwd=tmp_path,  # nothing of the repository can be imported from here
-        BENTOML_HOME=str(home),
+        command=["-m", "bentoml", "serve", TAG, "--host", "127.0.0.1", "--port", "{port}"],
+        cwd=tmp_path,
+        **outside,
+        BENTOML_HOME=str(bento.home),
         BENTOML_DO_NOT_TRACK="1",
-        FUSION_ADAPTERS=f"wide={server.adapters['wide']},narrow={server.adapters['narrow']}",
+        BENTOML_CONTAINERIZED="true",  # as in the image: a worker that dies ends the server
+        FUSION_ADAPTERS=",".join([*Settings().adapters, *own]),
+        FUSION_PROFILES=";".join(Settings().profiles),
         FUSION_MIXED="required",
+        VLLM_CPU_KVCACHE_SPACE="1",
     )
+    check = ["sh", "-c", last(instructions, "HEALTHCHECK").partition("CMD ")[2]]
+    environment = {
+        **os.environ,
+        "FUSION_PORT": url.rpartition(":")[2],
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     try:
+        assert subprocess.run(check, env=environment, capture_output=True).returncode != 0
         wait_ready(process, url, log)
+        assert subprocess.run(check, env=environment, capture_output=True).returncode == 0
         assert httpx.get(f"{url}/readyz").json()["mixing"]["proven"]
-        assert str(ROOT / "service") not in log.read_text()
-        answers = [
-            httpx.post(f"{at}/v1/chat/completions", json={**CHAT, "model": MIX}, timeout=300)
-            for at in (url, server.url)
-        ]
-        assert [a.headers["x-fusion-mode"] for a in answers] == ["mixed", "mixed"]
-        assert answers[0].json()["choices"][0]["message"] == answers[1].json()["choices"][0]["message"]
+        # Only vLLM's worker processes import this module: they took it from the Bento.
+        assert list((bento.folder / "src/service/engine/__pycache__").glob("worker.*.pyc"))
+        served = {model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
+        assert {"task", "safety", "balanced"} <= served
+        ours, theirs, balanced = (
+            httpx.post(f"{at}/v1/chat/completions", json={**CHAT, "model": model, "logprobs": True}, timeout=300)
+            for at, model in ((url, MIX), (server.url, MIX), (url, "balanced"))
+        )
+        assert [a.headers["x-fusion-mode"] for a in (ours, theirs, balanced)] == ["mixed"] * 3
+        answers = [answer.json()["choices"][0] for answer in (ours, theirs)]
+        assert answers[0]["message"] == answers[1]["message"]
+        mine, other = ([t["logprob"] for t in a["logprobs"]["content"]] for a in answers)
+        assert mine == pytest.approx(other, abs=1e-4)
     finally:
         stop(process)
+    assert process.returncode == 0
+    deadline = time.monotonic() + 10
+    while _group_lives(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _group_lives(process.pid)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""Processes that end with the one that started them, also when that one is killed."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+POLL_S = 2.0
+
+
+def end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent dies (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_with(pid: int) -> None:
+    """Watch process `pid` from a thread; when it is gone, kill the parent (unless it is that) and this one.
+
+    vLLM's engine core does not notice that the server above it was killed; its workers can.
+    """
+    parent = os.getppid()
+
+    def alive() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:  # no /proc here
+            return sys.platform != "linux"
+
+    def watch() -> None:
+        while alive():
+            time.sleep(POLL_S)
+        if os.getppid() == parent and parent not in (1, pid):
+            os.kill(parent, signal.SIGKILL)
+        os._exit(1)
+
+    if alive():  # not on another machine, where the number means nothing
+        threading.Thread(target=watch, name="end-with-server", daemon=True).start()
