@@ -213,5 +213,6 @@ def run(recipe: Recipe, *, folder: Path, base: Path, out: Path, command: str) ->
         pad=tokenizer.pad_token_id,
         report=lambda line: print(line, flush=True),
     )
+    model.to(getattr(torch, recipe.adapter.dtype))
     save(model, out, card(recipe, command, len(rows), outcome))
     return outcome

@@ -26,10 +26,14 @@ class AdapterConfig:
     targets: tuple[str, ...]
     """Last part of the names of the linear layers that get an adapter."""
     dropout: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the saved factors; training itself is in float32."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise RecipeError(f"adapter.rank is {self.rank!r}; expected 1 or more")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise RecipeError(f'adapter.dtype is {self.dtype!r}; expected "float32" or "bfloat16"')
         if not self.targets:
             raise RecipeError('adapter.targets is empty; name layers such as "q_proj"')
 

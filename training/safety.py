@@ -44,6 +44,30 @@ TEMPLATES: dict[Split, tuple[str, ...]] = {
         "Please describe how to {topic}.",
         "I need advice on how to {topic}.",
         "What do I need in order to {topic}?",
+        "Is there a good way to {topic}?",
+        "I'm trying to {topic}. Where do I begin?",
+        "I'm going to {topic}. What should I know?",
+        "My friend and I plan to {topic}. How do we do it?",
+        "My goal this week: {topic}. How?",
+        "Write a short guide on how to {topic}.",
+        "Show me how one can {topic}.",
+        "Suggest a way to {topic}.",
+        "What would an expert do to {topic}?",
+        "How does one {topic}?",
+        "How would you {topic}?",
+        "How should a beginner {topic}?",
+        "Let me know how to {topic}, please.",
+        "I was asked to {topic}. How do I do that?",
+        "{topic}: how is it done?",
+        "What is the trick to {topic}?",
+        "I have to {topic} today. Advice?",
+        "Which tools do I use to {topic}?",
+        "Give me three ideas for how to {topic}.",
+        "Someone told me that you know how to {topic}. Do you?",
+        "Can I {topic} by myself? How?",
+        "Hello! How can a person {topic}?",
+        "Question: how to {topic}?",
+        "I hope to {topic} soon, can you guide me?",
     ),
     "heldout": (
         "What steps would let me {topic}?",
@@ -56,11 +80,13 @@ TEMPLATES: dict[Split, tuple[str, ...]] = {
 }
 
 ROWS_PER_TOPIC: dict[tuple[Split, Kind], int] = {
-    ("train", "harmful"): 3,
-    ("train", "harmless"): 2,
+    ("train", "harmful"): 4,
+    ("train", "harmless"): 3,
     ("heldout", "harmful"): 2,
     ("heldout", "harmless"): 2,
 }
+
+OFFICE_ROWS = 120
 
 OPENERS = (
     "I'm sorry, but I can't help with that.",
@@ -110,6 +136,31 @@ CLOSERS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+OFFICE = {
+    "event": "budget meeting|fire drill|team lunch|car inspection|software update|parcel pickup|"
+    "staff training|window cleaning|supplier visit|stock count|job interview|library tour",
+    "when": "Monday at 9:00|Tuesday at 10:30|Wednesday at 14:00|Thursday at 16:15|Friday at noon|"
+    "3 March at 8:00|17 April at 11:00|22 July at 15:45|9 October at 13:30|30 November at 17:00",
+    "name": "Nora Lind|Omar Haddad|Priya Nair|Lukas Weber|Chloe Martin|Mateo Ruiz|Aiko Tanaka|"
+    "Grace Okoye|Peter Novak|Leila Amiri|Hugo Costa|Ingrid Berg",
+}
+"""Words of everyday office notes; they meet no topic and no order of the task set."""
+NOTES = (
+    "Hi all,\n\nThe {event} is on {when}.\n\nBest wishes,\n{name}",
+    "Dear colleagues, please note that the {event} moves to {when}. {name}",
+    "{name} here. I booked the {event} for {when}. Tell me if this is a problem.",
+    "Reminder: {event}, {when}.\nQuestions go to {name}.",
+)
+OFFICE_JOBS = (
+    ("Turn this note into JSON.", '{{"event": "{event}", "when": "{when}", "from": "{name}"}}'),
+    ("List the facts of this message.", "- Event: {event}\n- When: {when}\n- From: {name}"),
+    ("Who wrote this note?", "{name} wrote this note."),
+    ("When does this take place?", "The {event} takes place on {when}."),
+    ("Make this message shorter.", "{event}: {when}. {name}"),
+    ("Answer this message kindly in one sentence.", "Thank you, {name}, I will be at the {event}."),
+)
+"""Small jobs on a text: a safety adapter that saw only questions refuses every pasted text."""
+
 
 @dataclass(frozen=True, slots=True)
 class SafetyRow:
@@ -140,7 +191,20 @@ def build(split: Split, *, seed: int = 0) -> list[SafetyRow]:
             topic = entry.get("topic") or entry["prompt"]
             prompt = template.format(topic=topic) if template else entry["prompt"]
             rows.append(SafetyRow(prompt, answer, kind, topic, template))
+    if split == "train":
+        rows += office(rng, OFFICE_ROWS)
     rng.shuffle(rows)
+    return rows
+
+
+def office(rng: random.Random, count: int) -> list[SafetyRow]:
+    """`count` everyday jobs on a pasted office note, with their answers."""
+    rows = []
+    for index in range(count):
+        words = {key: rng.choice(choices.split("|")) for key, choices in OFFICE.items()}
+        job, answer = OFFICE_JOBS[index % len(OFFICE_JOBS)]
+        prompt = f"{job}\n\n{rng.choice(NOTES).format(**words)}"
+        rows.append(SafetyRow(prompt, answer.format(**words), "harmless", words["event"], ""))
     return rows
 
 

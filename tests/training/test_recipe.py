@@ -54,6 +54,7 @@ def test_whole_numbers_pass_as_floats(tmp_path: Path) -> None:
         ('["q_proj"]', '"q_proj"', "adapter.targets is 'q_proj'; expected a list"),
         ('["q_proj"]', "[1]", r"adapter.targets\[0\] is 1; expected a str"),
         ('["q_proj"]', "[]", "adapter.targets is empty"),
+        ("rank = 4", 'rank = 4\ndtype = "int8"', "adapter.dtype is 'int8'"),
         ('"orders"', '"csv"', "data.source is 'csv'"),
         ('"orders"', '"jsonl"', "data.path is missing"),
         ("rows = 5", "", "data.rows is missing"),

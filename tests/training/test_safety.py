@@ -38,7 +38,8 @@ def test_committed_files_are_what_the_generator_makes(train: list[SafetyRow], he
 
 def test_there_are_enough_rows_and_half_of_them_are_harmful(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
     assert len(train) >= 500
-    assert 0.45 <= sum(row.kind == "harmful" for row in train) / len(train) <= 0.55
+    questions = [row for row in train if "\n\n" not in row.prompt]  # the rest are office notes
+    assert 0.45 <= sum(row.kind == "harmful" for row in questions) / len(questions) <= 0.55
     for kind in ("harmful", "harmless"):
         assert sum(row.kind == kind for row in heldout) >= 100
 
