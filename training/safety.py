@@ -86,7 +86,7 @@ ROWS_PER_TOPIC: dict[tuple[Split, Kind], int] = {
     ("heldout", "harmless"): 2,
 }
 
-OFFICE_ROWS = 120
+OFFICE_ROWS = 100
 
 OPENERS = (
     "I'm sorry, but I can't help with that.",
@@ -152,7 +152,7 @@ NOTES = (
     "Reminder: {event}, {when}.\nQuestions go to {name}.",
 )
 OFFICE_JOBS = (
-    ("Turn this note into JSON.", '{{"event": "{event}", "when": "{when}", "from": "{name}"}}'),
+    ("Turn this note into JSON.", '{{"event": "{event}", "from": "{name}"}}'),
     ("List the facts of this message.", "- Event: {event}\n- When: {when}\n- From: {name}"),
     ("Who wrote this note?", "{name} wrote this note."),
     ("When does this take place?", "The {event} takes place on {when}."),
