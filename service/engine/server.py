@@ -8,12 +8,14 @@ import itertools
 import json
 import logging
 import os
+import platform
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import vllm
 from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server import app_state
@@ -22,6 +24,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.metrics.stats import LoRARequestStates
@@ -50,6 +53,12 @@ class EngineOptions:
     extra: tuple[str, ...] = ()
 
 
+def _slow_bfloat16() -> bool:
+    """Whether this is an x86 CPU without bfloat16 instructions (there it is emulated, many times slower)."""
+    x86 = current_platform.is_cpu() and platform.machine() in ("x86_64", "AMD64")
+    return x86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def _arguments(options: EngineOptions) -> Any:
     argv = [
         *("--model", options.model, "--served-model-name", options.served_name),
@@ -58,6 +67,7 @@ def _arguments(options: EngineOptions) -> Any:
         # Also when nothing is mixed: on CPUs the seam's kernels are the faster and the safer ones.
         *("--worker-extension-cls", "service.engine.worker.FusionWorker"),
         *("--additional-config", json.dumps({"fusion_seam": seam.SEAM_VERSION})),
+        *(("--dtype", "float32") if _slow_bfloat16() else ()),  # the user's own --dtype comes later and wins
     ]
     try:
         args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])

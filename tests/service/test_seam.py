@@ -162,3 +162,14 @@ def test_flags_that_rule_mixing_out_are_named(flag: list[str], named: str | None
 def test_an_engine_flag_that_vllm_does_not_know_is_named() -> None:
     with pytest.raises(ValueError, match="FUSION_ENGINE_ARGS='--no-such-flag'"):
         _arguments(EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=("--no-such-flag",)))
+
+
+@pytest.mark.parametrize(
+    ("slow", "given", "dtype"),
+    [(True, (), "float32"), (True, ("--dtype", "bfloat16"), "bfloat16"), (False, (), "auto")],
+)
+def test_cpus_that_emulate_bfloat16_get_float32_unless_told(
+    slow: bool, given: tuple[str, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.server._slow_bfloat16", lambda: slow)
+    assert _arguments(EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=given)).dtype == dtype
