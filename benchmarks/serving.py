@@ -144,7 +144,7 @@ def one_slot(scratch: Path, wanted: set[str], pairs: int) -> list[Comparison]:
                     )
                 )
                 record("serving.json", COMMAND, rows[-1:])
-        for n, tokens in ((16, 16), (64, 8)):
+        for n, tokens in ((16, 32), (64, 32)):
             if "materialised" in wanted:
                 print(f"  {n} mixes, one slot, against materialised ones", flush=True)
                 rows.append(

@@ -18,9 +18,7 @@ UV = "uv==0.13.9"
 
 def pip_find_links(python: Path) -> list[str]:
     """The places pip is told to look in besides its index; uv does not read pip's configuration."""
-    asked = subprocess.run(
-        [python, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
-    )
+    asked = subprocess.run([python, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True)
     return (os.environ.get("PIP_FIND_LINKS") or asked.stdout).split()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
 from tests.service.conftest import ROOT, Server
 
 PACKAGES = ("adapters", "service", "training", "eval_clients")
@@ -41,6 +42,10 @@ def test_imports_point_one_way() -> None:
 def test_no_other_distribution_owns_our_names() -> None:
     owners = importlib.metadata.packages_distributions()
     assert {name: owners[name] for name in PACKAGES if set(owners.get(name, [])) - {"lora-fusion"}} == {}
+
+
+def test_the_tables_in_the_readmes_are_the_recorded_figures() -> None:
+    assert all(tables.filled(file) == (ROOT / file).read_text() for file in tables.TABLES)
 
 
 def blocks(language: str) -> list[str]:

@@ -1,0 +1,93 @@
+"""Put the recorded figures into the README files: `python -m benchmarks.tables [--check]`.
+
+Each table stands between `<!-- NAME -->` and `<!-- /NAME -->` and is made from `benchmarks/results/*.json` alone.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import HEADER, RESULTS, ROOT, Comparison
+from benchmarks.quality import Score, Share, table
+
+
+def recorded() -> list[dict[str, Any]]:
+    """All comparisons on record."""
+    files = (RESULTS / name for name in ("serving.json", "fusing.json"))
+    return [row for file in files for row in json.loads(file.read_text()).values()]
+
+
+def comparison(row: Mapping[str, Any]) -> Comparison:
+    """A record as what it was made from."""
+    return Comparison(**{field.name: row[field.name] for field in fields(Comparison)})
+
+
+def figures() -> str:
+    """Every figure with its aim, and the commands that made them."""
+    rows = recorded()
+    made = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in rows})
+    notes = [f"{row['name']}: {row['note']}." for row in rows if row["note"]]
+    return "\n".join([HEADER, *(comparison(row).line() for row in rows), "", *(f"- {line}" for line in made + notes)])
+
+
+def highlights() -> str:
+    """What the README opens with: figure, peer, ratio."""
+    lines = ["| on 2 CPU cores | against | ratio (95 % interval) |", "| --- | --- | --- |"]
+    for row in recorded():
+        (low, high), sign = row["interval"], "times" if row["aim"][0] == ">=" else "times the time"
+        lines.append(f"| {row['name']} | {row['peer_is']} | **{row['ratio']:.2f}** {sign} ({low:.2f}–{high:.2f}) |")
+    return "\n".join(lines)
+
+
+def quality() -> str:
+    """What the shipped adapters do."""
+    scores = json.loads((RESULTS / "quality.json").read_text())["scores"]
+    return table(
+        [
+            Score(
+                score["model"],
+                Share(**score["exact"]),
+                {kind: Share(**share) for kind, share in score["harmful"].items()},
+                {kind: Share(**share) for kind, share in score["harmless"].items()},
+                score["seconds"],
+            )
+            for score in scores
+        ]
+    )
+
+
+TABLES = {"README.md": {"results": highlights, "quality": quality}, "benchmarks/README.md": {"tables": figures}}
+
+
+def filled(file: str) -> str:
+    """The file's text with its tables made anew."""
+    text = (ROOT / file).read_text()
+    for name, make in TABLES[file].items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, n = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)  # type: ignore[misc]
+        if n != 1:
+            raise ValueError(f"{file}: expected one <!-- {name} --> … <!-- /{name} -->, found {n}")
+    return text
+
+
+def main() -> int:
+    """Command line; exit 0 written or right, 1 a table differs from the record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--check", action="store_true", help="write nothing, say what differs")
+    args = parser.parse_args()
+    stale = [file for file in TABLES if filled(file) != Path(ROOT / file).read_text()]
+    for file in stale:
+        print(f"{file}: {'differs from benchmarks/results' if args.check else 'renewed'}")
+        if not args.check:
+            (ROOT / file).write_text(filled(file))
+    return int(bool(stale) and args.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
