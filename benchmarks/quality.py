@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
@@ -138,8 +139,8 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
-async def run(base_url: str, models: Sequence[str], out: Path | None) -> None:
-    """Measure every model in turn, print the table, write OUT when asked."""
+async def run(base_url: str, models: Sequence[str], out: Path | None, said: Path | None) -> None:
+    """Measure every model in turn, print the table, write the scores to `out`, the answers to `said`."""
     todo, safety = orders(ORDERS, split="heldout"), load("heldout")
     scores: list[Score] = []
     answers: dict[str, list[dict[str, str]]] = {}
@@ -152,8 +153,10 @@ async def run(base_url: str, models: Sequence[str], out: Path | None) -> None:
             print(f"{model}: {score.seconds:.0f} s", file=sys.stderr, flush=True)
     print(table(scores))
     if out:
-        result = {"scores": [asdict(score) for score in scores], "answers": answers}
-        out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        made = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": "python -m benchmarks.quality"}
+        out.write_text(json.dumps({**made, "scores": [asdict(score) for score in scores]}, indent=1) + "\n")
+    if said:
+        said.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -162,10 +165,11 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--base-url", default="http://127.0.0.1:3000/v1")
     parser.add_argument("--models", default=MODELS, help="comma-separated; default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="scores and all answers")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="scores")
+    parser.add_argument("--answers", type=Path, metavar="OUT", help="all answers, to read; not to be published")
     args = parser.parse_args()
     try:
-        asyncio.run(run(args.base_url, args.models.split(","), args.json))
+        asyncio.run(run(args.base_url, args.models.split(","), args.json, args.answers))
     except APIConnectionError:
         print(f"no service at {args.base_url!r}; start it with: make serve", file=sys.stderr)
         return 1

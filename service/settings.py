@@ -60,7 +60,7 @@ class Settings:
     max_loras: int = _say(2, "stacks and builds that can be active in one batch (engine slots)")
     max_cpu_loras: int = _say(16, "stacks and builds the engine keeps in memory")
     strict: bool = _say(False, "refuse recipes that lose accuracy, as the request key `strict` does")
-    store_bytes: int = _say(8 * 2**30, "budget of the store of stacks and builds, in bytes")
+    store_bytes: int = _say(8 * 2**30, "budget of the store of stacks and builds, in bytes; what is in use stays")
     max_upload_bytes: int = _say(512 * 2**20, "largest uploaded adapter, in bytes, packed and unpacked")
     max_names: int = _say(4096, "most adapters, and most profiles")
     engine_args: tuple[str, ...] = _say((), "vLLM flags passed through, as on its command line")

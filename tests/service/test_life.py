@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.conftest import Server
+from tests.service.conftest import Server, family
 
 CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 2, "temperature": 0}
 
@@ -116,8 +116,7 @@ def test_more_builds_than_the_engine_holds_are_evicted_and_come_back(http: httpx
 
 def test_open_files_stay_flat(server: Server, http: httpx.Client) -> None:
     def open_files() -> int:
-        group = [p for p in os.listdir("/proc") if p.isdigit() and group_of(int(p)) == server.process.pid]
-        return sum(len(os.listdir(f"/proc/{p}/fd")) for p in group)
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in family(server.process.pid))
 
     def ask(i: int) -> None:
         model = f"0.{i:03d}1*wide + 0.5*narrow"
@@ -130,11 +129,3 @@ def test_open_files_stay_flat(server: Server, http: httpx.Client) -> None:
         ask(i)
     gc.collect()
     assert open_files() <= before + 2
-
-
-def group_of(pid: int) -> int:
-    """Process group of `pid`, -1 when it is gone."""
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return -1
