@@ -131,6 +131,8 @@ class Parser:
 
     def _unexpected(self, expected: str) -> str:
         found = f"found {self._peek()!r}" if self._peek() else "found the end"
+        if self._peek() == "-":
+            found += "; to subtract, add a negative weight, as in '1*a + -0.4*b'"
         return f"{expected}, {found}"
 
 

@@ -135,7 +135,9 @@ class Server:
 
     def __enter__(self) -> Self:
         began = time.monotonic()
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
+        # Both sides get both cores: vLLM would keep one of two free, which this service undoes by itself.
+        cores = {"OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"} | cores
         environment.pop("PYTHONPATH", None)
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(

@@ -26,13 +26,15 @@ from benchmarks.common import BASE_NAME, PAIRS, ROOT, Comparison, Server, altern
 SHIPPED = {name: ROOT / "examples/adapters" / name for name in ("task", "safety")}
 # float32: half of today's x86 servers only emulate bfloat16, and both sides would measure that.
 ENGINE = ["--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "64"]
+LOADS = ((16, 32), (64, 16))
+"""(requests at once, tokens of each answer); stock vLLM takes minutes for the second."""
 WORDS = Path(__file__).read_text().split()
 _count = itertools.count()
 _draw = random.Random(0)
 
 
 def prompt() -> str:
-    """About 50 tokens that no other request has."""
+    """About 65 tokens that no other request has."""
     return f"Note {next(_count)} of {time.time_ns()}: " + " ".join(_draw.choices(WORDS, k=16))
 
 
@@ -126,7 +128,7 @@ def one_slot(scratch: Path, wanted: set[str], pairs: int) -> list[Comparison]:
     flags, settings = slots(1, 80)
     modules = ["--lora-modules", *materialise(scratch / "made", 64)]
     with stock([*ENGINE, *flags, *modules], scratch) as peer, ours(ENGINE, scratch, **settings) as mine:
-        for n, tokens in ((16, 32), (64, 16)):
+        for n, tokens in LOADS:
             if "mixed" in wanted:
                 print(f"  {n} mixes, one slot", flush=True)
                 rows.append(
@@ -144,7 +146,7 @@ def one_slot(scratch: Path, wanted: set[str], pairs: int) -> list[Comparison]:
                     )
                 )
                 record("serving.json", COMMAND, rows[-1:])
-        for n, tokens in ((16, 32), (64, 32)):
+        for n, tokens in LOADS:
             if "materialised" in wanted:
                 print(f"  {n} mixes, one slot, against materialised ones", flush=True)
                 rows.append(

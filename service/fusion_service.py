@@ -27,6 +27,7 @@ from adapters import (
     save,
 )
 from service.base_model import check_fits, dense_shapes
+from service.defaults import check_defaults
 from service.engine.proof import PROMPT, Proof, distance, prove
 from service.engine.server import Engine, EngineOptions, start
 from service.errors import ApiError, api_error
@@ -41,7 +42,8 @@ log = logging.getLogger("fusion")
 
 LOCK_WAIT_S = 10
 """A server that is just ending gives its data folder free within this."""
-DEFAULT_KEYS = {"system", "chat_template", "temperature", "top_p", "max_tokens", "stop"}
+MAX_DESCRIPTION = 4096
+PROFILE_KEYS = {"fusion", "defaults", "description"}
 
 
 TEMPORARY = ("proof", "export", "upload")
@@ -270,15 +272,15 @@ class FusionService:
     async def put_profile(self, name: str, body: Mapping[str, Any]) -> tuple[ProfileVersion, bool]:
         """Make a new version of a profile the current one; returns it and whether the profile is new."""
         check_name(name)
-        unknown = body.keys() - {"fusion", "defaults", "description"}
-        defaults = body.get("defaults") or {}
-        if unknown or not isinstance(defaults, dict) or defaults.keys() - DEFAULT_KEYS:
-            wrong = ", ".join(sorted(unknown or set(defaults) - DEFAULT_KEYS))
+        if unknown := body.keys() - PROFILE_KEYS:
+            known = ", ".join(sorted(PROFILE_KEYS))
+            raise ApiError(400, f"Unknown key {min(unknown)!r}; a profile has {known}.", param=min(unknown))
+        description = body.get("description") or ""
+        if not isinstance(description, str) or len(description) > MAX_DESCRIPTION:
             raise ApiError(
-                400,
-                f"Unknown key {wrong!r}; a profile has 'fusion', 'defaults' "
-                f"({', '.join(sorted(DEFAULT_KEYS))}) and 'description'.",
+                400, f"'description' is a text of at most {MAX_DESCRIPTION} characters.", param="description"
             )
+        defaults = check_defaults(body.get("defaults"))
         async with self._writing:
             if name not in self.registry.profiles and (what := self.names.taken(name)):
                 raise ApiError(409, f"{name!r} is already {what}.", param="name")
@@ -294,8 +296,8 @@ class FusionService:
                 fusion.recipe.format(),
                 dict(fusion.parents),
                 fusion.digest,
-                dict(defaults),
-                str(body.get("description") or ""),
+                defaults,
+                description,
                 now(),
             )
             async with self.pool.lease(fusion):

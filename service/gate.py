@@ -6,12 +6,12 @@ on byte for byte.
 
 import json
 import time
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.defaults import with_defaults
 from service.engine.names import mix_name
 from service.engine.server import LoRARequest, Served, meter, served
 from service.errors import ApiError, error_response
@@ -44,28 +44,6 @@ def lora_of(lease: Lease) -> LoRARequest:
         return LoRARequest(own.lora_name, own.lora_int_id, own.lora_path)
     name = mix_name(lease.resident.key[:24], lease.spans)
     return LoRARequest(name, own.lora_int_id, own.lora_path)
-
-
-def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """`body` with a profile's request defaults where the request says nothing itself."""
-    merged = dict(body)
-    for key in ("chat_template", "temperature", "top_p", "stop"):
-        if key in defaults and merged.get(key) is None:
-            merged[key] = defaults[key]
-    limit = "max_output_tokens" if path.endswith("/responses") else "max_tokens"
-    if "max_tokens" in defaults and all(merged.get(k) is None for k in (limit, "max_completion_tokens")):
-        merged[limit] = defaults["max_tokens"]
-    if system := defaults.get("system"):
-        messages = merged.get("messages")
-        if path.endswith("/responses"):
-            merged.setdefault("instructions", system)
-        elif path.endswith("/v1/messages"):
-            merged.setdefault("system", system)
-        elif isinstance(messages, list) and not any(
-            isinstance(m, dict) and m.get("role") in ("system", "developer") for m in messages
-        ):
-            merged["messages"] = [{"role": "system", "content": system}, *messages]
-    return merged
 
 
 class Gate:
@@ -145,13 +123,14 @@ class Gate:
             return
         try:
             self._metrics.leases.labels(lease.resident.kind).inc()
-            body.setdefault("model", self._names.base)
+            if body.get("model") is None:
+                body["model"] = self._names.base
             if fusion.defaults:
                 body = with_defaults(body, fusion.defaults, scope["path"])
             if fusion.defaults or body.keys() & {"fusion", "strict"}:
                 raw = _without(body)
             watch.headers = fusion_headers(fusion, lease)
-            token = served.set(Served(body["model"], lora_of(lease)))
+            token = served.set(Served(body["model"], lora_of(lease), fusion.defaults.get("chat_template")))
             try:
                 await self._app(scope, _replay(raw, receive), watch)
             finally:

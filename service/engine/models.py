@@ -6,7 +6,7 @@ registered under the reserved names, unknown names leave no trace, and answers e
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,14 +15,16 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
+Preprocess = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What answers one request: the `model` text as typed and the adapter behind it."""
+    """What answers one request: the `model` text as typed, the adapter behind it, its profile's chat template."""
 
     model: str
     lora: LoRARequest
+    chat_template: str | None = None
 
 
 class Meter(Protocol):
@@ -55,6 +57,21 @@ def metered(generate: Generate) -> Generate:
                 mine.generated(prompt, completion, first)
 
     return counted
+
+
+def templated(preprocess: Preprocess) -> Preprocess:
+    """vLLM's `OnlineRenderer.preprocess_chat`, its default template being that of the request's profile.
+
+    A template in the request's body would not do: vLLM distrusts those, and two of its routes take none.
+    """
+
+    async def chat(self: Any, *args: Any, **kwargs: Any) -> Any:
+        now = served.get()
+        if now is not None and now.chat_template is not None:
+            kwargs["default_template"] = now.chat_template
+        return await preprocess(self, *args, **kwargs)
+
+    return chat
 
 
 class _RequestLora(Mapping[str, LoRARequest]):

@@ -30,12 +30,13 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.metrics.stats import LoRARequestStates
 
 from service.engine import seam
-from service.engine.models import FusionModels, Served, meter, metered, served
+from service.engine.models import FusionModels, Served, meter, metered, served, templated
 from service.engine.names import SERVER_PID
 
 log = logging.getLogger(__name__)
 
 PROBE_STEPS = 4
+FEW_CORES = 4
 
 __all__ = ["Engine", "EngineOptions", "LoRARequest", "Served", "meter", "served", "start"]
 
@@ -57,6 +58,12 @@ def _slow_bfloat16() -> bool:
     """Whether this is an x86 CPU without bfloat16 instructions (there it is emulated, many times slower)."""
     x86 = current_platform.is_cpu() and platform.machine() in ("x86_64", "AMD64")
     return x86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _use_all_cores() -> None:
+    """vLLM keeps one core free for its scheduler; of a few cores that is too much, and the system shares them."""
+    if current_platform.is_cpu() and len(os.sched_getaffinity(0)) <= FEW_CORES:
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
 
 
 def _arguments(options: EngineOptions) -> Any:
@@ -180,15 +187,18 @@ async def start(options: EngineOptions) -> Engine:
     seam.check_version(vllm.__version__)
     os.environ[SERVER_PID] = str(os.getpid())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    _use_all_cores()
     os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
     args = _arguments(options)
     if options.mixing and (flag := mixing_conflict(args)):
         raise ValueError(f"{flag} cannot be combined with mixing; set FUSION_MIXED=off or drop it")
     # Names hold weights here: the model table and the statistics must not keep them.
     app_state.OpenAIServingModels = FusionModels  # type: ignore[misc]
+    from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine import output_processor
 
     output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]
+    OnlineRenderer.preprocess_chat = templated(OnlineRenderer.preprocess_chat)  # type: ignore[method-assign]
     exit_stack = AsyncExitStack()
     client = await exit_stack.enter_async_context(build_async_engine_client(args))
     client.generate = metered(client.generate)  # type: ignore[method-assign]

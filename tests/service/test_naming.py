@@ -87,6 +87,12 @@ def test_several_answers_to_one_prompt_share_the_mix(http: httpx.Client) -> None
     assert [choice["message"]["content"] for choice in three] == [one["message"]["content"]] * 3
 
 
+def test_no_model_beside_a_fusion_means_the_base(http: httpx.Client) -> None:
+    for body in ({"fusion": RECIPE}, {"fusion": RECIPE, "model": None}):
+        answer = http.post("/v1/chat/completions", json={**CHAT, **body})
+        assert (answer.status_code, answer.json()["model"]) == (200, BASE_NAME)
+
+
 def test_an_adapter_by_name_equals_its_unit_recipe(http: httpx.Client) -> None:
     one, other = (http.post("/v1/chat/completions", json={**CHAT, "model": m}) for m in ("wide", "1*wide"))
     assert one.json()["choices"] == other.json()["choices"]

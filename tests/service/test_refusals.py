@@ -53,6 +53,28 @@ def test_bad_names_and_recipes(http: httpx.Client, body: dict[str, Any], status:
     assert words in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"defaults": {"temperature": "hot"}}, "defaults.temperature"),
+        ({"defaults": {"temperature": -1}}, "defaults.temperature"),
+        ({"defaults": {"top_p": 0}}, "defaults.top_p"),
+        ({"defaults": {"max_tokens": True}}, "defaults.max_tokens"),
+        ({"defaults": {"stop": [1]}}, "defaults.stop"),
+        ({"defaults": {"chat_template": "{% for"}}, "line 1"),
+        ({"defaults": {"stopp": "x"}}, "known keys are system, chat_template"),
+        ({"defaults": ["x"]}, "defaults"),
+        ({"default": {}}, "'default'"),
+        ({"description": 3}, "description"),
+    ],
+)
+def test_profiles_that_cannot_be(http: httpx.Client, body: dict[str, Any], words: str) -> None:
+    answer = http.put("/v1/fusions/never", json={"fusion": "wide", **body})
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]["message"]
+    assert http.get("/v1/fusions/never").status_code == 404
+
+
 @pytest.mark.parametrize("raw", [b"{", b"[1, 2]", b'{"model": "wide"', b"\xff\xfe", b"[" * 100_000])
 def test_bodies_that_are_no_json(http: httpx.Client, raw: bytes) -> None:
     answer = http.post("/v1/chat/completions", content=raw, headers={"content-type": "application/json"})

@@ -51,6 +51,35 @@ def test_defaults_apply_where_the_request_is_silent(http: httpx.Client) -> None:
     http.delete("/v1/fusions/short")
 
 
+TEMPLATE = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+ASKS = {
+    "/tokenize": {"messages": CHAT["messages"]},
+    "/v1/chat/completions": CHAT,
+    "/v1/responses": {"input": "Name three rivers.", "max_output_tokens": 4},
+    "/v1/messages": {"messages": CHAT["messages"], "max_tokens": 4},
+}
+
+
+def prompt_tokens(answer: httpx.Response) -> int:
+    """Tokens of the prompt, wherever a route says them."""
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    usage = body.get("usage", body)
+    return next(int(usage[key]) for key in ("count", "prompt_tokens", "input_tokens") if key in usage)
+
+
+def test_a_profiles_chat_template_shapes_the_prompt_of_every_chat_route(http: httpx.Client) -> None:
+    defaults = {"chat_template": TEMPLATE, "system": "Be brief."}
+    assert http.put("/v1/fusions/shaped", json={"fusion": "wide", "defaults": defaults}).status_code == 201
+    count = http.post("/tokenize", json={"model": "wide", "prompt": "<Be brief.><Name three rivers.>"}).json()["count"]
+    asked = {route: http.post(route, json={**ASKS[route], "model": "shaped"}) for route in ASKS}
+    assert {route: prompt_tokens(answer) for route, answer in asked.items()} == dict.fromkeys(ASKS, count)
+    assert prompt_tokens(http.post("/tokenize", json={**ASKS["/tokenize"], "model": "wide"})) > count
+    untrusted = {**CHAT, "model": "wide", "chat_template": TEMPLATE}
+    assert http.post("/v1/chat/completions", json=untrusted).status_code == 400  # clients' own are not trusted
+    http.delete("/v1/fusions/shaped")
+
+
 def test_plan_says_mode_rank_and_error_without_building(http: httpx.Client) -> None:
     mixed = http.post("/v1/fusions/plan", json={"fusion": "0.6*narrow + 0.4*wide"}).json()
     built = http.post("/v1/fusions/plan", json={"fusion": "svd(1*wide + 1*pattern, rank=2)"}).json()
