@@ -11,10 +11,12 @@ from .errors import AdapterError, FusionError, LossError, RecipeError, UnknownAd
 from .fuse import fuse, plan
 from .io import load, save
 from .methods import METHODS, RESERVED_METHODS, Method, Option
+from .rank import smallest_rank
 from .recipe import NAME_PATTERN, RESERVED_NAMES, Recipe, Term, check_name, from_json, fusion_digest, parse
 from .report import FusionReport, ModuleReport
 from .stack import Stack, stack, stack_rank
 from .store import Entry, Store
+from .weights import ByModule, Ramp
 
 __all__ = [
     "METHODS",
@@ -22,6 +24,7 @@ __all__ = [
     "RESERVED_METHODS",
     "RESERVED_NAMES",
     "AdapterError",
+    "ByModule",
     "Difference",
     "Entry",
     "FusionError",
@@ -33,6 +36,7 @@ __all__ = [
     "ModuleDifference",
     "ModuleReport",
     "Option",
+    "Ramp",
     "Recipe",
     "RecipeError",
     "Stack",
@@ -50,6 +54,7 @@ __all__ = [
     "parse",
     "plan",
     "save",
+    "smallest_rank",
     "stack",
     "stack_rank",
 ]

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -46,37 +46,63 @@ class LoraModule:
         return self.scaling * (self.b.to(dtype) @ self.a.to(dtype))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LoraAdapter:
-    """Modules by the base's own names, sorted. Build it with `make_adapter`, which checks and digests.
+@dataclass(frozen=True, slots=True)
+class ModuleFacts:
+    """What is known of a module before its factors are read: rank, (d_out, d_in), promoted dtype, bytes."""
 
-    `base` is what the adapter says it was trained on (None when it does not say); `digest` is the
-    sha256 hex of the content, `base` not included.
+    rank: int
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    nbytes: int
+
+    @staticmethod
+    def of(module: LoraModule) -> ModuleFacts:
+        """Those of a module in memory."""
+        dtype = torch.promote_types(module.a.dtype, module.b.dtype)
+        return ModuleFacts(module.rank, module.shape, dtype, module.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraAdapter:
+    """Modules by the base's own names, sorted. Build it with `make_adapter`, which checks them, or `io.load`.
+
+    `base` is what the adapter says it was trained on (None when it does not say). `modules` may read each
+    module from its file when asked for it (`load(…, lazy=True)`); `facts` never does.
     """
 
     modules: Mapping[str, LoraModule]
     base: str | None
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 hex of the content, `base` not included; computed, and everything read, on first use."""
+        return _digest(self.modules)
+
+    @cached_property
+    def facts(self) -> Mapping[str, ModuleFacts]:
+        """Ranks, shapes and dtypes by module."""
+        known: Mapping[str, ModuleFacts] | None = getattr(self.modules, "facts", None)
+        return known or {name: ModuleFacts.of(module) for name, module in self.modules.items()}
 
     @property
     def rank(self) -> int:
         """The largest rank of any module."""
-        return max(module.rank for module in self.modules.values())
+        return max(facts.rank for facts in self.facts.values())
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that holds every factor (promoted when modules differ)."""
-        return reduce(torch.promote_types, (t.dtype for m in self.modules.values() for t in (m.a, m.b)))
+        return reduce(torch.promote_types, (facts.dtype for facts in self.facts.values()))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all factors."""
-        return sum(module.nbytes for module in self.modules.values())
+        return sum(facts.nbytes for facts in self.facts.values())
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(d_out, d_in) by module."""
-        return {name: module.shape for name, module in self.modules.items()}
+        return {name: facts.shape for name, facts in self.facts.items()}
 
     def delta(self, module: str) -> Tensor:
         """The dense update of one module, d_out×d_in, float32 or better; FusionError for a module
@@ -88,15 +114,13 @@ class LoraAdapter:
 
 
 def make_adapter(modules: Mapping[str, LoraModule], base: str | None) -> LoraAdapter:
-    """Check shapes, sort by module name and compute the digest. AdapterError 'missing_weights',
-    'shape' or 'nan'.
-    """
+    """Check shapes and sort by module name. AdapterError 'missing_weights', 'shape', 'dtype' or 'nan'."""
     if not modules:
         raise AdapterError("missing_weights", "the adapter has no LoRA module: expected at least one")
     for name, module in modules.items():
         _check_module(name, module)
     ordered = dict(sorted(modules.items()))
-    return LoraAdapter(ordered, base, _digest(ordered))
+    return LoraAdapter(ordered, base)
 
 
 def _check_module(name: str, module: LoraModule) -> None:
@@ -112,12 +136,13 @@ def _check_module(name: str, module: LoraModule) -> None:
 def _digest(modules: Mapping[str, LoraModule]) -> str:
     """sha256 hex over every module's name, scaling, dtypes, shapes and bytes, in sorted order."""
     digest = hashlib.sha256()
-    for name, module in modules.items():
+    for name in modules:
+        module = modules[name]
         factors = (module.a, module.b)
         kinds = [[str(factor.dtype), *factor.shape] for factor in factors]
         digest.update(json.dumps([name, float(module.scaling).hex(), kinds]).encode() + b"\n")
         for factor in factors:
-            digest.update(factor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(factor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

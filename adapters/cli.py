@@ -8,21 +8,27 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from .adapter import LoraAdapter
 from .diff import diff
 from .errors import FusionError, UnknownAdapterError
 from .fuse import fuse, plan
+from .heatmap import write_heatmap
 from .io import load, save
 from .methods import METHODS, Option
+from .rank import smallest_rank
 from .recipe import Recipe, check_name, parse
 
 _EXAMPLE = """example:
   python -m adapters fuse "0.6*task + 0.4*safety" \\
       --adapter task=runs/task --adapter safety=runs/safety --out fused
-  python -m adapters plan "svd(0.6*task + 0.4*safety, rank=8)" \\
+  python -m adapters plan "0.6*task + 0.4*safety" --rank auto --max-error 0.01 \\
       --adapter task=runs/task --adapter safety=runs/safety
+  python -m adapters diff runs/task runs/safety --png difference.png
 """
 Answer = tuple[str, Mapping[str, object]]
+AUTO = "auto"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +65,32 @@ def _show(given: argparse.Namespace) -> Answer:
 
 def _plan(given: argparse.Namespace) -> Answer:
     recipe, parents = _inputs(given)
-    report = plan(recipe, parents, max_rank=given.max_rank, strict=given.strict)
-    return report.table(), report.to_json()
+    limit = _rank_limit(given, recipe, parents)
+    report = plan(recipe, parents, max_rank=limit, strict=given.strict, device=_device(given))
+    return report.table(), {**report.to_json(), "max_rank": limit}
+
+
+def _rank_limit(given: argparse.Namespace, recipe: Recipe, parents: Mapping[str, LoraAdapter]) -> int | None:
+    """The rank limit that `--max-rank` or `--rank auto --max-error` asks for."""
+    if given.rank == AUTO:
+        if given.max_error is None:
+            raise FusionError("--rank auto needs --max-error, the largest relative error allowed, such as 0.01")
+        return smallest_rank(recipe, parents, max_error=given.max_error, device=_device(given))
+    if given.max_error is not None:
+        raise FusionError("--max-error goes with --rank auto")
+    if given.rank is None:
+        return None
+    if not given.rank.isdecimal() or int(given.rank) < 1:
+        raise FusionError(f"--rank (max_rank) is {given.rank!r}: expected a whole number from 1, or 'auto'")
+    return int(given.rank)
+
+
+def _device(given: argparse.Namespace) -> torch.device:
+    """Where to compute."""
+    try:
+        return torch.empty(0, device=given.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise FusionError(f"--device {given.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _fuse(given: argparse.Namespace) -> Answer:
@@ -68,13 +98,14 @@ def _fuse(given: argparse.Namespace) -> Answer:
     out = Path(given.out)
     if out.exists():
         raise FileExistsError(f"{given.out!r} exists already: choose another --out or remove it first")
-    adapter, report = fuse(recipe, parents, max_rank=given.max_rank, strict=given.strict)
+    limit = _rank_limit(given, recipe, parents)
+    adapter, report = fuse(recipe, parents, max_rank=limit, strict=given.strict, device=_device(given))
     digests = {name: parents[name].digest for name in recipe.adapters}
     provenance: dict[str, object] = {
         "recipe": recipe.to_json(),
         "text": recipe.format(),
         "parents": digests,
-        "max_rank": given.max_rank,
+        "max_rank": limit,
         "method_version": METHODS[recipe.method].version,
         "report": report.to_json(),
     }
@@ -84,7 +115,10 @@ def _fuse(given: argparse.Namespace) -> Answer:
 
 def _diff(given: argparse.Namespace) -> Answer:
     difference = diff(load(given.first), load(given.second))
-    return difference.table(), difference.to_json()
+    if given.png is None:
+        return difference.table(), difference.to_json()
+    write_heatmap(difference, Path(given.png))
+    return f"{difference.table()}\n\ndrawn in {given.png}", {**difference.to_json(), "png": given.png}
 
 
 def _methods(given: argparse.Namespace) -> Answer:
@@ -145,12 +179,20 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, run, help)
         command.add_argument("recipe", help="such as '0.6*task + 0.4*safety'")
         command.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
-        command.add_argument("--max-rank", type=int, metavar="N", help="largest rank of a module (default: no limit)")
+        command.add_argument(
+            "--rank",
+            "--max-rank",
+            metavar="N|auto",
+            help="largest rank of a module (default: no limit); auto: the smallest that keeps --max-error",
+        )
+        command.add_argument("--max-error", type=float, metavar="E", help="relative error allowed with --rank auto")
+        command.add_argument("--device", metavar="D", default="cpu", help="such as cuda (default: %(default)s)")
         command.add_argument("--strict", action="store_true", help="refuse any loss")
         if name == "fuse":
             command.add_argument("--out", required=True, metavar="DIR", help="the folder to write; must not exist")
     compare = add("diff", _diff, "how far two adapters are apart, as updates of the base")
     compare.add_argument("first", help="a PEFT adapter folder")
     compare.add_argument("second", help="another of the same base")
+    compare.add_argument("--png", metavar="FILE", help="draw cosines and principal angles by layer")
     add("methods", _methods, "the known methods, their options and references")
     return parser

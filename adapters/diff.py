@@ -1,5 +1,5 @@
-"""How far two adapters are apart as updates of the base, whatever their ranks, from Gram matrices
-of the factors.
+"""How far two adapters are apart as updates of the base, whatever their ranks: norms and cosines from Gram
+matrices of the factors, principal angles from their orthogonal bases.
 """
 
 from __future__ import annotations
@@ -7,7 +7,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+import torch
+from torch import Tensor
+
 from .adapter import LoraAdapter, LoraModule, check_together
+from .combine import column_space
 from .lowrank import inner
 
 
@@ -15,7 +19,10 @@ from .lowrank import inner
 class ModuleDifference:
     """One module: both Frobenius norms, ‖ΔW₁ − ΔW₂‖, and the cosine between them (None when one is zero).
 
-    Inner products are exact to about 1e-16 of ‖ΔW‖², so a distance below 1e-8 of the norms is rounding.
+    `column_angles` and `row_angles` are the principal angles between the two column spaces (what the updates
+    write) and row spaces (what they read), in degrees, rising; 0 is shared, 90 has nothing in common. Empty
+    when one is zero. Inner products are exact to about 1e-16 of ‖ΔW‖², so a distance below 1e-8 of the norms
+    is rounding.
     """
 
     module: str
@@ -23,6 +30,8 @@ class ModuleDifference:
     norm_b: float
     distance: float
     cosine: float | None
+    column_angles: tuple[float, ...] = ()
+    row_angles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +53,15 @@ class Difference:
     def table(self) -> str:
         """The overall line and one line per module."""
         width = max(len("all modules"), *(len(row.module) for row in self.modules))
-        lines = [f"{'module':<{width}}  {'‖first‖':>9}  {'‖second‖':>9}  {'distance':>9}  cosine"]
+        head = f"{'module':<{width}}  {'‖first‖':>9}  {'‖second‖':>9}  {'distance':>9}   cosine"
+        lines = [f"{head}  mean angle of columns, rows"]
         overall = ModuleDifference("all modules", self.norm_a, self.norm_b, self.distance, self.cosine)
         for row in (overall, *self.modules):
             cosine = "-" if row.cosine is None else f"{row.cosine:.4f}"
+            angles = f"  {_mean(row.column_angles):.1f}°, {_mean(row.row_angles):.1f}°" if row.row_angles else ""
             lines.append(
-                f"{row.module:<{width}}  {row.norm_a:>9.4g}  {row.norm_b:>9.4g}  {row.distance:>9.4g}  {cosine}"
+                f"{row.module:<{width}}  {row.norm_a:>9.4g}  {row.norm_b:>9.4g}  {row.distance:>9.4g}"
+                f"  {cosine:>7}{angles}"
             )
         return "\n".join(lines)
 
@@ -61,9 +73,35 @@ def diff(first: LoraAdapter, second: LoraAdapter) -> Difference:
     for name in sorted({*first.modules, *second.modules}):
         one, two = first.modules.get(name), second.modules.get(name)
         products = (_inner(one, one), _inner(two, two), _inner(one, two))
-        rows.append(ModuleDifference(name, *_compare(*products)))
+        rows.append(ModuleDifference(name, *_compare(*products), *_angles(one, two)))
         squares = [total + part for total, part in zip(squares, products, strict=True)]
     return Difference(*_compare(*squares), modules=tuple(rows))
+
+
+def _angles(one: LoraModule | None, two: LoraModule | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Principal angles between the column and between the row spaces (Björck and Golub 1973,
+    https://doi.org/10.2307/2005662).
+    """
+    if one is None or two is None or not (one.scaling and two.scaling):
+        return (), ()
+    turned = [LoraModule(module.b.T, module.a.T, module.scaling) for module in (one, two)]
+    return _between(column_space(one), column_space(two)), _between(*map(column_space, turned))
+
+
+def _between(first: Tensor, second: Tensor) -> tuple[float, ...]:
+    """Degrees; by their sines where they are small, since the cosine cannot tell small angles apart."""
+    if not first.shape[1] or not second.shape[1]:
+        return ()
+    if first.shape[1] > second.shape[1]:
+        first, second = second, first
+    cosines = torch.linalg.svdvals(first.T @ second).clamp(0, 1)
+    sines = torch.linalg.svdvals(first - second @ (second.T @ first)).clamp(0, 1).flip(0)
+    angles = torch.where(cosines.square() > 0.5, sines.asin(), cosines.acos())
+    return tuple(math.degrees(float(angle)) for angle in angles)
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)
 
 
 def _inner(one: LoraModule | None, two: LoraModule | None) -> float:

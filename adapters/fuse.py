@@ -1,48 +1,28 @@
-"""Carry a recipe out: concatenate the factors, exactly, or cut the sum to the best rank that fits."""
+"""Carry a recipe out, module by module: exactly where it can be, cut to the best rank that fits where it must be."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .adapter import LoraAdapter, LoraModule, check_together, make_adapter
-from .errors import AdapterError, FusionError, LossError, UnknownAdapterError
-from .lowrank import Cut, inner, truncate
-from .methods import METHODS
+from .account import Account, Outcome
+from .adapter import LoraAdapter, LoraModule, make_adapter
+from .combine import COMBINE, Part, apart
+from .errors import AdapterError, LossError
+from .job import Device, Job, Sum, bind
+from .lowrank import Cut, inner, truncate, truncate_dense
 from .recipe import Recipe
-from .report import FusionReport, ModuleReport
+from .report import FusionReport
 
 NEGLIGIBLE = 1e-6
 """The relative error that `strict` lets pass."""
 
-_BATCH_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Sum:
-    """One module's weighted sum, not yet built: (weight, factors) of every adapter that has a say in it."""
-
-    shape: tuple[int, int]
-    parts: tuple[tuple[float, LoraModule], ...]
-
-    @property
-    def rank(self) -> int:
-        return sum(module.rank for _, module in self.parts) or 1
-
-    def factors(self, dtype: torch.dtype, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
-        """(B d_out×rank with weights and scalings folded in, A rank×d_in); zeros of rank 1 when
-        nothing is left.
-        """
-        if not self.parts:
-            d_out, d_in = self.shape
-            return torch.zeros(d_out, 1, dtype=dtype, device=device), torch.zeros(1, d_in, dtype=dtype, device=device)
-        b = [module.b.to(device, dtype) * (weight * module.scaling) for weight, module in self.parts]
-        return torch.cat(b, dim=1), torch.cat([module.a.to(device, dtype) for _, module in self.parts])
+Parents = Mapping[str, Sequence[Part]]
+Factors = tuple[Tensor, Tensor]
+Made = dict[str, tuple[Outcome, Factors | None]]
 
 
 def fuse(
@@ -51,27 +31,20 @@ def fuse(
     *,
     max_rank: int | None = None,
     strict: bool = False,
-    device: torch.device | str | None = None,
+    device: Device = None,
 ) -> tuple[LoraAdapter, FusionReport]:
     """Build the recipe's adapter: scaling 1 in every module, the adapters' promoted dtype, tensors
     on the CPU.
 
-    A sum whose rank fits `max_rank` is exact; any other is cut per module to its best
-    approximation, computed in float64 on `device`, and the report says what that loses. Adapters of
-    weight zero add neither rank nor modules. Raises UnknownAdapterError; AdapterError ('shape',
-    'base', or 'overflow' when float16 cannot hold the result); LossError when `strict` and the
+    What fits `max_rank` is exact; anything else is cut per module to its best approximation, computed on
+    `device`, and the report says what that loses. Adapters of weight zero add neither rank nor modules.
+    Raises UnknownAdapterError; FusionError for a schedule that gives a module no weight; AdapterError
+    ('shape', 'base', or 'overflow' when float16 cannot hold the result); LossError when `strict` and the
     error is over NEGLIGIBLE.
     """
-    sums, cuts, report = _carry_out(recipe, adapters, max_rank, strict, device, build=True)
-    dtype = _dtype(recipe, adapters)
-    wide = torch.promote_types(dtype, torch.float32)
-    modules = {}
-    for name, total in sums.items():
-        cut = cuts.get(name)
-        b, a = (cut.b, cut.a) if cut is not None else total.factors(wide, device)
-        assert b is not None and a is not None
-        modules[name] = _module(name, a.to("cpu", dtype), b.to("cpu", dtype))
-    return make_adapter(modules, _base(recipe, adapters)), report
+    modules, report = _carry_out(bind(recipe, adapters, max_rank, device), strict, build=True)
+    base = next((adapters[name].base for name in recipe.adapters if adapters[name].base is not None), None)
+    return make_adapter(modules, base), report
 
 
 def plan(
@@ -80,124 +53,104 @@ def plan(
     *,
     max_rank: int | None = None,
     strict: bool = False,
-    device: torch.device | str | None = None,
+    device: Device = None,
 ) -> FusionReport:
     """The report `fuse` would give, number for number, without building anything; raises what
     `fuse` raises.
     """
-    return _carry_out(recipe, adapters, max_rank, strict, device, build=False)[2]
+    return _carry_out(bind(recipe, adapters, max_rank, device), strict, build=False)[1]
 
 
-def _carry_out(
-    recipe: Recipe,
-    adapters: Mapping[str, LoraAdapter],
-    max_rank: int | None,
-    strict: bool,
-    device: torch.device | str | None,
-    *,
-    build: bool,
-) -> tuple[dict[str, _Sum], dict[str, Cut], FusionReport]:
-    sums = _sums(recipe, adapters)
-    limit = _limit(recipe, max_rank)
-    over = {name: total for name, total in sums.items() if limit is not None and total.rank > limit}
-    cuts = _cut(over, limit, device, build) if limit is not None and over else {}
-    report = _report(recipe, sums, cuts, _dtype(recipe, adapters).itemsize)
+def _carry_out(job: Job, strict: bool, *, build: bool) -> tuple[dict[str, LoraModule], FusionReport]:
+    account, modules = Account(job), {}
+    for batch in job.batches():
+        parents = {name: job.parents(name) for name in batch}
+        made = _updates(job, parents, build) if job.method.on == "update" else _sums(job, parents, build)
+        account.enter({name: outcome for name, (outcome, _) in made.items()}, parents)
+        for name, (_, factors) in made.items():
+            if factors is not None:
+                modules[name] = _module(name, factors, job.dtype)
+    report = account.report()
     if strict and report.error > NEGLIGIBLE:
         raise LossError(
             f"{report.recipe!r} is not exact: {report.verdict}, and strict allows {NEGLIGIBLE:g}; "
             "raise the rank limit or drop strict"
         )
-    return sums, cuts, report
+    return modules, report
 
 
-def _sums(recipe: Recipe, adapters: Mapping[str, LoraAdapter]) -> dict[str, _Sum]:
-    """Per module, sorted, what is to be summed. All of the recipe's adapters must fit together."""
-    for name in recipe.adapters:
-        if name not in adapters:
-            raise UnknownAdapterError(name, adapters)
-    used = {name: adapters[name] for name in recipe.adapters}
-    check_together(used)
-    live = {name: weight for name, weight in recipe.weights.items() if weight != 0.0}
-    shapes: dict[str, tuple[int, int]] = {}
-    for name in live or used:
-        shapes.update(used[name].shapes)
-    return {
-        key: _Sum(shape, tuple((w, used[n].modules[key]) for n, w in live.items() if key in used[n].modules))
-        for key, shape in sorted(shapes.items())
-    }
+def combined(job: Job, name: str, parents: Sequence[Part]) -> Sum:
+    """A module's update by a method that stays low-rank, before any cut."""
+    combine = apart if job.method.on == "apart" else COMBINE[job.method.combine]
+    return Sum(job.shapes[name], tuple(combine(job.terms(parents), job.context(name, parents))))
 
 
-def _limit(recipe: Recipe, max_rank: int | None) -> int | None:
-    if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int) or max_rank < 1):
-        raise FusionError(f"max_rank is {max_rank!r}: expected a whole number from 1, or None for no limit")
-    method = METHODS[recipe.method]
-    own = method.function(method.filled(dict(recipe.options)))
-    return min((limit for limit in (own, max_rank) if limit is not None), default=None)
+def dense_update(job: Job, name: str, parents: Sequence[Part]) -> Tensor | None:
+    """A module's update by a method on the true update, d_out×d_in float32 or better; None for zero."""
+    terms, context = job.terms(parents), job.context(name, parents)
+    if not terms:
+        return None
+    sparse = [context.sparse(_dense(part, job.device), context.draw(part)) for part in terms]
+    return context.settle(sparse, [part.weight for part in terms])
 
 
-def _cut(sums: Mapping[str, _Sum], limit: int, device: torch.device | str | None, build: bool) -> dict[str, Cut]:
-    cuts: dict[str, Cut] = {}
-    for names in _batches(sums):
-        factors = [sums[name].factors(torch.float64, device) for name in names]
+def _sums(job: Job, parents: Parents, build: bool) -> Made:
+    """A batch by a method that stays low-rank; what is over its limit is cut."""
+    wide = torch.promote_types(job.dtype, torch.float32)
+    made: Made = {}
+    over: dict[tuple[int, int], dict[str, Sum]] = {}
+    for name, found in parents.items():
+        total, limit = combined(job, name, found), job.limit(job.terms(found))
+        outcome = Outcome(total.rank, total.rank, _square(total) if limit is not None else 0.0)
+        if job.method.on == "apart":
+            plain = Sum(total.shape, tuple((part.weight, part.module) for part in job.terms(found)))
+            turned = tuple((-weight, module) for weight, module in plain.parts)
+            gap = _square(Sum(total.shape, (*total.parts, *turned)))
+            outcome = replace(outcome, gap=gap, plain=_square(plain))
+        exact = limit is None or total.rank <= limit
+        made[name] = outcome, total.factors(wide, job.device) if build and exact else None
+        if limit is not None and not exact:
+            over.setdefault((total.rank, limit), {})[name] = total
+    for (_, limit), sums in over.items():
+        factors = [total.factors(torch.float64, job.device) for total in sums.values()]
         b, a = torch.stack([b for b, _ in factors]), torch.stack([a for _, a in factors])
-        cuts.update(zip(names, truncate(b, a, limit, build=build), strict=True))
-    return cuts
+        for name, cut in zip(sums, truncate(b, a, limit, build=build), strict=True):
+            made[name] = _after(made[name][0], cut)
+    return made
 
 
-def _batches(sums: Mapping[str, _Sum]) -> Iterator[Sequence[str]]:
-    """Names of modules of one shape and rank, so many at once as the memory for a batch allows."""
-    alike: dict[tuple[tuple[int, int], int], list[str]] = {}
-    for name, total in sums.items():
-        alike.setdefault((total.shape, total.rank), []).append(name)
-    for ((d_out, d_in), rank), names in alike.items():
-        count = max(1, _BATCH_BYTES // ((d_out + d_in) * rank * 8))
-        for start in range(0, len(names), count):
-            yield names[start : start + count]
+def _after(before: Outcome, cut: Cut) -> tuple[Outcome, Factors | None]:
+    factors = None if cut.b is None or cut.a is None else (cut.b, cut.a)
+    return replace(before, rank=cut.rank, kept=cut.kept, lost=cut.lost), factors
 
 
-def _report(recipe: Recipe, sums: Mapping[str, _Sum], cuts: Mapping[str, Cut], itemsize: int) -> FusionReport:
-    lost, rows, size = sum(cut.lost for cut in cuts.values()), [], 0
-    for name, total in sums.items():
-        cut = cuts.get(name)
-        rank = total.rank if cut is None else cut.rank
-        share = 0.0 if cut is None or cut.lost == 0.0 else cut.lost / (cut.kept + cut.lost)
-        rows.append(ModuleReport(name, total.rank, rank, 1.0 - share, math.sqrt(share)))
-        size += rank * sum(total.shape) * itemsize
-    share = lost / _energy(sums, cuts) if lost else 0.0
-    return FusionReport(
-        recipe=recipe.format(),
-        method=recipe.method,
-        rank=max(row.rank_after for row in rows),
-        error=math.sqrt(share),
-        energy=1.0 - share,
-        exact=lost == 0.0,
-        bytes=size,
-        modules=tuple(rows),
-    )
-
-
-def _energy(sums: Mapping[str, _Sum], cuts: Mapping[str, Cut]) -> float:
-    """‖ΔW‖² over all modules: from singular values where there are any, from Gram matrices elsewhere."""
-    energy = 0.0
-    for name, total in sums.items():
-        if name in cuts:
-            energy += cuts[name].kept + cuts[name].lost
+def _updates(job: Job, parents: Parents, build: bool) -> Made:
+    """A batch by a method on the true update: one dense module at a time, cut to the best rank at once."""
+    made: Made = {}
+    for name, found in parents.items():
+        shape, update = job.shapes[name], dense_update(job, name, found)
+        if update is None:
+            made[name] = Outcome(1, 1), Sum(shape, ()).factors(torch.float32, job.device) if build else None
         else:
-            b, a = total.factors(torch.float64, None)
-            energy += max(0.0, inner(b, a, b, a))
-    return energy
+            cut = truncate_dense(update, job.limit(job.terms(found)) or min(shape), build=build)
+            made[name] = _after(Outcome(min(shape), 1), cut)
+    return made
 
 
-def _dtype(recipe: Recipe, adapters: Mapping[str, LoraAdapter]) -> torch.dtype:
-    return reduce(torch.promote_types, (adapters[name].dtype for name in recipe.adapters))
+def _dense(part: Part, device: Device) -> Tensor:
+    module = part.module
+    dtype = torch.promote_types(torch.promote_types(module.a.dtype, module.b.dtype), torch.float32)
+    return module.scaling * (module.b.to(device, dtype) @ module.a.to(device, dtype))
 
 
-def _base(recipe: Recipe, adapters: Mapping[str, LoraAdapter]) -> str | None:
-    bases = (adapters[name].base for name in recipe.adapters)
-    return next((base for base in bases if base is not None), None)
+def _square(total: Sum) -> float:
+    """‖ΔW‖² of a sum."""
+    b, a = total.factors(torch.float64, None)
+    return max(0.0, inner(b, a, b, a))
 
 
-def _module(name: str, a: Tensor, b: Tensor) -> LoraModule:
+def _module(name: str, factors: Factors, dtype: torch.dtype) -> LoraModule:
+    b, a = (factor.to("cpu", dtype) for factor in factors)
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise AdapterError(
             "overflow",

@@ -1,19 +1,22 @@
-"""Reads the two forms of a recipe, text and JSON, into a checked `Recipe`."""
+"""Reads the text of a recipe into a checked `Recipe`."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 
+from .checks import add_rule, add_term, check_option, find_method, find_option, require
 from .errors import RecipeError
-from .methods import DEFAULT_METHOD, METHODS, Method, Option, Value
-from .recipe import MAX_TERMS, MAX_TEXT, NAME_PATTERN, Recipe, Term, _short, check_name
+from .methods import DEFAULT_METHOD, Value
+from .recipe import MAX_TEXT, NAME_PATTERN, Recipe, Term, _short
+from .weights import ByModule, Ramp, Schedule, Weight
 
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# A dot before another dot belongs to the `..` of a ramp.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.(?!\.)[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _LONG_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+PATTERN = re.compile(r"[A-Za-z0-9_.*?-]{1,128}")
 _BLANK = " \t\r\n"
+RAMP = "ramp"
 
 
 class Parser:
@@ -34,7 +37,7 @@ class Parser:
         if start == len(self.text):
             raise RecipeError("the recipe is empty: expected for example '0.6*task + 0.4*safety'", start)
         name = _LONG_NAME.match(self.text, start)
-        if name is not None and self._char_after(name.end()) == "(":
+        if name is not None and name.group() != RAMP and self._char_after(name.end()) == "(":
             recipe = self._call()
         else:
             recipe = Recipe(DEFAULT_METHOD, self._sum())
@@ -59,7 +62,7 @@ class Parser:
         closing = self._skip()
         if not self._accept(")"):
             raise RecipeError(self._unexpected("expected '+', ',' or ')'"), closing)
-        require_options(method, options, closing)
+        require(method, options, terms, closing)
         return Recipe(method.name, terms, tuple(options.items()))
 
     def _sum(self) -> tuple[Term, ...]:
@@ -71,7 +74,12 @@ class Parser:
             if not self._accept("+"):
                 return tuple(terms.values())
 
-    def _term(self) -> tuple[float, str, int]:
+    def _term(self) -> tuple[Weight, str, int]:
+        schedule = self._schedule()
+        if schedule is not None:
+            self._expect("*", f"expected '*' between {schedule} and an adapter's name")
+            name_at = self._skip()
+            return schedule, self._name(), name_at
         number = _NUMBER.match(self.text, self.at)
         if number is None and self._peek() in "+-" and self._peek():
             raise RecipeError(self._unexpected("expected digits after the sign, as in '-1*task'"), self.at)
@@ -88,6 +96,43 @@ class Parser:
             hint = f"expected a decimal weight before '*', found {name!r}"
             raise RecipeError(f"{hint}; terms are joined by '+', as in '1*a + -0.4*b'", name_at)
         return (1.0 if number is None else float(number.group())), name, name_at
+
+    def _schedule(self) -> Schedule | None:
+        """`ramp(a..b)` or `{pattern: weight, …}` when one begins here."""
+        name = _LONG_NAME.match(self.text, self.at)
+        if name is not None and name.group() == RAMP and self._char_after(name.end()) == "(":
+            self.at = name.end()
+            self._expect("(")
+            first = self._number()
+            self._skip()
+            if not self.text.startswith("..", self.at):
+                raise RecipeError(self._unexpected("expected '..', as in 'ramp(0.2..0.6)'"), self.at)
+            self.at += 2
+            last = self._number()
+            self._expect(")")
+            return Ramp(first, last)
+        if not self._accept("{"):
+            return None
+        rules: dict[str, float] = {}
+        while True:
+            place = self._skip()
+            pattern = PATTERN.match(self.text, self.at)
+            if pattern is None:
+                raise RecipeError(self._unexpected("expected a pattern of module names, as in '*.mlp.*'"), self.at)
+            self.at = pattern.end()
+            self._expect(":")
+            add_rule(rules, pattern.group(), self._number(), place)
+            if not self._accept(","):
+                self._expect("}", "expected ',' or '}'")
+                return ByModule(tuple(rules.items()))
+
+    def _number(self) -> float:
+        self._skip()
+        number = _NUMBER.match(self.text, self.at)
+        if number is None:
+            raise RecipeError(self._unexpected("expected a number"), self.at)
+        self.at = number.end()
+        return float(number.group())
 
     def _value(self) -> Value:
         number = _NUMBER.match(self.text, self.at)
@@ -134,94 +179,3 @@ class Parser:
         if self._peek() == "-":
             found += "; to subtract, add a negative weight, as in '1*a + -0.4*b'"
         return f"{expected}, {found}"
-
-
-def read_json(obj: object, max_weight: float) -> Recipe:
-    """The JSON form as a recipe; see `recipe.from_json`."""
-    if not isinstance(obj, Mapping):
-        raise RecipeError(f'a fusion in JSON form is an object like {{"adapters": […]}}, got {_short(obj)}')
-    entries = obj.get("adapters")
-    if not isinstance(entries, list | tuple) or not entries:
-        raise RecipeError(f"'adapters' must be a list with at least one entry, got {_short(entries)}")
-    terms: dict[str, Term] = {}
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= {"name", "weight"}:
-            raise RecipeError(f"'adapters[{index}]' must be {{name, weight}}, got {_short(entry)}")
-        name, weight = entry["name"], entry.get("weight", 1.0)
-        if not isinstance(name, str):
-            raise RecipeError(f"'adapters[{index}].name' must be a text, got {_short(name)}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise RecipeError(f"'adapters[{index}].weight' must be a number, got {_short(weight)}")
-        add_term(terms, name, weight, max_weight)
-    method_name = obj.get("method", DEFAULT_METHOD)
-    method = find_method(method_name, None)
-    options: dict[str, Value] = {}
-    for key, value in obj.items():
-        if key not in ("adapters", "method"):
-            option = find_option(method, key, None)
-            options[option.name] = check_option(option, value, tuple(terms.values()), None)
-    require_options(method, options, None)
-    return Recipe(method.name, tuple(terms.values()), tuple(options.items()))
-
-
-def add_term(
-    terms: dict[str, Term],
-    name: str,
-    weight: float,
-    max_weight: float,
-    *,
-    weight_at: int | None = None,
-    name_at: int | None = None,
-) -> None:
-    """Check one term and add it to `terms`."""
-    check_name(name, name_at)
-    if name in terms:
-        raise RecipeError(f"adapter {name!r} appears twice: add its weights up into one term", name_at)
-    if not abs(weight) <= max_weight or not math.isfinite(weight):
-        raise RecipeError(
-            f"the weight {_short(weight)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
-            weight_at,
-        )
-    if len(terms) >= MAX_TERMS:
-        raise RecipeError(f"a recipe has at most {MAX_TERMS} adapters", name_at)
-    terms[name] = Term(name, float(weight))
-
-
-def find_method(name: object, position: int | None) -> Method:
-    """The row of that name; RecipeError naming the known ones."""
-    method = METHODS.get(name) if isinstance(name, str) else None
-    if method is None:
-        raise RecipeError(f"unknown method {_short(name)}: known methods are {', '.join(METHODS)}", position)
-    return method
-
-
-def find_option(method: Method, name: object, position: int | None) -> Option:
-    """The method's option of that name; RecipeError naming those it has."""
-    for option in method.options:
-        if option.name == name:
-            return option
-    known = ", ".join(option.name for option in method.options) or "none"
-    raise RecipeError(f"method {method.name!r} has no option {_short(name)}: its options are {known}", position)
-
-
-def check_option(option: Option, value: object, terms: tuple[Term, ...], position: int | None) -> Value:
-    """`value` as the option's kind and within its bounds, or RecipeError."""
-    wrong = f"option {option.name!r} = {_short(value)}"
-    if option.kind == "adapter":
-        if not isinstance(value, str) or value not in {term.adapter for term in terms}:
-            raise RecipeError(f"{wrong}: expected the name of one of the recipe's adapters", position)
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecipeError(f"{wrong}: expected a number", position)
-    if option.kind == "int" and not isinstance(value, int):
-        raise RecipeError(f"{wrong}: expected a whole number", position)
-    if not option.minimum <= value <= option.maximum or not math.isfinite(value):
-        raise RecipeError(f"{wrong}: expected {option.minimum:g} to {option.maximum:g}", position)
-    return value if option.kind == "int" else float(value)
-
-
-def require_options(method: Method, options: Mapping[str, Value], position: int | None) -> None:
-    """RecipeError when an option without a default was not given."""
-    for option in method.options:
-        if option.default is None and option.name not in options:
-            raise RecipeError(f"method {method.name!r} needs the option {option.name!r}: {option.help}", position)

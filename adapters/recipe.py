@@ -2,7 +2,8 @@
 
 recipe = sum | METHOD "(" sum { "," option } ")"
 sum    = term { "+" term }
-term   = [ NUMBER "*" ] NAME
+term   = [ weight "*" ] NAME
+weight = NUMBER | "ramp" "(" NUMBER ".." NUMBER ")" | "{" PATTERN ":" NUMBER { "," PATTERN ":" NUMBER } "}"
 option = NAME "=" ( NUMBER | NAME )
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from .errors import RecipeError, UnknownAdapterError
 from .methods import DEFAULT_METHOD, METHODS, RESERVED_METHODS, Value
+from .weights import Weight, number_text, weight_json, weight_text
 
 MAX_TEXT = 8192
 MAX_TERMS = 64
@@ -24,12 +26,12 @@ NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 RESERVED_NAMES = frozenset({*RESERVED_METHODS, "plan", "text", "image", "audio", "video", "input"})
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Term:
-    """One adapter and its weight."""
+    """One adapter and its weight: a number, or a schedule over layers or modules."""
 
     adapter: str
-    weight: float
+    weight: Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +47,42 @@ class Recipe:
     options: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:
-        terms = sorted(Term(term.adapter, float(term.weight) + 0.0) for term in self.terms)
+        terms = sorted((Term(t.adapter, _plain(t.weight)) for t in self.terms), key=lambda term: term.adapter)
         defaults = {option.name: option.default for option in METHODS[self.method].options}
         kept = sorted((name, value) for name, value in self.options if value != defaults[name])
         object.__setattr__(self, "terms", tuple(terms))
         object.__setattr__(self, "options", tuple(kept))
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """The adapters' names, sorted."""
-        return tuple(term.adapter for term in self.terms)
+    def roles(self) -> dict[str, str]:
+        """Adapters that are no terms, by the option that names them."""
+        kinds = {option.name: option.kind for option in METHODS[self.method].options}
+        return {name: str(value) for name, value in self.options if kinds[name] == "adapter"}
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Weight by adapter name."""
+    def adapters(self) -> tuple[str, ...]:
+        """The names of all its adapters, sorted: terms, and those that play a role."""
+        return tuple(sorted({*(term.adapter for term in self.terms), *self.roles.values()}))
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Weight of each term by adapter name."""
         return {term.adapter: term.weight for term in self.terms}
 
     @property
     def is_sum(self) -> bool:
-        """Whether this is the plain, exact sum."""
-        return self.method == DEFAULT_METHOD
+        """Whether this is the plain, exact sum: one number per adapter, and no method."""
+        return self.method == DEFAULT_METHOD and all(isinstance(term.weight, float) for term in self.terms)
 
     def format(self) -> str:
         """The canonical text."""
         if len(self.terms) == 1 and self.terms[0].weight == 1.0:
             body = self.terms[0].adapter
         else:
-            body = " + ".join(f"{_number(term.weight)}*{term.adapter}" for term in self.terms)
-        if self.is_sum:
+            body = " + ".join(f"{weight_text(term.weight)}*{term.adapter}" for term in self.terms)
+        if self.method == DEFAULT_METHOD:
             return body
-        options = "".join(f", {name}={_number(value)}" for name, value in self.options)
+        options = "".join(f", {name}={_value_text(value)}" for name, value in self.options)
         return f"{self.method}({body}{options})"
 
     def __str__(self) -> str:
@@ -82,15 +90,17 @@ class Recipe:
 
     def to_json(self) -> dict[str, object]:
         """The JSON form; `from_json` reads it back."""
-        terms = [{"name": term.adapter, "weight": term.weight} for term in self.terms]
+        terms = [{"name": term.adapter, "weight": weight_json(term.weight)} for term in self.terms]
         return {"adapters": terms, "method": self.method, **dict(self.options)}
 
 
-def _number(value: Value) -> str:
-    """The shortest text that reads back as the same number; names as they are."""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    return str(value)
+def _plain(weight: Weight) -> Weight:
+    """Numbers as floats without negative zero."""
+    return float(weight) + 0.0 if isinstance(weight, int | float) else weight
+
+
+def _value_text(value: Value) -> str:
+    return number_text(value) if isinstance(value, float) else str(value)
 
 
 def check_name(name: str, position: int | None = None) -> str:
@@ -123,7 +133,7 @@ def from_json(obj: object, *, max_weight: float = MAX_WEIGHT) -> Recipe:
     """Read the JSON form `{"adapters": [{"name", "weight"}, …], "method": …, option: …}`;
     RecipeError if wrong.
     """
-    from .grammar import read_json
+    from .json_form import read_json
 
     return read_json(obj, max_weight)
 
@@ -142,7 +152,7 @@ def fusion_digest(recipe: Recipe, *, base: str, parents: Mapping[str, str]) -> s
     method = METHODS[recipe.method]
     kinds = {option.name: option.kind for option in method.options}
     options = {
-        name: parents[str(value)] if kinds[name] == "adapter" else value
+        name: parents[str(value)] if kinds[name] in ("adapter", "term") else value
         for name, value in method.filled(dict(recipe.options)).items()
     }
     content = {
@@ -150,6 +160,6 @@ def fusion_digest(recipe: Recipe, *, base: str, parents: Mapping[str, str]) -> s
         "method": [method.name, method.version],
         "options": options,
         "parents": sorted(parents[name] for name in recipe.adapters),
-        "terms": sorted([parents[term.adapter], _number(term.weight)] for term in recipe.terms),
+        "terms": sorted([parents[term.adapter], weight_text(term.weight)] for term in recipe.terms),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -126,7 +126,8 @@ class Pool:
         if not self.mixing:
             return "mixing is off on this server"
         if not fusion.recipe.is_sum:
-            return f"{fusion.recipe.method!r} is no plain sum"
+            what = "a schedule over layers" if fusion.recipe.method == "sum" else repr(fusion.recipe.method)
+            return f"{what} is no plain sum"
         rank = sum(self.rank(d) for d in set(fusion.parents.values()))
         if rank > self.max_rank:
             return f"the adapters' ranks add up to {rank}, over FUSION_MAX_LORA_RANK={self.max_rank}"
@@ -172,6 +173,7 @@ class Pool:
         self._metrics.hit(source)
         weights = dict.fromkeys(resident.widths, 0.0)
         for name, weight in fusion.recipe.weights.items():
+            assert isinstance(weight, float)  # a plain sum has no schedules
             weights[fusion.parents[name]] += weight
         spans = tuple((width, weights[d]) for d, width in resident.widths.items())
         return Lease(resident, source, spans, sum(resident.widths[d] for d in members))

@@ -369,3 +369,14 @@ def test_a_hostile_pattern_takes_no_time(tmp_path: Path) -> None:
         config(rank_pattern={pattern: 2})(tmp_path / "one")
         with pytest.raises(AdapterError, match="simple pattern"):
             load(tmp_path / "one")
+
+
+def test_a_lazy_adapter_reads_modules_when_asked_and_is_the_same(tmp_path: Path) -> None:
+    save(adapter(1), tmp_path / "a")
+    lazy = load(tmp_path / "a", lazy=True)
+    eager = load(tmp_path / "a")
+    assert (lazy.rank, lazy.dtype, lazy.nbytes, lazy.shapes) == (eager.rank, eager.dtype, eager.nbytes, eager.shapes)
+    assert lazy.digest == eager.digest and same(lazy, eager)
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterError, match="cannot be read"):
+        lazy.modules[next(iter(lazy.shapes))]

@@ -24,20 +24,38 @@ from adapters import (
     fusion_digest,
     parse,
 )
+from adapters.weights import ByModule, Ramp
 
 from . import samples  # noqa: F401  (loads the hypothesis profile)
 
 free_names = st.from_regex(NAME_PATTERN, fullmatch=True).filter(lambda name: name not in RESERVED_NAMES)
 free_weights = st.floats(-16, 16, allow_nan=False)
+patterns = st.from_regex(r"[A-Za-z0-9_.*?-]{1,20}", fullmatch=True)
+schedules = st.builds(Ramp, free_weights, free_weights) | st.dictionaries(
+    patterns, free_weights, min_size=1, max_size=4
+).map(lambda rules: ByModule(tuple(rules.items())))
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    weights = draw(st.dictionaries(free_names, free_weights, min_size=1, max_size=6))
+    method = METHODS[draw(st.sampled_from(list(METHODS)))]
+    least, most = method.terms
+    weights = draw(st.dictionaries(free_names, free_weights | schedules, min_size=least, max_size=min(6, most)))
     terms = tuple(Term(name, weight) for name, weight in weights.items())
-    if draw(st.booleans()):
-        return Recipe("sum", terms)
-    return Recipe("svd", terms, (("rank", draw(st.integers(1, 64))),))
+    options: dict[str, int | float | str] = {}
+    for option in method.options:
+        match option.kind:
+            case "int":
+                options[option.name] = draw(st.integers(int(option.minimum), int(option.maximum)))
+            case "float":
+                options[option.name] = draw(st.floats(option.minimum, option.maximum))
+            case "choice":
+                options[option.name] = draw(st.sampled_from(option.choices))
+            case "term":
+                options[option.name] = draw(st.sampled_from(sorted(weights)))
+            case "adapter":
+                options[option.name] = draw(free_names.filter(lambda name: name not in weights))
+    return Recipe(method.name, terms, tuple(options.items()))
 
 
 @given(recipes())
@@ -122,7 +140,20 @@ def test_spellings_have_one_canonical_text(text: str, canonical: str) -> None:
         ("2*" + "x" * 65, 2, "64 characters"),
         ("0.5*svd", 4, "reserved"),
         ("plan", 0, "reserved"),
-        ("ties(1*a, density=0.5)", 0, "known methods are sum, svd"),
+        ("tie(1*a, density=0.5)", 0, "did you mean 'ties'"),
+        ("ties(1*a, density=0)", 18, "1e-06 to 1"),
+        ("ties(1*a, majority=most)", 19, "total, frequency"),
+        ("slerp(a, t=0.5, from=a)", 22, "takes 2 adapters, got 1"),
+        ("slerp(a + b, t=0.5, from=c)", 25, "one of the recipe's adapters"),
+        ("slerp(a + b, t=1.5, from=a)", 15, "0 to 1"),
+        ("safe_merge(a, safety=a, threshold=0.3)", 21, "is a term already"),
+        ("safe_merge(a, safety=b)", 22, "needs the option 'threshold'"),
+        ("ramp(0.2..0.6)safety", 14, "expected '*'"),
+        ("ramp(0.2, 0.6)*safety", 8, "expected '..'"),
+        ("ramp(0..99)*a", 0, "|weight| <= 16"),
+        ("{*.mlp.*: 0.2, *.mlp.*: 1}*a", 15, "twice"),
+        ("{*.mlp.* 0.2}*a", 9, "expected ':'"),
+        ("{}*a", 1, "pattern of module names"),
         ("  nosuch(a)", 2, "unknown method 'nosuch'"),
         ("svd(svd(a, rank=2), rank=2)", 4, "do not nest"),
         ("1*a + svd(b, rank=2)", 6, "do not nest"),
@@ -174,7 +205,15 @@ def test_what_is_refused_and_where(text: str, position: int, says: str) -> None:
         {"adapters": [{"name": "a\n"}]},
         {"adapters": [{"name": "a"}], "method": None},
         {"adapters": [{"name": "a"}], "method": ["svd"]},
-        {"adapters": [{"name": "a"}], "method": "ties"},
+        {"adapters": [{"name": "a"}], "method": "tie"},
+        {"adapters": [{"name": "a", "weight": {}}]},
+        {"adapters": [{"name": "a", "weight": {"ramp": [1]}}]},
+        {"adapters": [{"name": "a", "weight": {"ramp": [1, 99]}}]},
+        {"adapters": [{"name": "a", "weight": {"no spaces": 1}}]},
+        {"adapters": [{"name": "a", "weight": {"*": "1"}}]},
+        {"adapters": [{"name": "a"}], "method": "slerp", "t": 0.5, "from": "a"},
+        {"adapters": [{"name": "a"}], "method": "safe_merge", "safety": "a", "threshold": 0.3},
+        {"adapters": [{"name": "a"}], "method": "ties", "majority": "most"},
         {"adapters": [{"name": "a"}], "method": "svd"},
         {"adapters": [{"name": "a"}], "method": "svd", "rank": True},
         {"adapters": [{"name": "a"}], "method": "svd", "rank": "8"},

@@ -1,0 +1,86 @@
+"""The account of a fusion: what was kept and lost in each module, and how its parents stand to each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .combine import Part
+from .compare import kinships
+from .job import Job, Sum
+from .report import FusionReport, ModuleReport
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one module.
+
+    `kept` and `lost` are squared norms (kept only where it was needed); `gap` and `plain` those of the
+    difference from the exact weighted sum and of that sum, for methods that take A and B apart.
+    """
+
+    rank_before: int
+    rank: int
+    kept: float = 0.0
+    lost: float = 0.0
+    gap: float = 0.0
+    plain: float = 0.0
+
+
+@dataclass(slots=True)
+class Account:
+    """Grows module by module; `report` closes it."""
+
+    job: Job
+    rows: dict[str, ModuleReport] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def enter(self, outcomes: Mapping[str, Outcome], parents: Mapping[str, Sequence[Part]]) -> None:
+        """One batch of modules alike."""
+        names = list(outcomes)
+        shape, first = self.job.shapes[names[0]], parents[names[0]]
+        sums = [Sum(shape, tuple((1.0, part.module) for part in parents[name])) for name in names]
+        factors = [total.factors(torch.float64, self.job.device) for total in sums]
+        b, a = torch.stack([b for b, _ in factors]), torch.stack([a for _, a in factors])
+        weights = [[part.weight for part in parents[name]] for name in names]
+        kin = kinships(b, a, [part.module.rank for part in first], weights)
+        for name, found in zip(names, kin, strict=True):
+            outcome = outcomes[name]
+            share = outcome.lost / (outcome.kept + outcome.lost) if outcome.lost else 0.0
+            norms = dict(zip((part.name for part in parents[name]), found.norms, strict=True))
+            self.rows[name] = ModuleReport(
+                name,
+                outcome.rank_before,
+                outcome.rank,
+                1.0 - share,
+                math.sqrt(share),
+                norms,
+                found.cosine,
+                found.conflict,
+            )
+        self.outcomes.update(outcomes)
+
+    def report(self) -> FusionReport:
+        """The whole fusion."""
+        all_ = self.outcomes.values()
+        lost = sum(outcome.lost for outcome in all_)
+        share = lost / sum(outcome.kept + outcome.lost for outcome in all_) if lost else 0.0
+        departure = None
+        if self.job.method.on == "apart":
+            plain = sum(outcome.plain for outcome in all_)
+            departure = math.sqrt(sum(outcome.gap for outcome in all_) / plain) if plain else 0.0
+        sizes = (self.outcomes[name].rank * sum(shape) for name, shape in self.job.shapes.items())
+        return FusionReport(
+            recipe=self.job.recipe.format(),
+            method=self.job.recipe.method,
+            rank=max(outcome.rank for outcome in all_),
+            error=math.sqrt(share),
+            energy=1.0 - share,
+            exact=lost == 0.0 and departure is None,
+            departure=departure,
+            bytes=sum(sizes) * self.job.dtype.itemsize,
+            modules=tuple(self.rows[name] for name in self.job.shapes),
+        )

@@ -1,0 +1,121 @@
+"""Make one update sparse: which entries stay, and by how much the rest is scaled.
+
+Every function takes a tensor of any shape, its `Draw` (randomness keyed by the adapter, never by its place
+in the recipe) and the method's options, and returns a new tensor of the same shape and dtype. At density 1
+each is the identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor
+
+from .methods import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Where the random numbers of one adapter's update of one module come from."""
+
+    seed: int
+    digest: str
+    module: str
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform float32 in [0, 1) of `like`'s shape, the same on every device."""
+        key = hashlib.sha256(f"{self.seed}/{self.digest}/{self.module}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
+        return torch.rand(like.shape, generator=generator).to(like.device)
+
+
+Options = Mapping[str, Value]
+Sparsify = Callable[[Tensor, Draw, Options], Tensor]
+
+
+def largest(magnitudes: Tensor, count: int) -> Tensor:
+    """Mask of exactly `count` largest entries of a non-negative tensor; of equal ones the first stay.
+
+    The threshold is found by selection, not by sorting.
+    """
+    flat = magnitudes.reshape(-1)
+    total = flat.numel()
+    if count >= total:
+        return torch.ones_like(magnitudes, dtype=torch.bool)
+    if count <= 0:
+        return torch.zeros_like(magnitudes, dtype=torch.bool)
+    threshold = _kth_largest(flat, count)
+    mask = flat > threshold
+    missing = count - int(mask.sum())
+    equal = (flat == threshold).nonzero()[:, 0]
+    mask[equal[:missing]] = True
+    return mask.reshape(magnitudes.shape)
+
+
+def _kth_largest(flat: Tensor, count: int) -> Tensor:
+    """The `count`-th largest entry (0-dim)."""
+    if flat.is_cuda:
+        return torch.topk(flat, count).values[-1]
+    # numpy's introselect takes a tenth of the time of torch's topk and kthvalue on millions of entries.
+    position = flat.numel() - count
+    return torch.as_tensor(numpy.partition(flat.numpy(force=True), position)[position])
+
+
+def none(update: Tensor, draw: Draw, options: Options) -> Tensor:
+    """As it is."""
+    return update
+
+
+def magnitude(update: Tensor, draw: Draw, options: Options) -> Tensor:
+    """The ⌊density·n⌋ entries of largest magnitude; the others become zero."""
+    density = float(options["density"])
+    if density >= 1:
+        return update
+    return update * largest(update.abs(), int(density * update.numel()))
+
+
+def random(update: Tensor, draw: Draw, options: Options) -> Tensor:
+    """Each entry stays with probability `density` and is divided by it, so that the mean is unchanged (DARE)."""
+    density = float(options["density"])
+    if density >= 1:
+        return update
+    return update * (draw.uniform(update) < density) / density
+
+
+def magprune(update: Tensor, draw: Draw, options: Options) -> Tensor:
+    """Within a row the keep probability grows with the rank of the magnitude, from density − ε to density + ε;
+    what stays is divided by its probability, so that the mean is unchanged (DELLA).
+    """
+    density = float(options["density"])
+    if density >= 1:
+        return update
+    spread = min(float(options["epsilon"]), 1 - density, density / 2)
+    rows = update.reshape(-1, update.shape[-1])
+    ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1).to(update.dtype)
+    share = ranks / max(1, rows.shape[1] - 1)
+    keep = (density - spread + 2 * spread * share).reshape(update.shape)
+    return update * (draw.uniform(update) < keep) / keep
+
+
+def breadcrumbs(update: Tensor, draw: Draw, options: Options) -> Tensor:
+    """⌊density·n⌋ entries stay: those of largest magnitude after the ⌊gamma·n⌋ largest of all are dropped."""
+    density, total = float(options["density"]), update.numel()
+    if density >= 1:
+        return update
+    kept = int(density * total)
+    outliers = min(int(float(options["gamma"]) * total), total - kept)
+    size = update.abs()
+    return update * (largest(size, kept + outliers) & ~largest(size, outliers))
+
+
+SPARSIFY: Mapping[str, Sparsify] = {
+    "none": none,
+    "magnitude": magnitude,
+    "random": random,
+    "magprune": magprune,
+    "breadcrumbs": breadcrumbs,
+}
