@@ -10,7 +10,7 @@ import torch
 
 from .combine import Part
 from .compare import kinships
-from .job import Job, Sum
+from .job import Job, Sum, stacked
 from .report import FusionReport, ModuleReport
 
 
@@ -43,8 +43,7 @@ class Account:
         names = list(outcomes)
         shape, first = self.job.shapes[names[0]], parents[names[0]]
         sums = [Sum(shape, tuple((1.0, part.module) for part in parents[name])) for name in names]
-        factors = [total.factors(torch.float64, self.job.device) for total in sums]
-        b, a = torch.stack([b for b, _ in factors]), torch.stack([a for _, a in factors])
+        b, a = stacked(sums, torch.float64, self.job.device)
         weights = [[part.weight for part in parents[name]] for name in names]
         kin = kinships(b, a, [part.module.rank for part in first], weights)
         for name, found in zip(names, kin, strict=True):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIGN_ENTRIES = 1 << 17
+SIGN_ENTRIES = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from .account import Account, Outcome
 from .adapter import LoraAdapter, LoraModule, make_adapter
 from .combine import COMBINE, Part, apart
 from .errors import AdapterError, LossError
-from .job import Device, Job, Sum, bind
+from .job import Device, Job, Sum, bind, stacked
 from .lowrank import Cut, inner, truncate, truncate_dense
 from .recipe import Recipe
 from .report import FusionReport
@@ -101,19 +101,18 @@ def _sums(job: Job, parents: Parents, build: bool) -> Made:
     over: dict[tuple[int, int], dict[str, Sum]] = {}
     for name, found in parents.items():
         total, limit = combined(job, name, found), job.limit(job.terms(found))
-        outcome = Outcome(total.rank, total.rank, _square(total) if limit is not None else 0.0)
+        exact = limit is None or total.rank <= limit
+        outcome = Outcome(total.rank, total.rank, _square(total) if exact and limit is not None else 0.0)
         if job.method.on == "apart":
             plain = Sum(total.shape, tuple((part.weight, part.module) for part in job.terms(found)))
             turned = tuple((-weight, module) for weight, module in plain.parts)
             gap = _square(Sum(total.shape, (*total.parts, *turned)))
             outcome = replace(outcome, gap=gap, plain=_square(plain))
-        exact = limit is None or total.rank <= limit
         made[name] = outcome, total.factors(wide, job.device) if build and exact else None
         if limit is not None and not exact:
             over.setdefault((total.rank, limit), {})[name] = total
     for (_, limit), sums in over.items():
-        factors = [total.factors(torch.float64, job.device) for total in sums.values()]
-        b, a = torch.stack([b for b, _ in factors]), torch.stack([a for _, a in factors])
+        b, a = stacked(list(sums.values()), torch.float64, job.device)
         for name, cut in zip(sums, truncate(b, a, limit, build=build), strict=True):
             made[name] = _after(made[name][0], cut)
     return made
@@ -140,7 +139,7 @@ def _updates(job: Job, parents: Parents, build: bool) -> Made:
 def _dense(part: Part, device: Device) -> Tensor:
     module = part.module
     dtype = torch.promote_types(torch.promote_types(module.a.dtype, module.b.dtype), torch.float32)
-    return module.scaling * (module.b.to(device, dtype) @ module.a.to(device, dtype))
+    return (module.b.to(device, dtype) * module.scaling) @ module.a.to(device, dtype)
 
 
 def _square(total: Sum) -> float:

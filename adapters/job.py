@@ -42,6 +42,22 @@ class Sum:
         return torch.cat(b, dim=1), torch.cat([module.a.to(device, dtype) for _, module in self.parts])
 
 
+def stacked(sums: Sequence[Sum], dtype: torch.dtype, device: Device) -> tuple[Tensor, Tensor]:
+    """The factors of sums of one shape and rank, n×d_out×rank and n×rank×d_in, written in place once."""
+    (d_out, d_in), rank = sums[0].shape, sums[0].rank
+    b = torch.zeros(len(sums), d_out, rank, dtype=dtype, device=device)
+    a = torch.zeros(len(sums), rank, d_in, dtype=dtype, device=device)
+    for i, total in enumerate(sums):
+        start = 0
+        for weight, module in total.parts:
+            stop = start + module.rank
+            b[i, :, start:stop] = module.b
+            b[i, :, start:stop] *= weight * module.scaling
+            a[i, start:stop] = module.a
+            start = stop
+    return b, a
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A recipe bound to its adapters: what every step below reads."""

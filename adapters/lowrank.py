@@ -125,7 +125,7 @@ def truncate_dense(w: Tensor, limit: int, *, build: bool = True) -> Cut:
     than SETTLED of ‖W‖² to the energy kept, then the SVD of W seen from it. The start is fixed, so the same
     matrix gives the same answer.
     """
-    if not bool(w.any()):
+    if not bool(torch.linalg.vector_norm(w) > 0):
         return Cut(1, 0.0, 0.0, w.new_zeros(w.shape[0], 1), w.new_zeros(1, w.shape[1]))
     small = min(w.shape) <= max(DENSE_LIMIT, 4 * limit)
     u, sigma, vh = _gram_svd(w.to(torch.float64)) if small else _krylov_svd(w, limit)
@@ -135,7 +135,7 @@ def truncate_dense(w: Tensor, limit: int, *, build: bool = True) -> Cut:
     if small:
         lost = float(energies[rank:].sum())
     else:  # the rest of the spectrum is not known
-        lost = float(torch.linalg.vector_norm(w - (b @ a).to(w), dtype=torch.float64)) ** 2
+        lost = float(torch.linalg.vector_norm(torch.addmm(w, b.to(w), a.to(w), alpha=-1))) ** 2
     if not build:
         return Cut(rank, kept, lost, None, None)
     signs = fixed_signs(b)
@@ -158,7 +158,7 @@ def _gram_svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _krylov_svd(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """(U, σ, Vh) of W seen from the block Krylov space of W·Wᵀ: at least the first `rank` are those of W."""
-    width, whole = rank + OVERSAMPLE, float(torch.linalg.vector_norm(w, dtype=torch.float64)) ** 2
+    width, whole = rank + OVERSAMPLE, float(torch.linalg.vector_norm(w)) ** 2
     start = torch.randn(w.shape[1], width, generator=torch.Generator().manual_seed(0)).to(w)
     block = torch.linalg.qr(w @ start).Q
     basis, seen, before = block, block.T @ w, -1.0

@@ -2,7 +2,7 @@
 
 Every function takes a tensor of any shape, its `Draw` (randomness keyed by the adapter, never by its place
 in the recipe) and the method's options, and returns a new tensor of the same shape and dtype. At density 1
-each is the identity.
+each is the identity. Dense updates are large: passes over them are what takes the time.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def largest(magnitudes: Tensor, count: int) -> Tensor:
         return torch.ones_like(magnitudes, dtype=torch.bool)
     if count <= 0:
         return torch.zeros_like(magnitudes, dtype=torch.bool)
-    threshold = _kth_largest(flat, count)
-    mask = flat > threshold
-    missing = count - int(mask.sum())
-    equal = (flat == threshold).nonzero()[:, 0]
-    mask[equal[:missing]] = True
+    mask = flat >= _kth_largest(flat, count)
+    surplus = int(torch.count_nonzero(mask)) - count
+    if surplus:  # entries equal to the smallest that stays
+        equal = (flat == flat[mask].min()).nonzero()[:, 0]
+        mask[equal[len(equal) - surplus :]] = False
     return mask.reshape(magnitudes.shape)
 
 
@@ -75,7 +75,7 @@ def magnitude(update: Tensor, draw: Draw, options: Options) -> Tensor:
     density = float(options["density"])
     if density >= 1:
         return update
-    return update * largest(update.abs(), int(density * update.numel()))
+    return torch.where(largest(update.abs(), int(density * update.numel())), update, 0)
 
 
 def random(update: Tensor, draw: Draw, options: Options) -> Tensor:
