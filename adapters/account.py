@@ -43,7 +43,7 @@ class Account:
         names = list(outcomes)
         shape, first = self.job.shapes[names[0]], parents[names[0]]
         sums = [Sum(shape, tuple((1.0, part.module) for part in parents[name])) for name in names]
-        b, a = stacked(sums, torch.float64, self.job.device)
+        b, a = stacked(sums, torch.promote_types(self.job.dtype, torch.float32), self.job.device)
         weights = [[part.weight for part in parents[name]] for name in names]
         kin = kinships(b, a, [part.module.rank for part in first], weights)
         for name, found in zip(names, kin, strict=True):

@@ -123,6 +123,12 @@ def make_adapter(modules: Mapping[str, LoraModule], base: str | None) -> LoraAda
     return LoraAdapter(ordered, base)
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, in one pass over it."""
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low) and math.isfinite(high)
+
+
 def _check_module(name: str, module: LoraModule) -> None:
     a, b = tuple(module.a.shape), tuple(module.b.shape)
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a or 0 in b:

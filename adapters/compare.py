@@ -27,10 +27,12 @@ def kinships(b: Tensor, a: Tensor, ranks: Sequence[int], weights: Sequence[Seque
     """Of n modules of one shape: `b` n×d_out×k holds the parents' B side by side, scalings folded in, `a`
     n×k×d_in their A; `ranks` are the parents' shares of k, `weights` [n][parent] their weights there.
 
-    The share of conflicts is counted on evenly spread rows, all of them up to SIGN_ENTRIES entries.
+    The numbers are as exact as the factors, float32 (about 1e-7) or float64. The share of conflicts is counted on evenly spread rows, all of them up to SIGN_ENTRIES entries.
     """
     n, count = b.shape[0], len(ranks)
-    gram = (b.mT @ b) * (a @ a.mT)
+    gram = _gram(b, a)
+    if not bool(gram.isfinite().all()):  # float32 holds the factors, not the squares of such numbers
+        gram = _gram(b.to(torch.float64), a.to(torch.float64))
     owner = torch.repeat_interleave(torch.arange(count), torch.tensor(ranks)).to(b.device)
     member = torch.nn.functional.one_hot(owner, count).to(gram.dtype)
     products = member.T @ gram @ member
@@ -38,6 +40,11 @@ def kinships(b: Tensor, a: Tensor, ranks: Sequence[int], weights: Sequence[Seque
     cosines = products.tolist()
     conflicts = _conflicts(b, a, ranks, torch.tensor(weights)) if count > 1 else [None] * n
     return [Kinship(tuple(norms[i]), _lowest(norms[i], cosines[i], weights[i]), conflicts[i]) for i in range(n)]
+
+
+def _gram(b: Tensor, a: Tensor) -> Tensor:
+    """Inner products of the rank-one updates, n×k×k float64."""
+    return (b.mT @ b).to(torch.float64) * (a @ a.mT)
 
 
 def _lowest(norms: Sequence[float], products: Sequence[Sequence[float]], weights: Sequence[float]) -> float | None:
@@ -53,9 +60,8 @@ def _lowest(norms: Sequence[float], products: Sequence[Sequence[float]], weights
 def _conflicts(b: Tensor, a: Tensor, ranks: Sequence[int], weights: Tensor) -> list[float | None]:
     rows = max(1, min(b.shape[1], SIGN_ENTRIES // a.shape[2]))
     chosen = torch.linspace(0, b.shape[1] - 1, rows).long().to(b.device)
-    wide = torch.float32
-    some, every = torch.split(b[:, chosen].to(wide), list(ranks), 2), torch.split(a.to(wide), list(ranks), 1)
-    signs = weights.sign().to(b.device, wide)
+    some, every = torch.split(b[:, chosen].float(), list(ranks), 2), torch.split(a.float(), list(ranks), 1)
+    signs = weights.sign().to(b.device, torch.float32)
     low = high = None
     for i, (tall, flat) in enumerate(zip(some, every, strict=True)):
         update = (tall * signs[:, i, None, None]) @ flat

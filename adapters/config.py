@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .adapter import LoraAdapter, LoraModule
-from .errors import AdapterError
+from .errors import AdapterError, quoted
 
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Ways to start the training that leave the base's weights alone; the others (PiSSA, OLoRA, …)
@@ -62,28 +62,30 @@ def read_config(text: bytes) -> LoraConfig:
     """
     raw = read_object(text, "adapter_config.json")
     if raw.get("peft_type") != "LORA":
-        raise AdapterError("not_lora", f"peft_type is {raw.get('peft_type')!r}: expected 'LORA'")
+        raise AdapterError("not_lora", f"peft_type is {quoted(raw.get('peft_type'))}: expected 'LORA'")
     for key, reason, why in _REFUSED:
         if raw.get(key):
             raise AdapterError(
-                reason, f"the adapter has {key}={_short(raw[key])}: {why}, so it cannot be fused as LoRA"
+                reason, f"the adapter has {key}={quoted(raw[key])}: {why}, so it cannot be fused as LoRA"
             )
     if raw.get("bias") not in (None, "none"):
-        raise AdapterError("bias", f"the adapter has bias={raw['bias']!r}: expected 'none', a bias cannot be fused")
+        raise AdapterError(
+            "bias", f"the adapter has bias={quoted(raw['bias'])}: expected 'none', a bias cannot be fused"
+        )
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
         raise AdapterError(
             "init",
-            f"the adapter has init_lora_weights={init!r}, which changes "
+            f"the adapter has init_lora_weights={quoted(init)}, which changes "
             "the base's weights: convert it to plain LoRA "
             "with PEFT's path_initial_model_for_weight_conversion",
         )
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise AdapterError("bad_config", f"base_model_name_or_path is {_short(base)}: expected a text or null")
+        raise AdapterError("bad_config", f"base_model_name_or_path is {quoted(base)}: expected a text or null")
     rslora = raw.get("use_rslora", False)
     if not isinstance(rslora, bool | None):
-        raise AdapterError("bad_config", f"use_rslora is {_short(rslora)}: expected true or false")
+        raise AdapterError("bad_config", f"use_rslora is {quoted(rslora)}: expected true or false")
     ranks = _patterns(raw.get("rank_pattern"), "rank_pattern")
     alphas = _patterns(raw.get("alpha_pattern"), "alpha_pattern")
     return LoraConfig(
@@ -102,7 +104,7 @@ def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str,
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         repeated = [key for key, count in Counter(key for key, _ in items).items() if count > 1]
         if repeated:
-            raise ValueError(f"the key {repeated[0]!r} appears twice")
+            raise ValueError(f"the key {quoted(repeated[0])} appears twice")
         return dict(items)
 
     def constant(token: str) -> object:
@@ -113,7 +115,7 @@ def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str,
     except (ValueError, RecursionError) as error:
         raise AdapterError(reason, f"{name} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
-        raise AdapterError(reason, f"{name} holds {_short(found)}: expected a JSON object")
+        raise AdapterError(reason, f"{name} holds {quoted(found)}: expected a JSON object")
     return found
 
 
@@ -122,7 +124,7 @@ def _patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
     if raw is None:
         return []
     if not isinstance(raw, dict):
-        raise AdapterError("bad_config", f"{name} is {_short(raw)}: expected an object of module name to number")
+        raise AdapterError("bad_config", f"{name} is {quoted(raw)}: expected an object of module name to number")
     return [(_pattern(key, name), value) for key, value in raw.items()]
 
 
@@ -130,29 +132,24 @@ def _pattern(key: str, name: str) -> re.Pattern[str]:
     # The key comes from a stranger: nested or many repeats could keep the matcher busy for ever.
     if len(key) > 1024 or re.search(r"\)[*+{]", key) or len(re.findall(r"(?<!\\)[*+{]", key)) > 3:
         raise AdapterError(
-            "bad_config", f"{name} has the key {_short(key)}: expected a module name or a simple pattern"
+            "bad_config", f"{name} has the key {quoted(key)}: expected a module name or a simple pattern"
         )
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
-        raise AdapterError("bad_config", f"{name} has the key {_short(key)}, no valid pattern: {error}") from error
+        raise AdapterError("bad_config", f"{name} has the key {quoted(key)}, no valid pattern: {error}") from error
 
 
 def _rank(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20:
-        raise AdapterError("bad_config", f"{name} gives the rank {_short(value)}: expected a whole number from 1")
+        raise AdapterError("bad_config", f"{name} gives the rank {quoted(value)}: expected a whole number from 1")
     return value
 
 
 def _alpha(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
-        raise AdapterError("bad_config", f"{name} gives alpha {_short(value)}: expected a finite number")
+        raise AdapterError("bad_config", f"{name} gives alpha {quoted(value)}: expected a finite number")
     return float(value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def write_config(adapter: LoraAdapter) -> bytes:

@@ -12,6 +12,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+QUOTED = 120
+
+
+def quoted(value: object) -> str:
+    """`value` as it may stand in a message: one line, at most QUOTED characters."""
+    text = repr(value)
+    return text if len(text) <= QUOTED else f"{text[: QUOTED - 1]}…"
+
 
 class FusionError(ValueError):
     """Base of every error of this package: the input is at fault, never the program."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .account import Account, Outcome
-from .adapter import LoraAdapter, LoraModule, make_adapter
+from .adapter import LoraAdapter, LoraModule, finite, make_adapter
 from .combine import COMBINE, Part, apart
 from .errors import AdapterError, LossError
 from .job import Device, Job, Sum, bind, stacked
@@ -150,7 +150,7 @@ def _square(total: Sum) -> float:
 
 def _module(name: str, factors: Factors, dtype: torch.dtype) -> LoraModule:
     b, a = (factor.to("cpu", dtype) for factor in factors)
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+    if not (finite(a) and finite(b)):
         raise AdapterError(
             "overflow",
             f"the fused module {name!r} does not fit into {a.dtype}: convert the adapters to bfloat16",

@@ -35,24 +35,21 @@ class Sum:
         """(B d_out×rank with weights and scalings folded in, A rank×d_in); zeros of rank 1 when
         nothing is left.
         """
-        if not self.parts:
-            d_out, d_in = self.shape
-            return torch.zeros(d_out, 1, dtype=dtype, device=device), torch.zeros(1, d_in, dtype=dtype, device=device)
-        b = [module.b.to(device, dtype) * (weight * module.scaling) for weight, module in self.parts]
-        return torch.cat(b, dim=1), torch.cat([module.a.to(device, dtype) for _, module in self.parts])
+        b, a = stacked([self], dtype, device)
+        return b[0], a[0]
 
 
 def stacked(sums: Sequence[Sum], dtype: torch.dtype, device: Device) -> tuple[Tensor, Tensor]:
-    """The factors of sums of one shape and rank, n×d_out×rank and n×rank×d_in, written in place once."""
+    """The factors of sums of one shape and rank, n×d_out×rank and n×rank×d_in, each entry written once."""
     (d_out, d_in), rank = sums[0].shape, sums[0].rank
-    b = torch.zeros(len(sums), d_out, rank, dtype=dtype, device=device)
-    a = torch.zeros(len(sums), rank, d_in, dtype=dtype, device=device)
+    make = torch.empty if sums[0].parts else torch.zeros
+    b = make(len(sums), d_out, rank, dtype=dtype, device=device)
+    a = make(len(sums), rank, d_in, dtype=dtype, device=device)
     for i, total in enumerate(sums):
         start = 0
         for weight, module in total.parts:
             stop = start + module.rank
-            b[i, :, start:stop] = module.b
-            b[i, :, start:stop] *= weight * module.scaling
+            torch.mul(module.b.to(device, dtype), weight * module.scaling, out=b[i, :, start:stop])
             a[i, start:stop] = module.a
             start = stop
     return b, a

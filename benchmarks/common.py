@@ -71,6 +71,28 @@ class Comparison:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One figure of ours alone, a time or a size: run by run, the aim for its median."""
+
+    name: str
+    unit: str
+    aim: float
+    values: tuple[float, ...]
+    note: str = ""
+
+    def line(self) -> str:
+        """A row of the table in README.md."""
+        low, high = interval(self.values)
+        value = median(self.values)
+        met = "yes" if value <= self.aim else "no"
+        return (
+            f"| {self.name} | **{value:.3g}** ({low:.3g}–{high:.3g}) {self.unit} "
+            f"| <= {self.aim:g} {self.unit} | {met} | {len(self.values)} |"
+        )
+
+
+MEASUREMENTS = "| figure of ours alone | median (interval) | aim | met | runs |\n| --- | --- | --- | --- | --- |"
 HEADER = "| figure | ours | peer | ratio (interval) | aim | met | pairs |\n| --- | --- | --- | --- | --- | --- | --- |"
 
 
@@ -85,17 +107,20 @@ def alternate(ours: Callable[[], float], peer: Callable[[], float], pairs: int =
     return {"ours": tuple(taken[0]), "peer": tuple(taken[1])}
 
 
-def record(file: str, command: str, rows: Sequence[Comparison]) -> None:
+def record(file: str, command: str, rows: Sequence[Comparison | Measurement]) -> None:
     """Print the rows; add them, dated, to `benchmarks/results/FILE`, replacing older ones of the same name."""
     path = RESULTS / file
     RESULTS.mkdir(exist_ok=True)
     kept = json.loads(path.read_text()) if path.exists() else {}
     for row in rows:
         made = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command, "machine": machine()}
-        low, high = interval(row.ratios)
-        kept[row.name] = {**made, **asdict(row), "ratio": median(row.ratios), "interval": [low, high]}
+        values = row.ratios if isinstance(row, Comparison) else row.values
+        name = "ratio" if isinstance(row, Comparison) else "median"
+        kept[row.name] = {**made, **asdict(row), name: median(values), "interval": list(interval(values))}
     path.write_text(json.dumps(kept, indent=1) + "\n")
-    print(HEADER, *(row.line() for row in rows), sep="\n", flush=True)
+    for header, kind in ((HEADER, Comparison), (MEASUREMENTS, Measurement)):
+        if lines := [row.line() for row in rows if isinstance(row, kind)]:
+            print(header, *lines, sep="\n", flush=True)
 
 
 def machine() -> str:

@@ -12,19 +12,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import HEADER, RESULTS, ROOT, Comparison
+from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
 from benchmarks.quality import Score, Share, table
 
 
-def recorded() -> list[dict[str, Any]]:
-    """All comparisons on record."""
-    files = (RESULTS / name for name in ("serving.json", "fusing.json"))
+def recorded(*names: str) -> list[dict[str, Any]]:
+    """All comparisons and measurements on record."""
+    files = (RESULTS / name for name in names or ("serving.json", "fusing.json", "algebra.json"))
     return [row for file in files for row in json.loads(file.read_text()).values()]
 
 
-def comparison(row: Mapping[str, Any]) -> Comparison:
+def restored(row: Mapping[str, Any]) -> Comparison | Measurement:
     """A record as what it was made from."""
-    return Comparison(**{field.name: row[field.name] for field in fields(Comparison)})
+    kind = Comparison if "peer" in row else Measurement
+    return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 
 def figures() -> str:
@@ -32,13 +33,27 @@ def figures() -> str:
     rows = recorded()
     made = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in rows})
     notes = [f"{row['name']}: {row['note']}." for row in rows if row["note"]]
-    return "\n".join([HEADER, *(comparison(row).line() for row in rows), "", *(f"- {line}" for line in made + notes)])
+    ratios = [restored(row).line() for row in rows if "peer" in row]
+    alone = [restored(row).line() for row in rows if "peer" not in row]
+    return "\n".join([HEADER, *ratios, "", MEASUREMENTS, *alone, "", *(f"- {line}" for line in made + notes)])
+
+
+def scaling() -> str:
+    """Times of the algebra by number of adapters, rank and layers."""
+    content = json.loads((RESULTS / "algebra-scaling.json").read_text())
+    lines = []
+    for variable, rows in content["tables"].items():
+        methods = list(rows[0]["seconds"])
+        lines += [f"| {variable} | " + " | ".join(methods) + " |", "| --- " * (len(methods) + 1) + "|"]
+        lines += [f"| {row['at']} | " + " | ".join(f"{row['seconds'][m]:.3g}" for m in methods) + " |" for row in rows]
+        lines.append("")
+    return "\n".join([*lines, f"`{content['command']}`, {content['date']}, {content['machine']}"])
 
 
 def highlights() -> str:
     """What the README opens with: figure, peer, ratio."""
     lines = ["| on 2 CPU cores | against | ratio (95 % interval) |", "| --- | --- | --- |"]
-    for row in recorded():
+    for row in (row for row in recorded() if "peer" in row):
         (low, high), sign = row["interval"], "times" if row["aim"][0] == ">=" else "times the time"
         lines.append(f"| {row['name']} | {row['peer_is']} | **{row['ratio']:.2f}** {sign} ({low:.2f}–{high:.2f}) |")
     return "\n".join(lines)
@@ -61,7 +76,10 @@ def quality() -> str:
     )
 
 
-TABLES = {"README.md": {"results": highlights, "quality": quality}, "benchmarks/README.md": {"tables": figures}}
+TABLES = {
+    "README.md": {"results": highlights, "quality": quality},
+    "benchmarks/README.md": {"tables": figures, "scaling": scaling},
+}
 
 
 def filled(file: str) -> str:

@@ -32,11 +32,13 @@ from vllm.v1.metrics.stats import LoRARequestStates
 from service.engine import seam
 from service.engine.models import FusionModels, Served, meter, metered, served, templated
 from service.engine.names import SERVER_PID
+from service.process import return_freed_memory
 
 log = logging.getLogger(__name__)
 
 PROBE_STEPS = 4
 FEW_CORES = 4
+CPU_KERNELS_KEPT = 128
 
 __all__ = ["Engine", "EngineOptions", "LoRARequest", "Served", "meter", "served", "start"]
 
@@ -60,10 +62,15 @@ def _slow_bfloat16() -> bool:
     return x86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _use_all_cores() -> None:
-    """vLLM keeps one core free for its scheduler; of a few cores that is too much, and the system shares them."""
-    if current_platform.is_cpu() and len(os.sched_getaffinity(0)) <= FEW_CORES:
+def _prepare_cpu() -> None:
+    """Set what vLLM's CPU workers read from the environment, unless the user has."""
+    if not current_platform.is_cpu():
+        return
+    if len(os.sched_getaffinity(0)) <= FEW_CORES:
+        # vLLM keeps one core free for its scheduler; of a few cores that is too much, and the system shares them.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    # oneDNN compiles a kernel for every number of tokens in a step and keeps 1,024 of some 100 KB each.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CPU_KERNELS_KEPT))
 
 
 def _arguments(options: EngineOptions) -> Any:
@@ -187,7 +194,8 @@ async def start(options: EngineOptions) -> Engine:
     seam.check_version(vllm.__version__)
     os.environ[SERVER_PID] = str(os.getpid())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    _use_all_cores()
+    _prepare_cpu()
+    return_freed_memory()
     os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
     args = _arguments(options)
     if options.mixing and (flag := mixing_conflict(args)):

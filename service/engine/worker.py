@@ -9,9 +9,10 @@ from typing import Any
 
 from service.engine import seam
 from service.engine.names import SERVER_PID
-from service.process import end_with
+from service.process import end_with, return_freed_memory
 
 seam.install()
+return_freed_memory()
 if server := os.environ.get(SERVER_PID):
     end_with(int(server))
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -43,17 +44,23 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         stop(process)
 
 
-def state(server: Server) -> dict[str, int]:
-    """Memory (PSS, bytes), open files, metric series and store bytes of the server's processes now."""
-    memory = files = 0
+def state(server: Server) -> dict[str, Any]:
+    """Memory (PSS, bytes; largest processes first), open files, metric series and store bytes of the server now."""
+    memory, files = [], 0
     for pid in family(server.process.pid):
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        memory += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
+        memory.append(next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024)
         files += len(os.listdir(f"/proc/{pid}/fd"))
     text = httpx.get(f"{server.url}/metrics").text
     series = sum(not line.startswith("#") for line in text.splitlines())
     store = sum(f.stat().st_size for f in (server.data / "builds").rglob("*") if f.is_file())
-    return {"memory_bytes": memory, "open_files": files, "series": series, "store_bytes": store}
+    return {
+        "memory_bytes": sum(memory),
+        "memory_by_process": sorted(memory, reverse=True),
+        "open_files": files,
+        "series": series,
+        "store_bytes": store,
+    }
 
 
 def test_weights_and_builds_without_end(small: Server) -> None:
