@@ -96,7 +96,8 @@ def peft_seconds(method: str, parents: Sequence[LoraAdapter], rank: int, **optio
     modules = [adapter.modules["model.layers.0.self_attn.q_proj"] for adapter in parents]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj"])
+        own = modules[0].rank
+        config = peft.LoraConfig(r=own, lora_alpha=2 * own, target_modules=["q_proj"])
         model = peft.get_peft_model(Layer(modules[0].shape), config, adapter_name="p0")
         for i in range(1, len(modules)):
             model.add_adapter(f"p{i}", config)
