@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from .combine import Part
-from .compare import kinships
-from .job import Job, Sum, stacked
+from .compare import Kinship
+from .job import Job
 from .report import FusionReport, ModuleReport
 
 
@@ -38,18 +36,14 @@ class Account:
     rows: dict[str, ModuleReport] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
-    def enter(self, outcomes: Mapping[str, Outcome], parents: Mapping[str, Sequence[Part]]) -> None:
-        """One batch of modules alike."""
-        names = list(outcomes)
-        shape, first = self.job.shapes[names[0]], parents[names[0]]
-        sums = [Sum(shape, tuple((1.0, part.module) for part in parents[name])) for name in names]
-        b, a = stacked(sums, torch.promote_types(self.job.dtype, torch.float32), self.job.device)
-        weights = [[part.weight for part in parents[name]] for name in names]
-        kin = kinships(b, a, [part.module.rank for part in first], weights)
-        for name, found in zip(names, kin, strict=True):
+    def enter(
+        self, outcomes: Mapping[str, Outcome], parents: Mapping[str, Sequence[Part]], kin: Sequence[Kinship]
+    ) -> None:
+        """One batch of modules; `parents` and `kin` in the same order."""
+        for (name, parts), found in zip(parents.items(), kin, strict=True):
             outcome = outcomes[name]
             share = outcome.lost / (outcome.kept + outcome.lost) if outcome.lost else 0.0
-            norms = dict(zip((part.name for part in parents[name]), found.norms, strict=True))
+            norms = dict(zip((part.name for part in parts), found.norms, strict=True))
             self.rows[name] = ModuleReport(
                 name,
                 outcome.rank_before,

@@ -6,8 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
+
+from .combine import Part
+from .lowrank import Factors
 
 SIGN_ENTRIES = 1 << 15
 
@@ -23,49 +27,43 @@ class Kinship:
     conflict: float | None
 
 
-def kinships(b: Tensor, a: Tensor, ranks: Sequence[int], weights: Sequence[Sequence[float]]) -> list[Kinship]:
-    """Of n modules of one shape: `b` n×d_out×k holds the parents' B side by side, scalings folded in, `a`
-    n×k×d_in their A; `ranks` are the parents' shares of k, `weights` [n][parent] their weights there.
+def kinships(x: Factors, parents: Sequence[Sequence[Part]]) -> list[Kinship]:
+    """Of n modules of one shape with parents of the same ranks, whose factors `x` holds side by side, as they are.
 
-    The numbers are as exact as the factors, float32 (about 1e-7) or float64. The share of conflicts is counted on evenly spread rows, all of them up to SIGN_ENTRIES entries.
+    The share of conflicts is counted on evenly spread rows, all of them up to SIGN_ENTRIES entries.
     """
-    n, count = b.shape[0], len(ranks)
-    gram = _gram(b, a)
-    if not bool(gram.isfinite().all()):  # float32 holds the factors, not the squares of such numbers
-        gram = _gram(b.to(torch.float64), a.to(torch.float64))
-    owner = torch.repeat_interleave(torch.arange(count), torch.tensor(ranks)).to(b.device)
-    member = torch.nn.functional.one_hot(owner, count).to(gram.dtype)
-    products = member.T @ gram @ member
-    norms = products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().tolist()
-    cosines = products.tolist()
-    conflicts = _conflicts(b, a, ranks, torch.tensor(weights)) if count > 1 else [None] * n
-    return [Kinship(tuple(norms[i]), _lowest(norms[i], cosines[i], weights[i]), conflicts[i]) for i in range(n)]
+    b, a, gram = x.b, x.a, x.gram_b * x.gram_a
+    ranks = [part.module.rank for part in parents[0]]
+    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks)).to(b.device)
+    member = torch.nn.functional.one_hot(owner, len(ranks)).to(gram.dtype)
+    products = (member.T @ gram @ member).tolist()
+    chosen = torch.linspace(0, b.shape[1] - 1, max(1, min(b.shape[1], SIGN_ENTRIES // a.shape[2]))).long().to(b.device)
+    kin = []
+    for i, found in enumerate(parents):
+        norms = [math.sqrt(max(0.0, products[i][j][j])) for j in range(len(ranks))]
+        conflict = _conflict(b[i, chosen], a[i], ranks, [part.factor for part in found]) if len(ranks) > 1 else None
+        sizes = tuple(abs(part.module.scaling) * norm for part, norm in zip(found, norms, strict=True))
+        kin.append(Kinship(sizes, _lowest(norms, products[i], found), conflict))
+    return kin
 
 
-def _gram(b: Tensor, a: Tensor) -> Tensor:
-    """Inner products of the rank-one updates, n×k×k float64."""
-    return (b.mT @ b).to(torch.float64) * (a @ a.mT)
-
-
-def _lowest(norms: Sequence[float], products: Sequence[Sequence[float]], weights: Sequence[float]) -> float | None:
+def _lowest(norms: Sequence[float], products: Sequence[Sequence[float]], parts: Sequence[Part]) -> float | None:
     found = []
     for i in range(len(norms)):
         for j in range(i):
             if norms[i] and norms[j]:
                 cosine = max(-1.0, min(1.0, products[i][j] / (norms[i] * norms[j])))
-                found.append(math.copysign(1.0, weights[i] * weights[j]) * cosine)
+                found.append(math.copysign(cosine, cosine * parts[i].factor * parts[j].factor))
     return min(found, default=None)
 
 
-def _conflicts(b: Tensor, a: Tensor, ranks: Sequence[int], weights: Tensor) -> list[float | None]:
-    rows = max(1, min(b.shape[1], SIGN_ENTRIES // a.shape[2]))
-    chosen = torch.linspace(0, b.shape[1] - 1, rows).long().to(b.device)
-    some, every = torch.split(b[:, chosen].float(), list(ranks), 2), torch.split(a.float(), list(ranks), 1)
-    signs = weights.sign().to(b.device, torch.float32)
+def _conflict(b: Tensor, a: Tensor, ranks: Sequence[int], factors: Sequence[float]) -> float:
+    """The share for some rows of one module: few enough entries to stay in the processor's cache."""
     low = high = None
-    for i, (tall, flat) in enumerate(zip(some, every, strict=True)):
-        update = (tall * signs[:, i, None, None]) @ flat
+    talls, flats = torch.split(b.float(), list(ranks), 1), torch.split(a.float(), list(ranks))
+    for tall, flat, factor in zip(talls, flats, factors, strict=True):
+        update = (tall * float(numpy.sign(factor))) @ flat
         low = update if low is None else torch.minimum(low, update)
         high = update if high is None else torch.maximum(high, update)
     assert low is not None and high is not None
-    return [float(share) for share in ((low < 0) & (high > 0)).to(torch.float64).mean(dim=(1, 2))]
+    return float(torch.count_nonzero((low < 0) & (high > 0))) / low.numel()

@@ -49,7 +49,7 @@ def _merge(updates: Sequence[Tensor], weights: Sequence[float], turns: Sequence[
     votes = torch.zeros_like(updates[0])
     for update, turn in zip(updates, turns, strict=True):
         votes.add_(update if majority == "total" else update.sign(), alpha=turn)
-    elected = torch.where(votes >= 0, 1.0, -1.0).to(votes)
+    elected = torch.copysign(torch.ones_like(votes), votes)  # a sum of opposites is +0
     total, agreeing = torch.zeros_like(votes), torch.zeros_like(votes)
     for update, weight, turn in zip(updates, weights, turns, strict=True):
         agrees = (update * elected).mul_(turn) > 0

@@ -11,9 +11,10 @@ from torch import Tensor
 from .account import Account, Outcome
 from .adapter import LoraAdapter, LoraModule, finite, make_adapter
 from .combine import COMBINE, Part, apart
+from .compare import Kinship, kinships
 from .errors import AdapterError, LossError
-from .job import Device, Job, Sum, bind, stacked
-from .lowrank import Cut, inner, truncate, truncate_dense
+from .job import Device, Job, Sum, bind, columns, stacked, weighted
+from .lowrank import Cut, Factors, inner, truncate, truncate_dense
 from .recipe import Recipe
 from .report import FusionReport
 
@@ -21,8 +22,8 @@ NEGLIGIBLE = 1e-6
 """The relative error that `strict` lets pass."""
 
 Parents = Mapping[str, Sequence[Part]]
-Factors = tuple[Tensor, Tensor]
-Made = dict[str, tuple[Outcome, Factors | None]]
+Pair = tuple[Tensor, Tensor]
+Made = dict[str, tuple[Outcome, Pair | None]]
 
 
 def fuse(
@@ -65,8 +66,8 @@ def _carry_out(job: Job, strict: bool, *, build: bool) -> tuple[dict[str, LoraMo
     account, modules = Account(job), {}
     for batch in job.batches():
         parents = {name: job.parents(name) for name in batch}
-        made = _updates(job, parents, build) if job.method.on == "update" else _sums(job, parents, build)
-        account.enter({name: outcome for name, (outcome, _) in made.items()}, parents)
+        made, kin = _batch(job, parents, build)
+        account.enter({name: outcome for name, (outcome, _) in made.items()}, parents, kin)
         for name, (_, factors) in made.items():
             if factors is not None:
                 modules[name] = _module(name, factors, job.dtype)
@@ -77,6 +78,35 @@ def _carry_out(job: Job, strict: bool, *, build: bool) -> tuple[dict[str, LoraMo
             "raise the rank limit or drop strict"
         )
     return modules, report
+
+
+def _batch(job: Job, parents: Parents, build: bool) -> tuple[Made, list[Kinship]]:
+    """Modules of one shape with parents of the same ranks. Large adapters spend their time moving numbers, so
+    the parents' factors are put side by side once: to be compared, then, if all there is to do is to add, weighted
+    in place, and that is the result, or what is cut.
+    """
+    rows = list(parents.values())
+    plain = all(job.plain(row) for row in rows)
+    rank, limit = sum(part.module.rank for part in rows[0]), job.limit(rows[0])
+    wide = torch.promote_types(job.dtype, torch.float32)
+    side = Factors.of(*stacked([[part.module for part in row] for row in rows], wide, job.device))
+    kin = kinships(side, rows)
+    if job.method.on == "update":
+        return _updates(job, parents, build), kin
+    if not plain:
+        del side
+        return _sums(job, parents, build), kin
+    weights = columns([[(part.factor, part.module.rank) for part in row] for row in rows], job.device)
+    before = Outcome(rank, rank)
+    if limit is not None and rank > limit:
+        cuts = truncate(replace(side, scale=weights), limit, build=build)
+        return {name: _after(before, cut) for name, cut in zip(parents, cuts, strict=True)}, kin
+    squares = (side.gram_b * weights * weights.mT * side.gram_a).sum(dim=(1, 2)).clamp(min=0).tolist()
+    b = side.b.mul_(weights.to(wide)) if build else side.b
+    made = {
+        name: (replace(before, kept=squares[i]), (b[i], side.a[i]) if build else None) for i, name in enumerate(parents)
+    }
+    return made, kin
 
 
 def combined(job: Job, name: str, parents: Sequence[Part]) -> Sum:
@@ -112,13 +142,13 @@ def _sums(job: Job, parents: Parents, build: bool) -> Made:
         if limit is not None and not exact:
             over.setdefault((total.rank, limit), {})[name] = total
     for (_, limit), sums in over.items():
-        b, a = stacked(list(sums.values()), torch.float64, job.device)
-        for name, cut in zip(sums, truncate(b, a, limit, build=build), strict=True):
+        x = Factors.of(*weighted(list(sums.values()), torch.float64, job.device))
+        for name, cut in zip(sums, truncate(x, limit, build=build), strict=True):
             made[name] = _after(made[name][0], cut)
     return made
 
 
-def _after(before: Outcome, cut: Cut) -> tuple[Outcome, Factors | None]:
+def _after(before: Outcome, cut: Cut) -> tuple[Outcome, Pair | None]:
     factors = None if cut.b is None or cut.a is None else (cut.b, cut.a)
     return replace(before, rank=cut.rank, kept=cut.kept, lost=cut.lost), factors
 
@@ -148,7 +178,7 @@ def _square(total: Sum) -> float:
     return max(0.0, inner(b, a, b, a))
 
 
-def _module(name: str, factors: Factors, dtype: torch.dtype) -> LoraModule:
+def _module(name: str, factors: Pair, dtype: torch.dtype) -> LoraModule:
     b, a = (factor.to("cpu", dtype) for factor in factors)
     if not (finite(a) and finite(b)):
         raise AdapterError(

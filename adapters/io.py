@@ -93,18 +93,20 @@ def _regular_size(file: Path) -> int:
 
 
 def _tensors(adapter: LoraAdapter) -> dict[str, Tensor]:
-    found = {}
+    """What goes to the file: on the CPU, dense, none sharing memory with another, which safetensors refuses."""
+    found: dict[str, Tensor] = {}
+    ends: dict[int, int] = {}
     for name in sorted(adapter.modules):
         module = adapter.modules[name]
-        found[f"{PREFIX}{name}.lora_A.weight"] = _own(module.a)
-        found[f"{PREFIX}{name}.lora_B.weight"] = _own(module.b)
+        for letter, factor in (("A", module.a), ("B", module.b)):
+            tensor = factor.detach().cpu().contiguous()
+            storage = tensor.untyped_storage().data_ptr()
+            if tensor.data_ptr() < ends.get(storage, 0):
+                tensor = tensor.clone()
+            else:
+                ends[storage] = tensor.data_ptr() + tensor.nbytes
+            found[f"{PREFIX}{name}.lora_{letter}.weight"] = tensor
     return found
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """On the CPU, dense, in storage shared with no other tensor; a copy only where it must be one."""
-    plain = tensor.detach().cpu().contiguous()
-    return plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -35,24 +35,42 @@ class Sum:
         """(B d_out×rank with weights and scalings folded in, A rank×d_in); zeros of rank 1 when
         nothing is left.
         """
-        b, a = stacked([self], dtype, device)
+        b, a = weighted([self], dtype, device)
         return b[0], a[0]
 
 
-def stacked(sums: Sequence[Sum], dtype: torch.dtype, device: Device) -> tuple[Tensor, Tensor]:
-    """The factors of sums of one shape and rank, n×d_out×rank and n×rank×d_in, each entry written once."""
-    (d_out, d_in), rank = sums[0].shape, sums[0].rank
-    make = torch.empty if sums[0].parts else torch.zeros
-    b = make(len(sums), d_out, rank, dtype=dtype, device=device)
-    a = make(len(sums), rank, d_in, dtype=dtype, device=device)
-    for i, total in enumerate(sums):
+def stacked(rows: Sequence[Sequence[LoraModule]], dtype: torch.dtype, device: Device) -> tuple[Tensor, Tensor]:
+    """The factors of the modules of each row side by side, as they are: n×d_out×k and n×k×d_in. All rows have
+    the shapes and ranks of the first.
+    """
+    (d_out, d_in), rank = rows[0][0].shape, sum(module.rank for module in rows[0])
+    b = torch.empty(len(rows), d_out, rank, dtype=dtype, device=device)
+    a = torch.empty(len(rows), rank, d_in, dtype=dtype, device=device)
+    for i, modules in enumerate(rows):
         start = 0
-        for weight, module in total.parts:
+        for module in modules:
             stop = start + module.rank
-            torch.mul(module.b.to(device, dtype), weight * module.scaling, out=b[i, :, start:stop])
+            b[i, :, start:stop] = module.b
             a[i, start:stop] = module.a
             start = stop
     return b, a
+
+
+def weighted(sums: Sequence[Sum], dtype: torch.dtype, device: Device) -> tuple[Tensor, Tensor]:
+    """The factors of sums of one shape and the same ranks, weights and scalings in B: n×d_out×k and n×k×d_in."""
+    if not sums[0].parts:
+        (d_out, d_in), n = sums[0].shape, len(sums)
+        zeros = torch.zeros(n, d_out + d_in, 1, dtype=dtype, device=device)
+        return zeros[:, :d_out], zeros[:, d_out:].mT
+    b, a = stacked([[module for _, module in total.parts] for total in sums], dtype, device)
+    scale = columns([[(w * module.scaling, module.rank) for w, module in total.parts] for total in sums], device)
+    return b.mul_(scale.to(dtype)), a
+
+
+def columns(rows: Sequence[Sequence[tuple[float, int]]], device: Device) -> Tensor:
+    """Per row (factor, rank) pairs as one factor per coordinate, n×1×k float64."""
+    spread = [[factor for factor, rank in row for _ in range(rank)] for row in rows]
+    return torch.tensor(spread, dtype=torch.float64, device=device)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,8 @@ class Job:
     layers: tuple[int, int]
     max_rank: int | None
     device: Device
+    dtype: torch.dtype
+    """The adapters' promoted dtype."""
 
     def batches(self) -> Iterator[Sequence[str]]:
         """Modules in turns: of one shape, with the same parents of the same ranks, as many as memory allows."""
@@ -99,10 +119,9 @@ class Job:
         roles = {option: by_name.get(name) for option, name in self.recipe.roles.items()}
         return Context(module, self.method, self.options, roles, self.device)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The adapters' promoted dtype."""
-        return reduce(torch.promote_types, (adapter.dtype for adapter in self.adapters.values()))
+    def plain(self, parents: Sequence[Part]) -> bool:
+        """Whether the module's update is the weighted sum of all its parents, as they are."""
+        return self.method.on == "factors" and self.method.combine == "sum" and len(self.terms(parents)) == len(parents)
 
     def limit(self, parts: Sequence[Part]) -> int | None:
         """The rank above which the module's update is cut, None for no limit."""
@@ -133,4 +152,5 @@ def bind(recipe: Recipe, adapters: Mapping[str, LoraAdapter], max_rank: int | No
     method = METHODS[recipe.method]
     options = method.filled(dict(recipe.options))
     layers = layer_range(key for adapter in used.values() for key in adapter.shapes)
-    return Job(recipe, used, method, options, dict(sorted(shapes.items())), layers, max_rank, device)
+    dtype = reduce(torch.promote_types, (adapter.dtype for adapter in used.values()))
+    return Job(recipe, used, method, options, dict(sorted(shapes.items())), layers, max_rank, device, dtype)

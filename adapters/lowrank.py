@@ -26,7 +26,7 @@ class Cut:
     """One module's best approximation: its rank, the squared norm kept and lost, and the factors if
     asked for.
 
-    `b` is d_out×rank and `a` rank×d_in, float64, each carrying the square root of the singular values.
+    `b` is d_out×rank and `a` rank×d_in, each carrying the square root of the singular values.
     """
 
     rank: int
@@ -43,20 +43,44 @@ def inner(b1: Tensor, a1: Tensor, b2: Tensor, a2: Tensor) -> float:
     return float((left * right).sum())
 
 
-def cholesky_qr(x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(R, R⁻¹), n×k×k, with x·R⁻¹ orthonormal for x n×d×k float64, without forming it; None where the columns of
-    any of the n are too dependent for it (MAX_CONDITION).
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Updates B·diag(scale)·A of n modules of one shape: `b` n×d_out×k, `a` n×k×d_in, float32 or float64, `scale`
+    n×1×k float64. Their Gram matrices are float64 and taken module by module, in the processor's cache.
+    """
+
+    b: Tensor
+    a: Tensor
+    scale: Tensor
+    gram_b: Tensor
+    gram_a: Tensor
+
+    @staticmethod
+    def of(b: Tensor, a: Tensor, scale: Tensor | None = None) -> Factors:
+        """With the Gram matrices BᵀB and A·Aᵀ, n×k×k."""
+        ones = torch.ones(len(b), 1, b.shape[-1], dtype=torch.float64, device=b.device)
+        gram_b = torch.stack([one.mT @ one for one in map(_double, b)])
+        gram_a = torch.stack([one @ one.mT for one in map(_double, a)])
+        return Factors(b, a, ones if scale is None else scale, gram_b, gram_a)
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(torch.float64)
+
+
+def cholesky_qr(gram: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(R, R⁻¹), n×k×k, with x·R⁻¹ orthonormal for the x of which n×k×k `gram` is xᵀx in float64; None where the
+    columns of any of the n are too dependent for it (MAX_CONDITION).
 
     The columns are brought to unit length first. https://doi.org/10.1137/18M1218212 bounds the loss.
     """
-    gram = x.mT @ x
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     if not bool((length > 0).all()):
         return None
     factor, failed = torch.linalg.cholesky_ex(gram / (length[..., :, None] * length[..., None, :]), upper=True)
     if bool(failed.any()):
         return None
-    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(factor)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(factor)
     inverse = torch.linalg.solve_triangular(factor, eye, upper=True)
     condition = torch.linalg.matrix_norm(factor, ord=1) * torch.linalg.matrix_norm(inverse, ord=1)
     if not bool((condition <= MAX_CONDITION).all()):
@@ -64,40 +88,36 @@ def cholesky_qr(x: Tensor) -> tuple[Tensor, Tensor] | None:
     return factor * length[..., None, :], inverse / length[..., :, None]
 
 
-def decompose(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(left, U, σ, Vh, right) of n×d_out×k `b` and n×k×d_in `a`: B·A = left·U·diag(σ)·Vh·right, where left·U and
-    Vh·right are orthonormal and σ falls. CholeskyQR of the factors where it is safe, else Householder QR.
+def decompose(x: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(left, U, σ, Vh, right) with B·diag(scale)·A = left·U·diag(σ)·Vh·right, where left·U and Vh·right are
+    orthonormal and σ falls, all but `left` and `right` float64. CholeskyQR of the factors where it is safe, else
+    Householder QR.
     """
-    tall, wide = cholesky_qr(b), cholesky_qr(a.mT)
+    tall, wide = cholesky_qr(x.gram_b * x.scale * x.scale.mT), cholesky_qr(x.gram_a)
     if tall is None or wide is None:
-        q_b, r_b = torch.linalg.qr(b)
-        q_a, r_a = torch.linalg.qr(a.mT)
+        q_b, r_b = torch.linalg.qr(_double(x.b) * x.scale)
+        q_a, r_a = torch.linalg.qr(_double(x.a).mT)
         u, sigma, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
         return q_b, u, sigma, vh, q_a.mT
     (r_b, inverse_b), (r_a, inverse_a) = tall, wide
     u, sigma, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-    return b, inverse_b @ u, sigma, vh @ inverse_a.mT, a
+    return x.b, x.scale.mT * (inverse_b @ u), sigma, vh @ inverse_a.mT, x.a
 
 
-def truncate(b: Tensor, a: Tensor, limit: int, *, build: bool = True) -> list[Cut]:
-    """The best approximation of every B·A of rank at most `limit` (Eckart and Young 1936).
+def truncate(x: Factors, limit: int, *, build: bool = True) -> list[Cut]:
+    """The best approximation of every B·diag(scale)·A of rank at most `limit` (Eckart and Young 1936).
 
-    `b` is n×d_out×k, `a` is n×k×d_in, both float64. An orthogonal basis of both factors leaves a core of at
-    most k×k whose singular values are those of B·A. Directions below rounding (of the factors' norms) count
-    as zero and are dropped first, at no loss. With `build` False the factors are not computed; the
-    numbers are the same to the last bit.
+    An orthogonal basis of both factors leaves a core of at most k×k whose singular values are those of the
+    product. Directions below rounding (of the factors' norms) count as zero and are dropped first, at no loss.
+    With `build` False the factors are not computed; the numbers are the same to the last bit.
     """
-    left, u, sigma, vh, right = decompose(b, a)
-    size = max(b.shape[-2], a.shape[-1], b.shape[-1])
-    scale = torch.linalg.matrix_norm(b) * torch.linalg.matrix_norm(a)
-    floor = torch.finfo(torch.float64).eps * size * scale
+    left, u, sigma, vh, right = decompose(x)
+    size = max(x.b.shape[-2], x.a.shape[-1], x.b.shape[-1])
+    norm_b = (x.gram_b.diagonal(dim1=-2, dim2=-1) * x.scale[:, 0].square()).sum(-1).sqrt()
+    norm_a = x.gram_a.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
+    floor = torch.finfo(torch.float64).eps * size * norm_b * norm_a
     sigma = torch.where(sigma > floor[:, None], sigma, torch.zeros_like(sigma))
-    counts = (sigma > 0).sum(dim=-1).tolist()
-    rank = min(limit, max(1, *counts))
-    half = sigma[:, None, :rank].sqrt()
-    if build:
-        tall, wide = left @ (u[..., :rank] * half), (vh[..., :rank, :] * half.mT) @ right
-    energies = sigma.square()
+    counts, energies, half = (sigma > 0).sum(dim=-1).tolist(), sigma.square(), sigma.sqrt()
     cuts = []
     for i, count in enumerate(counts):
         own = min(limit, max(1, count))
@@ -105,8 +125,10 @@ def truncate(b: Tensor, a: Tensor, limit: int, *, build: bool = True) -> list[Cu
         if not build:
             cuts.append(Cut(own, kept, lost, None, None))
             continue
-        signs = fixed_signs(tall[i, :, :own])
-        cuts.append(Cut(own, kept, lost, tall[i, :, :own] * signs, wide[i, :own] * signs[:, None]))
+        tall = _double(left[i]) @ (u[i, :, :own] * half[i, :own])
+        signs = fixed_signs(tall)
+        flat = (signs * half[i, :own])[:, None] * vh[i, :own]
+        cuts.append(Cut(own, kept, lost, (tall * signs).to(x.b), (flat @ _double(right[i])).to(x.a)))
     return cuts
 
 
@@ -114,8 +136,8 @@ def fixed_signs(left: Tensor) -> Tensor:
     """±1 per column of `left`, so that its entry of largest magnitude becomes positive: one answer
     of the many.
     """
-    peaks = left.gather(0, left.abs().argmax(dim=0, keepdim=True))[0]
-    return torch.where(peaks < 0, -torch.ones_like(peaks), torch.ones_like(peaks))
+    ones = torch.ones_like(left[0])
+    return torch.where(-left.amin(dim=0) > left.amax(dim=0), -ones, ones)
 
 
 def truncate_dense(w: Tensor, limit: int, *, build: bool = True) -> Cut:

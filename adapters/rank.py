@@ -12,7 +12,7 @@ from .adapter import LoraAdapter
 from .errors import FusionError
 from .fuse import combined, dense_update
 from .job import Device, Job, bind
-from .lowrank import decompose
+from .lowrank import Factors, decompose
 from .recipe import Recipe
 
 
@@ -50,7 +50,7 @@ def _spectra(job: Job) -> Iterator[tuple[Tensor, int | None]]:
             limit = job.limit(job.terms(parents))
             if job.method.on != "update":
                 b, a = combined(job, name, parents).factors(torch.float64, job.device)
-                yield decompose(b[None], a[None])[2][0].square().cpu(), limit
+                yield decompose(Factors.of(b[None], a[None]))[2][0].square().cpu(), limit
             elif (update := dense_update(job, name, parents)) is not None:
                 small = update.to(torch.float64) if update.shape[0] <= update.shape[1] else update.T.to(torch.float64)
                 yield torch.linalg.eigvalsh(small @ small.T).clamp(min=0).flip(0).cpu(), limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -61,35 +61,44 @@ class FileModules(Mapping[str, LoraModule]):
     def __getitem__(self, module: str) -> LoraModule:
         if module not in self.facts:
             raise KeyError(module)
-        return next(self._read([module]))[1]
+        return self._module(module, lambda entry: self._bytes(entry.start, entry.stop))
 
     def items(self) -> ItemsView[str, LoraModule]:
         """All modules, read in one go."""
-        return dict(self._read(list(self.facts))).items()
+        first = min(entry.start for entry in self._entries.values())
+        data = self._bytes(first, max(entry.stop for entry in self._entries.values()))
+        cut = {name: self._module(name, lambda entry: data[entry.start - first : entry.stop - first]) for name in self}
+        return cut.items()
 
-    def _read(self, modules: Sequence[str]) -> Iterator[tuple[str, LoraModule]]:
+    def _bytes(self, start: int, stop: int) -> Tensor:
+        """That part of the file, uint8."""
+        content = torch.empty(stop - start, dtype=torch.uint8)
+        left = content.numpy().data
         try:
             with FileIO(self._file) as stream:
-                for module in modules:
-                    a, b = (self._tensor(stream, f"{PREFIX}{module}.lora_{factor}.weight") for factor in "AB")
-                    yield module, LoraModule(a, b, self._config.scaling(module))
+                stream.seek(start)
+                while left:
+                    count = stream.readinto(left)
+                    if not count:
+                        raise AdapterError("truncated", f"{WEIGHTS} has become shorter since its header was read")
+                    left = left[count:]
         except OSError as error:
             raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error.strerror}") from error
+        return content
 
-    def _tensor(self, stream: FileIO, name: str) -> Tensor:
-        """One tensor in memory of its own, after a look at its numbers."""
-        entry = self._entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        left = tensor.view(-1).view(torch.uint8).numpy().data
-        stream.seek(entry.start)
-        while left:
-            count = stream.readinto(left)
-            if not count:
-                raise AdapterError("truncated", f"{WEIGHTS} ends inside {name!r}: it changed while it was read")
-            left = left[count:]
-        if not finite(tensor):
-            raise AdapterError("nan", f"tensor {name!r} holds NaN or infinite values: the training diverged")
-        return tensor
+    def _module(self, module: str, read: Callable[[Entry], Tensor]) -> LoraModule:
+        """The factors, after a look at their numbers."""
+        factors = []
+        for letter in "AB":
+            name = f"{PREFIX}{module}.lora_{letter}.weight"
+            entry = self._entries[name]
+            content = read(entry)
+            aligned = content if content.storage_offset() % entry.dtype.itemsize == 0 else content.clone()
+            factors.append(aligned.view(entry.dtype).view(entry.shape))
+            if not finite(factors[-1]):
+                raise AdapterError("nan", f"tensor {name!r} holds NaN or infinite values: the training diverged")
+        a, b = factors
+        return LoraModule(a, b, self._config.scaling(module))
 
 
 def _check_header(file: Path, size: int) -> Mapping[str, Entry]:
@@ -118,13 +127,16 @@ def _check_header(file: Path, size: int) -> Mapping[str, Entry]:
 
 def _entry(name: str, entry: object, data: int) -> Entry:
     """One tensor of the header; the data begin at byte `data`."""
-    wrong = AdapterError("not_safetensors", f"{WEIGHTS} describes {quoted(name)} as {quoted(entry)}")
+
+    def wrong() -> AdapterError:
+        return AdapterError("not_safetensors", f"{WEIGHTS} describes {quoted(name)} as {quoted(entry)}")
+
     if not isinstance(entry, dict):
-        raise wrong
+        raise wrong()
     lists: list[list[int]] = []
     for numbers in (entry.get("shape"), entry.get("data_offsets")):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-            raise wrong
+            raise wrong()
         lists.append(numbers)
     shape, offsets = lists
     if entry.get("dtype") not in _DTYPES:
@@ -133,7 +145,7 @@ def _entry(name: str, entry: object, data: int) -> Entry:
         )
     dtype = _DTYPES[entry["dtype"]]
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-        raise wrong
+        raise wrong()
     return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
 
 

@@ -18,8 +18,8 @@ from benchmarks.quality import Score, Share, table
 
 def recorded(*names: str) -> list[dict[str, Any]]:
     """All comparisons and measurements on record."""
-    files = (RESULTS / name for name in names or ("serving.json", "fusing.json", "algebra.json"))
-    return [row for file in files for row in json.loads(file.read_text()).values()]
+    files = [RESULTS / name for name in names or ("serving.json", "fusing.json", "algebra.json")]
+    return [row for file in files if file.exists() for row in json.loads(file.read_text()).values()]
 
 
 def restored(row: Mapping[str, Any]) -> Comparison | Measurement:
@@ -35,19 +35,8 @@ def figures() -> str:
     notes = [f"{row['name']}: {row['note']}." for row in rows if row["note"]]
     ratios = [restored(row).line() for row in rows if "peer" in row]
     alone = [restored(row).line() for row in rows if "peer" not in row]
-    return "\n".join([HEADER, *ratios, "", MEASUREMENTS, *alone, "", *(f"- {line}" for line in made + notes)])
-
-
-def scaling() -> str:
-    """Times of the algebra by number of adapters, rank and layers."""
-    content = json.loads((RESULTS / "algebra-scaling.json").read_text())
-    lines = []
-    for variable, rows in content["tables"].items():
-        methods = list(rows[0]["seconds"])
-        lines += [f"| {variable} | " + " | ".join(methods) + " |", "| --- " * (len(methods) + 1) + "|"]
-        lines += [f"| {row['at']} | " + " | ".join(f"{row['seconds'][m]:.3g}" for m in methods) + " |" for row in rows]
-        lines.append("")
-    return "\n".join([*lines, f"`{content['command']}`, {content['date']}, {content['machine']}"])
+    measured = ["", MEASUREMENTS, *alone] if alone else []
+    return "\n".join([HEADER, *ratios, *measured, "", *(f"- {line}" for line in made + notes)])
 
 
 def highlights() -> str:
@@ -78,7 +67,7 @@ def quality() -> str:
 
 TABLES = {
     "README.md": {"results": highlights, "quality": quality},
-    "benchmarks/README.md": {"tables": figures, "scaling": scaling},
+    "benchmarks/README.md": {"tables": figures},
 }
 
 

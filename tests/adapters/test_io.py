@@ -121,7 +121,19 @@ def test_the_digest_sees_every_part() -> None:
     assert make_adapter({"m": module}, "x").digest == make_adapter({"m": module}, None).digest
 
 
-@pytest.mark.parametrize("text", ["0.6*a + -0.4*b", "svd(a + b, rank=3)", "a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.6*a + -0.4*b",
+        "svd(a + b, rank=3)",
+        "a",
+        "ties(a + b, density=0.5)",
+        "knots(a + b, density=0.5)",
+        "slerp(a + b, t=0.3, from=a)",
+        "safe_merge(a, safety=b, threshold=0.9)",
+        "peft_ties(a + b, density=0.5)",
+    ],
+)
 def test_peft_opens_what_we_write_and_sees_the_same_update(tmp_path: Path, text: str) -> None:
     family = {"a": adapter(1, {n: r for r, n in enumerate(SHAPES, 1)}), "b": adapter(2, {Q0: 2}, 16 / 3)}
     fused, _ = fuse(parse(text), family)

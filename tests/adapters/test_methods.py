@@ -255,8 +255,8 @@ def test_the_report_compares_the_parents() -> None:
     for row in report.modules:
         a, b = (dense(one)[row.module] for one in family.values())
         assert row.norms == pytest.approx({"a": float(a.norm()), "b": float(b.norm())})
-        assert row.cosine == pytest.approx(-reference.cosine(a, b), abs=1e-7)
-        assert row.conflict == pytest.approx(float((a * -b < 0).double().mean()), abs=1e-7)
+        assert row.cosine == pytest.approx(-reference.cosine(a, b), abs=1e-9)
+        assert row.conflict == pytest.approx(float((a * -b < 0).double().mean()), abs=1e-9)
     assert "conflict" in report.table()
 
 
