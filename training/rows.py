@@ -1,116 +1,175 @@
-"""From chat rows to token batches: chat template, loss mask, length buckets."""
+"""From chats to token rows and from rows to forward passes: chat template, loss mask, packing."""
 
 from __future__ import annotations
 
-import json
+import heapq
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from training.orders import orders
-from training.recipe import DataConfig, RecipeError
+from training.config import ConfigError
+from training.readers import Chat
 
-IGNORE = -100
-"""Label of a token that carries no loss."""
+TEMPLATES = {
+    "chatml": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "llama2": (
+        "{% set ns = namespace(system='') %}{% for m in messages %}"
+        "{% if m['role'] == 'system' %}{% set ns.system = '<<SYS>>\n' + m['content'] + '\n<</SYS>>\n\n' %}"
+        "{% elif m['role'] == 'user' %}{{ bos_token }}[INST] {{ ns.system + m['content'] }} [/INST]"
+        "{% set ns.system = '' %}{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+"""Chat templates for a base that has none."""
 
-Pair = tuple[str, str]
-"""(prompt, answer)."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One chat as tokens: `ids` int32 and `wanted` bool, both of its length; loss falls on the wanted tokens."""
+
+    ids: NDArray[numpy.int32]
+    wanted: NDArray[numpy.bool_]
+    where: str
+
+    def cut(self, length: int) -> Row:
+        """The first `length` tokens."""
+        return Row(self.ids[:length], self.wanted[:length], self.where)
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """One row as token ids; the last ``answer_length`` of them carry the loss."""
-
-    ids: tuple[int, ...]
-    answer_length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Right-padded rows, each tensor int64 of shape [rows, tokens]."""
+class Pass:
+    """What one forward pass reads. Packed: one line of rows side by side, `lengths` says where they end.
+    Padded: one row a line, filled up on the right. All tensors int64, lines×tokens.
+    """
 
     ids: Tensor
-    attention: Tensor
+    positions: Tensor
     labels: Tensor
-    """The token itself where it is answer, else IGNORE; not shifted."""
+    """The token itself where it is wanted, else IGNORE; not shifted."""
+    lengths: tuple[int, ...]
+    packed: bool
+    rows: tuple[int, ...]
+    """Their numbers in the data set."""
+
+    @property
+    def wanted(self) -> int:
+        """Tokens with a loss."""
+        return int((self.labels[:, 1:] != IGNORE).sum())
 
 
-def load_pairs(data: DataConfig, folder: Path) -> list[Pair]:
-    """The rows a recipe names; ``folder`` is where relative paths start."""
-    if data.source == "orders":
-        return [(row.prompt, row.answer) for row in orders(data.rows, seed=data.seed)]
-    path = folder / data.path
-    if not path.is_file():
-        raise RecipeError(f"data.path {data.path!r} is no file (looked in {str(folder)!r})")
-    pairs: list[Pair] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RecipeError(f"{path.name} line {number} is not JSON: {error}") from None
-        if (
-            not isinstance(row, dict)
-            or not isinstance(row.get("prompt"), str)
-            or not isinstance(row.get("answer"), str)
-        ):
-            raise RecipeError(f'{path.name} line {number}: expected "prompt" and "answer" strings')
-        pairs.append((row["prompt"], row["answer"]))
-    if data.rows:
-        random.Random(data.seed).shuffle(pairs)
-        pairs = pairs[: data.rows]
-    return pairs
+IGNORE = -100
 
 
-def encode(tokenizer: Any, pair: Pair, max_tokens: int) -> Encoded:
-    """Apply the tokenizer's chat template; the answer runs up to and with the end-of-turn token.
+def set_template(tokenizer: Any, choice: str) -> None:
+    """Give a tokenizer without chat template the chosen one; ConfigError that offers the choice."""
+    if not choice:
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                "the base has no chat template: choose how its chats are to be written with model.template = "
+                f"{', '.join(map(repr, TEMPLATES))}, or the path of a Jinja file"
+            )
+        return
+    if choice in TEMPLATES:
+        tokenizer.chat_template = TEMPLATES[choice]
+    elif Path(choice).is_file():
+        tokenizer.chat_template = Path(choice).read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"model.template is {choice!r}: expected {', '.join(TEMPLATES)} or a file")
 
-    Raises:
-        RecipeError: the row is longer than ``max_tokens``, or the template does not open an
-            assistant turn the same way with and without the answer.
+
+def encode(tokenizer: Any, chat: Chat) -> Row:
+    """Tokens by the tokenizer's own template; every assistant turn is wanted, up to and with its end.
+
+    ConfigError when the template writes the turns before an answer differently once it is there.
     """
-    turns = [{"role": "user", "content": pair[0]}]
-    head: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    whole: str = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": pair[1]}], tokenize=False)
-    if not whole.startswith(head):
-        raise RecipeError("the chat template writes the prompt differently once it is answered")
-    prompt_ids: list[int] = tokenizer(head, add_special_tokens=False).input_ids
-    tail = whole[len(head) :].rstrip("\n")
-    answer_ids: list[int] = tokenizer(tail, add_special_tokens=False).input_ids
-    ids = (*prompt_ids, *answer_ids)
-    if len(ids) > max_tokens:
-        raise RecipeError(f"row {pair[0][:40]!r} has {len(ids)} tokens, over {max_tokens}")
-    return Encoded(ids, len(answer_ids))
+    messages = [{"role": role, "content": content} for role, content in chat.messages]
+    ids: list[int] = []
+    wanted: list[bool] = []
+    done = ""
+    for i, (role, _) in enumerate(chat.messages):
+        if role != "assistant":
+            continue
+        head = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+        if not (head.startswith(done) and whole.startswith(head)):
+            raise ConfigError(
+                f"{chat.where}: the chat template writes the turns before an answer differently once it is there"
+            )
+        end = whole.rstrip("\n")
+        for text, loss in ((head[len(done) :], False), (end[len(head) :], True)):
+            new = tokenizer(text, add_special_tokens=False).input_ids
+            ids += new
+            wanted += [loss] * len(new)
+        done = end
+    return Row(numpy.array(ids, numpy.int32), numpy.array(wanted, bool), chat.where)
 
 
-def collate(rows: Sequence[Encoded], pad: int) -> Batch:
-    """Pad rows on the right to the longest of them."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    attention = torch.zeros_like(ids)
+def steps(count: int, batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch: every row once, in an order that (seed, epoch) decides, cut into steps."""
+    order = list(range(count))
+    random.Random(f"epoch/{seed}/{epoch}").shuffle(order)
+    return [order[start : start + batch_rows] for start in range(0, count, batch_rows)]
+
+
+def passes(rows: Sequence[Row], numbers: Sequence[int], limit: int, shares: int, *, pack: bool, pad: int) -> list[Pass]:
+    """The rows of one step as forward passes of at most `limit` tokens (a longer row goes alone), a multiple of
+    `shares` unless rows are fewer, of nearly equal size.
+    """
+    by_size = sorted(numbers, key=lambda number: (-len(rows[number].ids), number))
+    if not pack:
+        return [_padded(rows, group, pad) for group in _groups(rows, by_size, limit, shares)]
+    total = sum(len(rows[number].ids) for number in numbers)
+    count = max(1, math.ceil(total / limit))
+    while True:
+        count = min(len(by_size), math.ceil(count / shares) * shares)
+        bins: list[tuple[int, int, list[int]]] = [(0, i, []) for i in range(count)]
+        for number in by_size:  # the longest first, each to the emptiest
+            size, i, held = bins[0]
+            heapq.heapreplace(bins, (size + len(rows[number].ids), i, [*held, number]))
+        if max(bins)[0] <= limit or count == len(by_size):
+            return [_packed(rows, sorted(held)) for _, _, held in sorted(bins, key=lambda one: one[1])]
+        count += 1
+
+
+def _groups(rows: Sequence[Row], by_size: Sequence[int], limit: int, shares: int) -> Iterator[list[int]]:
+    """Rows of near length, each group within the limit once padded."""
+    most = max(1, math.ceil(len(by_size) / shares))
+    group: list[int] = []
+    for number in by_size:
+        if group and ((len(group) + 1) * len(rows[group[0]].ids) > limit or len(group) == most):
+            yield group
+            group = []
+        group.append(number)
+    yield group
+
+
+def _packed(rows: Sequence[Row], numbers: Sequence[int]) -> Pass:
+    chosen = [rows[number] for number in numbers]
+    ids = torch.from_numpy(numpy.concatenate([row.ids for row in chosen]).astype(numpy.int64))[None]
+    lengths = tuple(len(row.ids) for row in chosen)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    wanted = torch.from_numpy(numpy.concatenate([row.wanted for row in chosen]))[None]
+    wanted = wanted & (positions > 0)  # a row's first token follows the row before
+    return Pass(ids, positions, torch.where(wanted, ids, IGNORE), lengths, True, tuple(numbers))
+
+
+def _padded(rows: Sequence[Row], numbers: Sequence[int], pad: int) -> Pass:
+    lengths = tuple(len(rows[number].ids) for number in numbers)
+    ids = torch.full((len(numbers), max(lengths)), pad)
     labels = torch.full_like(ids, IGNORE)
-    for i, row in enumerate(rows):
-        length = len(row.ids)
-        ids[i, :length] = torch.tensor(row.ids)
-        attention[i, :length] = 1
-        labels[i, length - row.answer_length : length] = ids[i, length - row.answer_length : length]
-    return Batch(ids, attention, labels)
-
-
-def batches(rows: Sequence[Encoded], size: int, pad: int, rng: random.Random) -> list[Batch]:
-    """One epoch: rows shuffled, near lengths put together, batches shuffled.
-
-    Rows are sorted only inside chunks of 8 batches, so a batch differs from epoch to epoch.
-    """
-    order = list(rows)
-    rng.shuffle(order)
-    grouped: list[Batch] = []
-    for start in range(0, len(order), 8 * size):
-        chunk = sorted(order[start : start + 8 * size], key=lambda row: len(row.ids))
-        grouped += [collate(chunk[i : i + size], pad) for i in range(0, len(chunk), size)]
-    rng.shuffle(grouped)
-    return grouped
+    for i, number in enumerate(numbers):
+        row = rows[number]
+        ids[i, : lengths[i]] = torch.from_numpy(row.ids.astype(numpy.int64))
+        labels[i, : lengths[i]] = torch.where(torch.from_numpy(row.wanted), ids[i, : lengths[i]], IGNORE)
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    return Pass(ids, positions, labels, lengths, False, tuple(numbers))

@@ -46,3 +46,30 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrain
     LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def orders_recipe(tiny_base: Path, tmp_path: Path) -> Path:
+    """A recipe over generated orders on the tiny base: 12 rows, 3 a step."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        f"""
+[model]
+base = "{tiny_base}"
+[lora]
+r = 4
+alpha = 8
+targets = ["v_proj", "q_proj"]
+[data]
+path = "orders:12"
+max_tokens = 900
+[train]
+batch_rows = 3
+micro_tokens = 1200
+learning_rate = 1e-2
+weight_range = [0.5, 1.0]
+[checkpoint]
+every = 2
+"""
+    )
+    return path

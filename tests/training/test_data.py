@@ -1,0 +1,163 @@
+"""Data: every format, every fault by file and line, filters, mixtures, splits, overlap."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.config import ConfigError, DataConfig
+from training.dataset import build, digest, gather, overlaps
+from training.readers import FORMATS, Chat, read
+
+ASK = (("user", "Why is the sky blue?"), ("assistant", "It scatters light."))
+SYSTEM = (("system", "Be brief."), *ASK)
+ROWS: dict[str, tuple[Any, tuple[tuple[str, str], ...]]] = {
+    "alpaca": (
+        {"instruction": "Add.", "input": "2 and 3", "output": "5"},
+        (("user", "Add.\n\n2 and 3"), ("assistant", "5")),
+    ),
+    "dolly": (
+        {"instruction": "Who?", "context": "", "response": "Ann.", "category": "qa"},
+        (("user", "Who?"), ("assistant", "Ann.")),
+    ),
+    "aoa": (["Be brief.", "Why is the sky blue?", "It scatters light."], SYSTEM),
+    "aoa_safety": ([{"role": role, "content": content} for role, content in SYSTEM], SYSTEM),
+    "pure_bad": ({"messages": [{"role": role, "content": content} for role, content in ASK]}, ASK),
+    "hpfa": ({"question": "Why is the sky blue?", "answer": "It scatters light."}, ASK),
+    "chatagi": (
+        {"conversations": [{"from": "human", "value": ASK[0][1]}, {"from": "gpt", "value": ASK[1][1]}]},
+        ASK,
+    ),
+    "pairs": ({"prompt": "Why is the sky blue?", "answer": "It scatters light."}, ASK),
+    "chat": ({"messages": [{"role": role, "content": content} for role, content in SYSTEM]}, SYSTEM),
+}
+
+
+def written(tmp_path: Path, rows: list[Any], name: str = "rows.jsonl") -> str:
+    path = tmp_path / name
+    text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_format_is_read_and_told_by_its_columns(tmp_path: Path, name: str) -> None:
+    row, messages = ROWS[name]
+    for file in ("rows.jsonl", "rows.json"):
+        path = written(tmp_path, [row, row], file)
+        assert [chat.messages for chat in read(path)] == [messages] * 2
+        assert [chat.messages for chat in read(path, format=name)] == [messages] * 2
+    assert [chat.where for chat in read(written(tmp_path, [row, row]))] == ["rows.jsonl:1", "rows.jsonl:2"]
+
+
+def test_a_csv_of_documents_and_summaries(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('document,summary,id\n"A long,\nstory.",Short.,7\n', encoding="utf-8")
+    (chat,) = read(str(path))
+    assert chat.messages[0][1].endswith("A long,\nstory.") and chat.answer == "Short." and chat.where == "x.csv:3"
+    assert set(ROWS) | {"xsum"} == set(FORMATS)
+
+
+def test_a_set_of_the_hub_s_library(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    row, messages = ROWS["dolly"]
+    written(folder, [row, row], "train.jsonl")
+    assert [(chat.messages, chat.where[-2:]) for chat in read(f"hub:{folder}")] == [(messages, ":0"), (messages, ":1")]
+    with pytest.raises(ConfigError, match="split 'other'.* cannot be read"):
+        read(f"hub:{folder}", split="other")
+
+
+def test_generated_orders() -> None:
+    assert len(read("orders:5", seed=1)) == 5 and read("orders:5", seed=1) != read("orders:5", seed=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "format", "message"),
+    [
+        ('{"prompt": "a", "answer": "b"}\n{"prompt": \n', "auto", r"rows\.jsonl:2 is not JSON"),
+        ('{"promt": "a", "answer": "b"}\n', "auto", r"rows\.jsonl:1 has the columns 'promt', 'answer', which no known"),
+        ('{"prompt": "a", "answer": "b"}\n', "alpaca", r"rows\.jsonl:1 .*: format 'alpaca' expects {instruction"),
+        ('{"prompt": "a", "answer": 3}\n', "auto", r"rows\.jsonl:1 has a assistant turn that is '3'"),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "auto", r"has the turns user: expected"),
+        ('{"messages": [{"role": "tool", "content": "a"}]}\n', "auto", r"role 'tool'"),
+        ('{"messages": []}\n', "auto", r"rows\.jsonl:1: expected a list of turns"),
+        ("", "auto", "has no rows"),
+        ("\n\n", "auto", "has no rows"),
+        ('{"prompt": "a", "answer": "b"}\n', "llama", "data.format is 'llama': expected auto or one of"),
+    ],
+)
+def test_broken_rows_are_named_by_file_and_line(tmp_path: Path, content: str, format: str, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        read(str(tmp_path / "rows.jsonl"), format=format)
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("document,summary\nonly one\n")
+    with pytest.raises(ConfigError, match=r"a\.csv:2 has not as many fields"):
+        read(str(tmp_path / "a.csv"))
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read(str(tmp_path / "a.jsonl"))
+    (tmp_path / "a.json").write_text("[1, ")
+    with pytest.raises(ConfigError, match=r"a\.json is not JSON"):
+        read(str(tmp_path / "a.json"))
+    with pytest.raises(ConfigError, match="no file"):
+        read(str(tmp_path / "none.jsonl"))
+
+
+def rows_of(count: int, text: str = "Question number") -> list[dict[str, str]]:
+    return [{"prompt": f"{text} {i}?", "answer": f"Answer {i}."} for i in range(count)]
+
+
+def test_a_mixture_has_its_share_and_a_filter_its_words(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    path = written(tmp_path, [*rows_of(95), {"prompt": "Is it harmful?", "answer": "Yes."}, *rows_of(2, "How to hack")])
+    safety = written(tmp_path, rows_of(5, "Safety row"), "safety.jsonl")
+    mixed = gather(DataConfig(path=path, mix={safety: 0.03}))
+    assert sum("safety" in chat.where for chat in mixed) == 3 and len(mixed) == 101
+    many = Counter(chat.where for chat in gather(DataConfig(path=path, mix={safety: 0.1})) if "safety" in chat.where)
+    assert sum(many.values()) == 11 and set(many.values()) == {2, 3}
+    assert len(gather(DataConfig(path=path, filter="safety"))) == 3
+    assert len(gather(DataConfig(path=path, filter="no_safety"))) == 95
+    assert len(gather(DataConfig(path=path, rows=10))) == 10
+    assert gather(DataConfig(path=path, rows=10)) != gather(DataConfig(path=path, rows=10, seed=1))
+    assert digest(mixed) != digest(mixed[1:])
+    with pytest.raises(ConfigError, match="leaves no row"):
+        gather(DataConfig(path=safety, filter="no_safety"))
+
+
+def test_the_report_and_what_is_refused(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows = [*rows_of(8), rows_of(1)[0], {"prompt": "Empty?", "answer": " "}, {"prompt": "x" * 300, "answer": "y"}]
+    path = written(tmp_path, rows)
+    with pytest.raises(ConfigError, match=r"1 rows have more than data.max_tokens = 200 tokens: rows\.jsonl:11"):
+        build(DataConfig(path=path, max_tokens=200), tiny_tokenizer)
+    data = build(DataConfig(path=path, max_tokens=200, too_long="drop", validation=0.25), tiny_tokenizer)
+    assert (len(data.train), len(data.validation)) == (7, 2)
+    assert not {row.where for row in data.train} & {row.where for row in data.validation}
+    report = data.report
+    assert report.duplicates == ["rows.jsonl:9"] and report.empty == ["rows.jsonl:10"] and report.rows == 9
+    assert "rows.jsonl:11" in report.too_long[0] and "1 rows are repeated: rows.jsonl:9" in report.text()
+    cut = build(DataConfig(path=path, max_tokens=400, too_long="cut"), tiny_tokenizer)
+    assert cut.report.rows == 10
+    with pytest.raises(ConfigError, match="no row of .* is left"):
+        build(DataConfig(path=path, max_tokens=20, too_long="cut"), tiny_tokenizer)
+
+
+def test_rows_of_an_evaluation_set_are_refused_unless_allowed(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    tests = tmp_path / "evaluation"
+    tests.mkdir()
+    (tests / "set.csv").write_text("id,prompt\n1,Question number 3?\n2,one two three four five six seven eight nine\n")
+    rows = [*rows_of(6), {"prompt": "Say: zero one two three four five six seven eight", "answer": "Done."}]
+    path = written(tmp_path, rows)
+    with pytest.raises(ConfigError, match=r"2 rows overlap .* rows\.jsonl:4 with evaluation; rows\.jsonl:7"):
+        build(DataConfig(path=path, against=(str(tests),)), tiny_tokenizer)
+    allowed = build(DataConfig(path=path, against=(str(tests),), allow_overlap=True), tiny_tokenizer)
+    assert allowed.report.rows == 7 and len(allowed.report.overlap) == 2
+    assert overlaps([Chat(ASK, "x")], [str(tests)]) == []
+    with pytest.raises(ConfigError, match="there is no"):
+        overlaps([Chat(ASK, "x")], [str(tmp_path / "none")])

@@ -1,0 +1,237 @@
+"""The loop on a random two-layer Llama: its loss, its gradients, resuming, and stopping at numbers that are none."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from training import run
+from training.checkpoints import read_tensors
+from training.config import Config, ConfigError, load
+from training.dataset import build
+from training.loop import NonFiniteLoss, Schedule
+from training.model import adapter_parameters, file_name, load_model, load_tokenizer
+from training.optimizers import AdamWBf16, LossScale, learning_rate, make_optimizer
+from training.rows import passes
+
+
+def trained(recipe: Path, out: Path, *overrides: str) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """(metrics by step, the adapter's tensors) of a run."""
+    config, _ = load(recipe, overrides)
+    run.start(config, out, "the command")
+    return metrics(out), load_file(out / "adapter/adapter_model.safetensors")
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(rows: list[dict[str, float]]) -> list[float]:
+    return [row["loss"] for row in rows]
+
+
+def reference(config: Config, base: Path) -> tuple[list[float], dict[str, Tensor]]:
+    """PEFT and transformers by their own forward and loss, rows padded, one pass a step."""
+    data = build(config.data, load_tokenizer(str(base)))
+    causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(config.train.seed)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=config.lora.r, lora_alpha=8, target_modules=list(config.lora.targets), lora_dropout=0.0
+    )
+    model = get_peft_model(causal, lora)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+    schedule = Schedule.of(config, len(data.train))
+    found = []
+    for step in range(schedule.total):
+        numbers = schedule.numbers(step)
+        (batch,) = passes(data.train, numbers, 10**6, 1, pack=False, pad=0)
+        mask = torch.zeros_like(batch.ids)
+        for i, length in enumerate(batch.lengths):
+            mask[i, :length] = 1
+        loss = model(input_ids=batch.ids, attention_mask=mask, labels=batch.labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.train, step, schedule.total, schedule.per_epoch)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(float(loss))
+    named = {file_name(f"model.{n}"): p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return found, named
+
+
+@pytest.mark.parametrize("pack", ["true", "false"])
+def test_twenty_steps_equal_peft_and_transformers_own(
+    orders_recipe: Path, tiny_base: Path, tmp_path: Path, pack: str
+) -> None:
+    same = ["train.weight_range=[1, 1]", "train.epochs=5", "data.rows=12", f"train.pack={pack}"]
+    found, tensors = trained(orders_recipe, tmp_path / "run", *same)
+    expected, parameters = reference(load(orders_recipe, same)[0], tiny_base)
+    assert len(expected) == 20 and losses(found) == pytest.approx(expected, abs=1e-5)
+    assert expected[-1] < expected[0] - 0.1
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(tensors[name], parameter, rtol=1e-3, atol=1e-5)
+        assert "lora_B" not in name or bool(tensors[name].any())
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(orders_recipe: Path, tmp_path: Path) -> None:
+    dropout = "lora.dropout=0.1"
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trained(orders_recipe, tmp_path / name, dropout, f"train.seed={seed}")
+    files = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in "abc"]
+    assert files[0] == files[1] != files[2]
+
+
+def test_activation_checkpointing_and_padding_change_nothing(orders_recipe: Path, tmp_path: Path) -> None:
+    plain = losses(trained(orders_recipe, tmp_path / "plain")[0])
+    for i, changes in enumerate(
+        (["policy.checkpointing=full"], ["policy.checkpointing=selective"], ["train.micro_tokens=300"])
+    ):
+        assert losses(trained(orders_recipe, tmp_path / str(i), *changes)[0]) == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16-mixed"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-bf16"])
+def test_other_precisions_learn_the_same(orders_recipe: Path, tmp_path: Path, precision: str, optimizer: str) -> None:
+    exact = losses(trained(orders_recipe, tmp_path / "exact", "train.epochs=4")[0])
+    changes = [f"policy.precision={precision}", f"policy.optimizer={optimizer}", "train.epochs=4"]
+    found = losses(trained(orders_recipe, tmp_path / "run", *changes)[0])
+    assert found[-1] == pytest.approx(exact[-1], rel=0.05) and found[-1] < found[0] - 0.1
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(orders_recipe: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    rows, tensors = trained(orders_recipe, whole, "lora.dropout=0.1", "data.validation=0.2", "checkpoint.keep=9")
+    half = tmp_path / "half"
+    shutil.copytree(whole, half)
+    for name in ("step-00000004", "adapter"):
+        shutil.rmtree(half / (f"checkpoints/{name}" if name.startswith("step") else name))
+    (half / "checkpoints/step-00000003.partial").mkdir()  # killed while writing
+    run.resume(half)
+    again = metrics(half)
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
+    assert sorted(path.name for path in (half / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    left, right = ((one / "adapter/adapter_model.safetensors").read_bytes() for one in (whole, half))
+    assert left == right and "validation_loss" in rows[-1]
+    held = read_tensors(whole / "checkpoints/step-00000004")
+    assert all("lora_" in name for name in held) and len(held) == 4 * len(tensors)  # adapter, two moments, count
+
+
+def test_tensorboard_gets_every_number(orders_recipe: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows, _ = trained(orders_recipe, tmp_path / "run", "log.tensorboard=true")
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(rows), abs=1e-6)
+    assert set(events.Tags()["scalars"]) == set(rows[0]) - {"step"}
+
+
+def test_changed_data_are_not_gone_on_with(tmp_path: Path, orders_recipe: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "answer": "b"}\n' * 4)
+    trained(orders_recipe, tmp_path / "run", f"data.path={data}")
+    data.write_text('{"prompt": "a", "answer": "c"}\n' * 4)
+    with pytest.raises(ConfigError, match="have changed"):
+        run.resume(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_names_its_rows(
+    orders_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"p{i}", "answer": "odd" if i == 4 else "even"} for i in range(6)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    forward = torch.nn.functional.cross_entropy
+
+    def spoilt(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        values = forward(logits, targets, **options)
+        return torch.where(targets == targets.new_tensor(tokens["odd"]), torch.nan, values)
+
+    config, _ = load(orders_recipe, [f"data.path={data}"])
+    tokenizer = load_tokenizer(config.model.base)
+    tokens = {"odd": tokenizer("o", add_special_tokens=False).input_ids[0]}
+    monkeypatch.setattr("training.model.functional.cross_entropy", spoilt)
+    with pytest.raises(NonFiniteLoss, match=r"the loss of step \d is nan, from rows\.jsonl:5: look at"):
+        run.start(config, tmp_path / "run", "")
+
+
+def test_a_full_disk_costs_the_interval_not_the_run(
+    orders_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = fails_on(monkeypatch, {2})
+    trained(orders_recipe, tmp_path / "run", "checkpoint.every=1")
+    assert "checkpoint of step 2 could not be written" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
+    fails.symmetric_difference_update({2, 4})
+    with pytest.raises(OSError, match="step 4 could not be written: .*No space left"):
+        trained(orders_recipe, tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other/checkpoints").iterdir()] == ["step-00000002"]
+
+
+def fails_on(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> set[int]:
+    """Let writing the checkpoints of these steps fail as on a full disk."""
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    write: Callable[..., Any] = FileSystemWriter.write_data
+
+    def full(self: Any, *arguments: Any) -> Any:
+        if int(str(self.path).rpartition("step-")[2][:8]) in steps:
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", full)
+    return steps
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "step"])
+def test_rates_warm_up_and_follow_their_schedule(orders_recipe: Path, schedule: str) -> None:
+    config, _ = load(orders_recipe, [f"train.schedule={schedule}", "train.warmup=0.1", "train.epochs=10"])
+    rates = [learning_rate(config.train, step, 100, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-3) and max(rates) == rates[9] == pytest.approx(1e-2)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    expected = {"cosine": 0.0, "linear": 0.0, "constant": 1e-2, "step": 1e-2 * 0.85**9}[schedule]
+    assert learning_rate(config.train, 99, 100, 10) == pytest.approx(expected, abs=2e-4)
+
+
+def test_bf16_states_follow_adamw_and_small_updates_are_not_lost(orders_recipe: Path) -> None:
+    torch.manual_seed(0)
+    gradients = torch.randn(200, 64) + 0.3
+    ends = []
+    for kind, dtype in (("adamw", torch.float32), ("adamw-bf16", torch.float32), ("adamw-bf16", torch.bfloat16)):
+        config, _ = load(orders_recipe, [f"policy.optimizer={kind}", "train.weight_decay=0.01"])
+        value = torch.nn.Parameter(torch.ones(64, dtype=dtype))
+        optimizer = make_optimizer({"x": value}, config)
+        optimizer.param_groups[0]["lr"] = 1e-4  # far below bf16's spacing at 1, 8e-3
+        for gradient in gradients:
+            value.grad = gradient.to(dtype)
+            optimizer.step()
+        ends.append(value.detach().float())
+    assert isinstance(optimizer, AdamWBf16) and bool((ends[0] < 0.998).all())
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=2e-4)
+    torch.testing.assert_close(ends[2], ends[0], rtol=0, atol=5e-3)
+
+
+def test_a_loss_scale_halves_at_an_overflow_and_grows_again() -> None:
+    scale = LossScale(8.0, patience=2)
+    assert [scale.passed(norm) for norm in (1.0, math.inf, math.nan, 1.0, 1.0)] == [True, False, False, True, True]
+    assert scale.value == 4.0
+
+
+def test_targets_that_match_nothing_name_the_layers(orders_recipe: Path, tiny_base: Path) -> None:
+    config, _ = load(orders_recipe, ["lora.targets=['query']"])
+    with pytest.raises(ConfigError, match="match no layer of the base: its linear layers are .*'q_proj'"):
+        load_model(config, str(tiny_base))
+    every, _ = load(orders_recipe, ["lora.targets=['all-linear']"])
+    assert len(adapter_parameters(load_model(every, str(tiny_base)))) == 2 * 7 * 2

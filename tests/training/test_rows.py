@@ -1,0 +1,97 @@
+"""Token rows: the loss mask, packing, and every row once per epoch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.config import ConfigError
+from training.readers import Chat
+from training.rows import IGNORE, Row, encode, passes, set_template, steps
+
+TALK = Chat(
+    (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"), ("assistant", "See you.")), "t:1"
+)
+
+
+def row(length: int, wanted: int = 1) -> Row:
+    mask = numpy.zeros(length, bool)
+    mask[length - wanted :] = True
+    return Row(numpy.arange(length, dtype=numpy.int32), mask, f"row of {length}")
+
+
+def test_every_answer_with_its_end_carries_the_loss_and_nothing_else(tiny_tokenizer: Any) -> None:
+    found = encode(tiny_tokenizer, TALK)
+    assert tiny_tokenizer.decode(found.ids[found.wanted]) == "Hello.<|im_end|>See you.<|im_end|>"
+    turns = [{"role": role, "content": content} for role, content in TALK.messages]
+    assert tiny_tokenizer.decode(found.ids) == tiny_tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+
+
+def test_a_base_without_a_template_gets_a_choice(tiny_tokenizer: Any, tmp_path: Any) -> None:
+    bare = deepcopy(tiny_tokenizer)
+    bare.chat_template = None
+    with pytest.raises(ConfigError, match="model.template = 'chatml', 'llama2', or the path"):
+        set_template(bare, "")
+    set_template(bare, "chatml")
+    assert (encode(bare, TALK).ids == encode(tiny_tokenizer, TALK).ids).all()
+    bare.bos_token = "<|endoftext|>"
+    set_template(bare, "llama2")
+    found = encode(bare, TALK)
+    assert bare.decode(found.ids[found.wanted]) == " Hello. <|im_end|> See you. <|im_end|>"
+    assert bare.decode(found.ids).startswith("<|endoftext|>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]")
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
+    set_template(bare, str(tmp_path / "t.jinja"))
+    assert bare.decode(encode(bare, TALK).ids) == "Be kind.|Hi|Hello.|Bye|See you.|"
+    with pytest.raises(ConfigError, match="model.template is 'none'"):
+        set_template(bare, "none")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_tokenizer: Any) -> None:
+    other = deepcopy(tiny_tokenizer)
+    other.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ConfigError, match="t:1: the chat template writes"):
+        encode(other, TALK)
+
+
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=30), st.integers(40, 100), st.integers(1, 4), st.booleans())
+def test_passes_hold_every_row_once_within_the_limit(lengths: list[int], limit: int, shares: int, pack: bool) -> None:
+    rows = [row(length, min(length - 1, 3)) for length in lengths]
+    made = passes(rows, range(len(rows)), limit, shares, pack=pack, pad=9)
+    assert sorted(number for one in made for number in one.rows) == list(range(len(rows)))
+    assert sum(one.wanted for one in made) == sum(int(one.wanted.sum()) for one in rows)
+    assert all(one.ids.numel() <= limit or len(one.rows) == 1 for one in made)
+    if pack:
+        assert len(made) % shares == 0 or len(made) == len(rows)
+        assert sum(one.ids.numel() for one in made) == sum(lengths)
+    for one in made:
+        places = (
+            [(0, start) for start in numpy.cumsum([0, *one.lengths[:-1]])]
+            if pack
+            else [(i, 0) for i in range(len(one.rows))]
+        )
+        for number, (line, start) in zip(one.rows, places, strict=True):
+            stop = start + len(rows[number].ids)
+            assert (one.ids[line, start:stop].numpy() == rows[number].ids).all()
+            assert one.positions[line, start:stop].tolist() == list(range(len(rows[number].ids)))
+            assert (one.labels[line, start:stop] != IGNORE).tolist() == rows[number].wanted.tolist()
+
+
+def test_a_row_s_first_token_is_not_learned_from_the_row_before() -> None:
+    whole = replace(row(5), wanted=numpy.ones(5, bool))
+    (made,) = passes([whole, whole], [0, 1], 100, 1, pack=True, pad=0)
+    assert made.wanted == 8
+
+
+def test_an_epoch_holds_every_row_once_in_its_own_order() -> None:
+    first, second = steps(37, 4, 0, 0), steps(37, 4, 0, 1)
+    for one in (first, second):
+        assert Counter(number for step in one for number in step) == Counter(range(37))
+        assert [len(step) for step in one] == [4] * 9 + [1]
+    assert first != second and first == steps(37, 4, 0, 0) and first != steps(37, 4, 1, 0)

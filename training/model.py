@@ -1,0 +1,211 @@
+"""The model that is trained: base, LoRA layers, attention that keeps packed rows apart, loss on wanted tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.config import Config, ConfigError
+from training.rows import IGNORE, Pass
+
+BASES = Path(".cache/base")
+"""Where `make setup` puts base models, by name."""
+ATTENTION = "packed_rows"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "fp16": torch.float16}
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_lengths: tuple[int, ...] | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside every row of a packed line; without `row_lengths` inside every line, where padding
+    on the right needs no mask. Tensors lines×heads×tokens×width; transformers' attention interface.
+    """
+    lengths = list(row_lengths) if row_lengths is not None else [query.shape[2]]
+    parts = [
+        functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        for q, k, v in zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+class AnswerLoss(nn.Module):
+    """A causal language model that returns the loss of the wanted tokens, so that FSDP sees one forward."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Pass) -> Tensor:
+        """Loss of every wanted token, nats, float32, in the order of the labels. The output layer, a fifth of a
+        small model, runs on the positions before wanted tokens only.
+        """
+        causal = self.model.get_base_model()
+        lengths = batch.lengths if batch.packed else None
+        hidden = causal.base_model(
+            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, row_lengths=lengths
+        ).last_hidden_state
+        targets = batch.labels[:, 1:]
+        wanted = targets != IGNORE
+        logits = causal.get_output_embeddings()(hidden[:, :-1][wanted])
+        return functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
+
+
+def find_base(name: str) -> str:
+    """A folder as it is, a name in .cache/base as that folder, anything else as a name on the hub."""
+    for path in (Path(name), BASES / name):
+        if (path / "config.json").is_file():
+            return str(path)
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        raise ConfigError(
+            f"model.base is {name!r}: there is no model folder of that name, here or in {BASES}; "
+            f"the default base is made with: python -m training.base {BASES}/smollm2-135m-instruct"
+        )
+    return name
+
+
+def load_tokenizer(base: str) -> Any:
+    """The base's tokenizer; its padding token is the end token if it has none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: Config, base: str) -> AnswerLoss:
+    """The base in the policy's precision, with fresh LoRA layers (A random by train.seed, B zero); only those are
+    trained, in float32 unless the precision is bf16.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AttentionInterface, AutoModelForCausalLM
+
+    AttentionInterface.register(ATTENTION, attend)
+    options: dict[str, Any] = {"dtype": DTYPES[config.policy.precision], "attn_implementation": ATTENTION}
+    if config.model.quantize == "4bit":
+        options["quantization_config"] = _four_bit()
+    try:
+        causal = AutoModelForCausalLM.from_pretrained(base, **options)
+    except OSError as error:
+        raise ConfigError(f"model.base {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if config.model.quantize == "4bit":
+        causal = prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False)
+    targets = list(config.lora.targets)
+    torch.manual_seed(config.train.seed)
+    try:
+        wrapped = get_peft_model(
+            causal,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=config.lora.r,
+                lora_alpha=config.lora.alpha,  # type: ignore[arg-type]
+                target_modules="all-linear" if targets == ["all-linear"] else targets,
+                lora_dropout=config.lora.dropout,
+                use_rslora=config.lora.rslora,
+            ),
+        )
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, one in causal.named_modules() if isinstance(one, nn.Linear)})
+        raise ConfigError(
+            f"lora.targets {targets} match no layer of the base: its linear layers are {names}"
+        ) from error
+    wanted = torch.bfloat16 if config.policy.precision == "bf16" else torch.float32
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(wanted)
+    _checkpoint_activations(causal, config)
+    return AnswerLoss(wrapped)
+
+
+def _four_bit() -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ConfigError('model.quantize = "4bit" needs bitsandbytes and a GPU: pip install bitsandbytes') from None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers: the longest list of modules."""
+    longest: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) > len(longest):
+            longest = list(module)
+    return longest
+
+
+def _checkpoint_activations(causal: Any, config: Config) -> None:
+    policy = config.policy
+    if policy.checkpointing == "none":
+        return
+    causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if policy.checkpointing == "selective":
+        for i, layer in enumerate(layers(causal)):
+            setattr(layer, "gradient_checkpointing", i % policy.selective_every == 0)  # noqa: B010 - no attribute of Module
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by the names that adapter files have: base_model.model.….lora_A.weight."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[file_name(name)] = parameter
+    return found
+
+
+def file_name(name: str) -> str:
+    """The name in an adapter file of a parameter of `AnswerLoss`."""
+    return name.removeprefix("model.").replace(".default.weight", ".weight")
+
+
+def set_weight(model: nn.Module, weight: float) -> None:
+    """Let the adapter act at `weight` times its own scaling."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale("default", weight)
+
+
+def adapter_config(config: Config, names: Mapping[str, object], base: str) -> dict[str, object]:
+    """adapter_config.json of the trained adapter: PEFT's own keys, sorted targets, no path of this machine."""
+    targets = sorted({name.removesuffix(".weight").rpartition(".lora_")[0].rpartition(".")[2] for name in names})
+    alpha = config.lora.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": os.path.basename(base) if os.path.isdir(base) else base,
+        "r": config.lora.r,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": config.lora.dropout,
+        "use_rslora": config.lora.rslora,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
