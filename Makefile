@@ -46,6 +46,8 @@ check: setup-dev
 
 bench: setup-dev
 	$(PY) -m benchmarks.fusing
+	$(PY) -m benchmarks.algebra
+	$(PY) -m benchmarks.training
 	$(PY) -m benchmarks.serving
 
 soak: setup-dev

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import adapters
-from training.checkpoints import PROGRESS, read_tensors
+from training.checkpoints import read_tensors
 from training.config import ConfigError, restore
 from training.model import adapter_config, find_base, load_tokenizer
 
@@ -80,12 +80,6 @@ def export(run: Path, out: Path, *, step: int | None = None, replace: bool = Fal
             (place / CARD).write_text(card, encoding="utf-8")
         adapters.load(place)
     return out
-
-
-def steps_done(run: Path, step: int | None = None) -> dict[str, Any]:
-    """The progress that a checkpoint of a run holds."""
-    found: dict[str, Any] = json.loads((checkpoint_of(run, step) / PROGRESS).read_text())
-    return found
 
 
 def merge(adapter: Path, out: Path, *, base: str | None = None, weight: float = 1.0) -> Path:

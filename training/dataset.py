@@ -28,6 +28,8 @@ SHOWN = 5
 class Report:
     """What the rows are like. Lists hold where each row came from."""
 
+    sha256: str
+    """Of all turns, before anything is left out."""
     rows: int
     tokens: int
     answer_tokens: int
@@ -147,7 +149,7 @@ def _report(
         "most": lengths[-1],
     }
     answers = sum(int(row.wanted.sum()) for row in rows)
-    return Report(len(rows), sum(lengths), answers, marks, duplicates, empty, long, overlap)
+    return Report(digest(chats), len(rows), sum(lengths), answers, marks, duplicates, empty, long, overlap)
 
 
 def digest(chats: Iterable[Chat]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from training import convert
 from training.checkpoints import Checkpoints
 from training.config import Config, ConfigError, resolved, restore
-from training.dataset import Dataset, build, digest, gather
+from training.dataset import Dataset, build
 from training.loop import Progress, Schedule, Watch, fit
 from training.model import find_base, load_model, load_tokenizer
 from training.processes import Group, distribute, processes
@@ -53,7 +53,7 @@ def _train(config: Config, folder: Path, group: Group, command: str, *, resume: 
     set_template(tokenizer, config.model.template)
     data = build(config.data, tokenizer)
     _check_length(config, base)
-    about = describe(config, data, command, group)
+    about = describe(data, command, group)
     if resume:
         before = json.loads((folder / ABOUT).read_text())
         if before["data"] != about["data"]:
@@ -87,7 +87,7 @@ def _check_length(config: Config, base: str) -> None:
         raise ConfigError(f"data.max_tokens is {config.data.max_tokens}, the base's context has {longest} tokens")
 
 
-def describe(config: Config, data: Dataset, command: str, group: Group) -> dict[str, Any]:
+def describe(data: Dataset, command: str, group: Group) -> dict[str, Any]:
     """What a run is made from: command, code, versions, machines, data."""
     commit = None
     with suppress(OSError, subprocess.CalledProcessError):
@@ -102,7 +102,7 @@ def describe(config: Config, data: Dataset, command: str, group: Group) -> dict[
         "versions": {"python": platform.python_version(), **versions},
         "processes": group.world,
         "device": str(group.device.type),
-        "data": {"sha256": digest(gather(config.data)), "rows": data.report.rows, "tokens": data.report.tokens},
+        "data": {"sha256": data.report.sha256, "rows": data.report.rows, "tokens": data.report.tokens},
     }
 
 
