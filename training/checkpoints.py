@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +25,9 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from training.processes import Group
+
+# One process saves alone on purpose; torch warns of it at every checkpoint.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 PROGRESS = "progress.json"
 _NAME = re.compile(r"step-(\d{8})")

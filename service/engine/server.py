@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import vllm
 from fastapi import FastAPI
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 PROBE_STEPS = 4
 FEW_CORES = 4
 CPU_KERNELS_KEPT = 128
+CPU_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
 
 __all__ = ["Engine", "EngineOptions", "LoRARequest", "Served", "meter", "served", "start"]
 
@@ -62,7 +64,7 @@ def _slow_bfloat16() -> bool:
     return x86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _prepare_cpu() -> None:
+def _prepare_cpu(extra: Sequence[str]) -> None:
     """Set what vLLM's CPU workers read from the environment, unless the user has."""
     if not current_platform.is_cpu():
         return
@@ -71,6 +73,10 @@ def _prepare_cpu() -> None:
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     # oneDNN compiles a kernel for every number of tokens in a step and keeps 1,024 of some 100 KB each.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CPU_KERNELS_KEPT))
+    if not any(one.replace("_", "-").startswith(CPU_MEMORY_FLAGS) for one in extra):
+        # vLLM would take 92 % of the machine's memory, and not start where a little more than the rest is in use.
+        quarter = psutil.virtual_memory().available // 4 // 2**30
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, quarter)))
 
 
 def _arguments(options: EngineOptions) -> Any:
@@ -194,7 +200,7 @@ async def start(options: EngineOptions) -> Engine:
     seam.check_version(vllm.__version__)
     os.environ[SERVER_PID] = str(os.getpid())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    _prepare_cpu()
+    _prepare_cpu(options.extra)
     return_freed_memory()
     os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
     args = _arguments(options)

@@ -12,7 +12,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.worker.gpu.lora_utils import LoraState
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
-from service.engine import seam
+from service.engine import seam, server
 from service.engine.names import mix_name, weight_row
 from service.engine.punica import MixedPunicaCPU
 from service.engine.server import EngineOptions, _arguments, mixing_conflict
@@ -173,3 +173,17 @@ def test_cpus_that_emulate_bfloat16_get_float32_unless_told(
 ) -> None:
     monkeypatch.setattr("service.engine.server._slow_bfloat16", lambda: slow)
     assert _arguments(EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=given)).dtype == dtype
+
+
+@pytest.mark.parametrize(("extra", "set_"), [((), True), (("--gpu_memory_utilization=0.5",), False)])
+def test_the_cpu_s_cache_takes_a_quarter_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...], set_: bool
+) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(server.os, "environ", environment)
+    monkeypatch.setattr(server.psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * 2**30))
+    server._prepare_cpu(extra)
+    assert environment.get("VLLM_CPU_KVCACHE_SPACE") == ("2" if set_ else None)
+    environment["VLLM_CPU_KVCACHE_SPACE"] = "7"
+    server._prepare_cpu(extra)
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
