@@ -6,9 +6,9 @@ import difflib
 import math
 from collections.abc import Mapping
 
-from .errors import RecipeError
+from .errors import RecipeError, quoted
 from .methods import METHODS, Method, Option, Value
-from .recipe import MAX_TERMS, Term, _short, check_name
+from .recipe import MAX_TERMS, Term, check_name
 from .weights import ByModule, Ramp, Weight
 
 MAX_RULES = 64
@@ -39,7 +39,7 @@ def add_term(
     for value in numbers_of(weight):
         if not abs(value) <= max_weight or not math.isfinite(value):
             raise RecipeError(
-                f"the weight {_short(value)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
+                f"the weight {quoted(value)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
                 weight_at,
             )
     if len(terms) >= MAX_TERMS:
@@ -63,7 +63,7 @@ def find_method(name: object, position: int | None) -> Method:
     if method is None:
         close = difflib.get_close_matches(str(name), METHODS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known methods are {', '.join(METHODS)}"
-        raise RecipeError(f"unknown method {_short(name)}: {hint}", position)
+        raise RecipeError(f"unknown method {quoted(name)}: {hint}", position)
     return method
 
 
@@ -73,12 +73,12 @@ def find_option(method: Method, name: object, position: int | None) -> Option:
         if option.name == name:
             return option
     known = ", ".join(option.name for option in method.options) or "none"
-    raise RecipeError(f"method {method.name!r} has no option {_short(name)}: its options are {known}", position)
+    raise RecipeError(f"method {method.name!r} has no option {quoted(name)}: its options are {known}", position)
 
 
 def check_option(option: Option, value: object, terms: tuple[Term, ...], position: int | None) -> Value:
     """`value` as the option's kind and within its bounds, or RecipeError."""
-    wrong = f"option {option.name!r} = {_short(value)}"
+    wrong = f"option {option.name!r} = {quoted(value)}"
     names = {term.adapter for term in terms}
     if option.kind == "term":
         if not isinstance(value, str) or value not in names:

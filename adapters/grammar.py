@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from .checks import add_rule, add_term, check_option, find_method, find_option, require
-from .errors import RecipeError
+from .errors import RecipeError, quoted
 from .methods import DEFAULT_METHOD, Value
-from .recipe import MAX_TEXT, NAME_PATTERN, Recipe, Term, _short
+from .recipe import MAX_TEXT, NAME_PATTERN, Recipe, Term
 from .weights import ByModule, Ramp, Schedule, Weight
 
 # A dot before another dot belongs to the `..` of a ramp.
@@ -24,7 +24,7 @@ class Parser:
 
     def __init__(self, text: str, max_weight: float) -> None:
         if not isinstance(text, str):
-            raise RecipeError(f"a recipe is a text, got {_short(text)}", 0)
+            raise RecipeError(f"a recipe is a text, got {quoted(text)}", 0)
         if len(text) > MAX_TEXT:
             raise RecipeError(f"a recipe has at most {MAX_TEXT} characters, got {len(text)}", MAX_TEXT)
         self.text = text
@@ -147,7 +147,7 @@ class Parser:
         if found is None:
             raise RecipeError(self._unexpected("expected a name"), self.at)
         if NAME_PATTERN.fullmatch(found.group()) is None:
-            raise RecipeError(f"{_short(found.group())} is too long: a name has at most 64 characters", self.at)
+            raise RecipeError(f"{quoted(found.group())} is too long: a name has at most 64 characters", self.at)
         self.at = found.end()
         return found.group()
 

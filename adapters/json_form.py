@@ -6,27 +6,27 @@ import math
 from collections.abc import Mapping
 
 from .checks import add_rule, add_term, check_option, find_method, find_option, require
-from .errors import RecipeError
+from .errors import RecipeError, quoted
 from .grammar import PATTERN, RAMP
 from .methods import DEFAULT_METHOD, Value
-from .recipe import Recipe, Term, _short
+from .recipe import Recipe, Term
 from .weights import ByModule, Ramp, Weight
 
 
 def read_json(obj: object, max_weight: float) -> Recipe:
     """The JSON form as a recipe; see `recipe.from_json`."""
     if not isinstance(obj, Mapping):
-        raise RecipeError(f'a fusion in JSON form is an object like {{"adapters": […]}}, got {_short(obj)}')
+        raise RecipeError(f'a fusion in JSON form is an object like {{"adapters": […]}}, got {quoted(obj)}')
     entries = obj.get("adapters")
     if not isinstance(entries, list | tuple) or not entries:
-        raise RecipeError(f"'adapters' must be a list with at least one entry, got {_short(entries)}")
+        raise RecipeError(f"'adapters' must be a list with at least one entry, got {quoted(entries)}")
     terms: dict[str, Term] = {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= {"name", "weight"}:
-            raise RecipeError(f"'adapters[{index}]' must be {{name, weight}}, got {_short(entry)}")
+            raise RecipeError(f"'adapters[{index}]' must be {{name, weight}}, got {quoted(entry)}")
         name, weight = entry["name"], entry.get("weight", 1.0)
         if not isinstance(name, str):
-            raise RecipeError(f"'adapters[{index}].name' must be a text, got {_short(name)}")
+            raise RecipeError(f"'adapters[{index}].name' must be a text, got {quoted(name)}")
         add_term(terms, name, json_weight(weight, f"adapters[{index}].weight"), max_weight)
     method_name = obj.get("method", DEFAULT_METHOD)
     method = find_method(method_name, None)
@@ -44,7 +44,7 @@ def json_weight(value: object, where: str) -> Weight:
 
     def number(one: object) -> float:
         if isinstance(one, bool) or not isinstance(one, int | float):
-            raise RecipeError(f"{where!r} must be a number, got {_short(one)}")
+            raise RecipeError(f"{where!r} must be a number, got {quoted(one)}")
         return float(one) if abs(one) < 1e300 else math.inf
 
     if not isinstance(value, Mapping):
@@ -52,12 +52,12 @@ def json_weight(value: object, where: str) -> Weight:
     ramp = value.get(RAMP)
     if isinstance(ramp, list | tuple):
         if len(ramp) != 2 or len(value) != 1:
-            raise RecipeError(f'{where!r} must be {{"ramp": [first, last]}}, got {_short(value)}')
+            raise RecipeError(f'{where!r} must be {{"ramp": [first, last]}}, got {quoted(value)}')
         return Ramp(number(ramp[0]), number(ramp[1]))
     rules: dict[str, float] = {}
     for pattern, weight in value.items():
         if not isinstance(pattern, str) or PATTERN.fullmatch(pattern) is None:
-            raise RecipeError(f"{where!r} has {_short(pattern)}: expected a pattern of module names, as in '*.mlp.*'")
+            raise RecipeError(f"{where!r} has {quoted(pattern)}: expected a pattern of module names, as in '*.mlp.*'")
         add_rule(rules, pattern, number(weight), None)
     if not rules:
         raise RecipeError(f"{where!r} is empty: expected a number or patterns of module names")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import RecipeError, UnknownAdapterError
+from .errors import RecipeError, UnknownAdapterError, quoted
 from .methods import DEFAULT_METHOD, METHODS, RESERVED_METHODS, Value
 from .weights import Weight, number_text, weight_json, weight_text
 
@@ -107,17 +107,12 @@ def check_name(name: str, position: int | None = None) -> str:
     """Return `name` if an adapter, profile or base may be called so; RecipeError otherwise."""
     if not isinstance(name, str) or NAME_PATTERN.fullmatch(name) is None:
         raise RecipeError(
-            f"{_short(name)} is not a name: expected a letter, then up to 63 of letters, digits, '.', '_', '-'",
+            f"{quoted(name)} is not a name: expected a letter, then up to 63 of letters, digits, '.', '_', '-'",
             position,
         )
     if name in RESERVED_NAMES:
         raise RecipeError(f"the name {name!r} is reserved: choose another name for the adapter", position)
     return name
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def parse(text: str, *, max_weight: float = MAX_WEIGHT) -> Recipe:

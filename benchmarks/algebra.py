@@ -293,7 +293,7 @@ SCALES: dict[str, Sequence[int]] = {
 SCALED: dict[str, Callable[[str, int], str]] = {
     "sum": lambda terms, rank: terms,
     "svd": lambda terms, rank: f"svd({terms}, rank={rank})",
-    "knots": lambda terms, rank: f"knots({terms}, rank={rank})",
+    "knots": lambda terms, rank: f"knots({terms})",
 }
 
 

@@ -39,6 +39,19 @@ def figures() -> str:
     return "\n".join([HEADER, *ratios, *measured, "", *(f"- {line}" for line in made + notes)])
 
 
+def scaling() -> str:
+    """Seconds of the algebra by number of adapters, rank and layers."""
+    content = json.loads((RESULTS / "algebra-scaling.json").read_text())
+    lines = []
+    for variable, rows in content["tables"].items():
+        methods = list(rows[0]["seconds"])
+        lines += [f"| {variable} | {' | '.join(methods)} |", "| --- " * (len(methods) + 1) + "|"]
+        for row in rows:
+            lines.append(f"| {row['at']} | {' | '.join(format(row['seconds'][m], '.3g') for m in methods)} |")
+        lines.append("")
+    return "\n".join([*lines, f"{content['case']}: `{content['command']}`, {content['date']}, {content['machine']}"])
+
+
 def highlights() -> str:
     """What the README opens with: figure, peer, ratio."""
     lines = ["| on 2 CPU cores | against | ratio (95 % interval) |", "| --- | --- | --- |"]
@@ -67,7 +80,7 @@ def quality() -> str:
 
 TABLES = {
     "README.md": {"results": highlights, "quality": quality},
-    "benchmarks/README.md": {"tables": figures},
+    "benchmarks/README.md": {"tables": figures, "scaling": scaling},
 }
 
 
