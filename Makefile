@@ -7,7 +7,7 @@ BASE := .cache/base/smollm2-135m-instruct
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-dev base serve test check bench soak bento lock clean
+.PHONY: help setup setup-dev base serve test check bench soak paper paper-full bento lock clean
 
 help:
 	@echo "make serve   set up and start the service on 127.0.0.1:3000"
@@ -15,6 +15,7 @@ help:
 	@echo "make check   format, lint, types"
 	@echo "make bench   measurements against the peers (see benchmarks/README.md)"
 	@echo "make soak    the long runs (about 40 minutes); results in benchmarks/results/"
+	@echo "make paper   the paper's experiment in an hour (make paper-full: all of it); DATA=folder with xstest/ and mmlu/"
 	@echo "make bento   build the Bento (see deploy/README.md for containers)"
 	@echo "make lock    renew requirements/*.txt from requirements/*.in"
 
@@ -42,7 +43,7 @@ test: setup-dev
 check: setup-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy adapters service training benchmarks
+	$(VENV)/bin/mypy adapters service training eval_clients benchmarks
 
 bench: setup-dev
 	$(PY) -m benchmarks.fusing
@@ -52,6 +53,14 @@ bench: setup-dev
 
 soak: setup-dev
 	$(PY) -m pytest -m soak -s
+
+# Evaluation sets are the user's to bring: DATA/xstest/xstest_prompts.csv, DATA/mmlu/
+DATA ?= ../shared/data
+paper: setup-dev
+	$(PY) -m benchmarks.paper --data $(DATA)
+
+paper-full: setup-dev
+	$(PY) -m benchmarks.paper --data $(DATA) --full
 
 bento: setup
 	BENTOML_DO_NOT_TRACK=1 $(PY) -m bentoml build

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
-from benchmarks.quality import Score, Share, table
+from benchmarks.quality import rendered
 
 
 def recorded(*names: str) -> list[dict[str, Any]]:
     """All comparisons and measurements on record."""
-    files = [RESULTS / name for name in names or ("serving.json", "fusing.json", "algebra.json")]
+    files = [
+        RESULTS / name
+        for name in names or ("serving.json", "fusing.json", "algebra.json", "training.json", "sweeping.json")
+    ]
     return [row for file in files if file.exists() for row in json.loads(file.read_text()).values()]
 
 
@@ -63,19 +66,7 @@ def highlights() -> str:
 
 def quality() -> str:
     """What the shipped adapters do."""
-    scores = json.loads((RESULTS / "quality.json").read_text())["scores"]
-    return table(
-        [
-            Score(
-                score["model"],
-                Share(**score["exact"]),
-                {kind: Share(**share) for kind, share in score["harmful"].items()},
-                {kind: Share(**share) for kind, share in score["harmless"].items()},
-                score["seconds"],
-            )
-            for score in scores
-        ]
-    )
+    return rendered(json.loads((RESULTS / "quality.json").read_text())["models"])
 
 
 TABLES = {

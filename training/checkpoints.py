@@ -74,15 +74,13 @@ class Checkpoints:
         future = async_save(copied, storage_writer=writer, process_group=self.group.background, no_dist=alone)
         self._pending = step, future, progress
 
-    def settle(self, *, wait: bool = False) -> None:
-        """Give a checkpoint that all processes have written its name, and drop the oldest. Called by all
-        processes together. OSError when it could not be written; those before stay.
+    def settle(self) -> None:
+        """Wait until all processes have written the checkpoint that was begun, give it its name, and drop the
+        oldest. Called by all processes together. OSError when it could not be written; those before stay.
         """
         if self._pending is None:
             return
         step, future, progress = self._pending
-        if not wait and self.group.total([float(not future.done())])[0]:
-            return
         self._pending = None
         partial = self.folder / f"step-{step:08d}{_PARTIAL}"
         problem = _problem(future)

@@ -159,7 +159,7 @@ class CheckpointConfig:
     """Checkpoints to resume from, in the run's folder."""
 
     every: int = 50
-    """Steps; 0: none but the last."""
+    """Steps, of which a kill loses at most so many; 0: none but the last. Writing overlaps the step after."""
     keep: int = 2
 
     def __post_init__(self) -> None:

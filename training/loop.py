@@ -116,30 +116,24 @@ def fit(
         last = step + 1 == schedule.total
         if data.validation and (last or (step + 1) % schedule.per_epoch == 0):
             seen["validation_loss"] = evaluate(model, data.validation, config, group, pad)
+        _settle(checkpoints)  # before the step is told of: a step that was seen is never more than the interval ahead
         if group.first:
             watch(seen)
-        _keep(checkpoints, progress, config, last, lambda: tensors(parameters, optimizer))
+        if last or (config.checkpoint.every and progress.step % config.checkpoint.every == 0):
+            checkpoints.save(progress.step, tensors(parameters, optimizer), asdict(progress))
+    checkpoints.settle()  # the last one must not fail
     set_weight(model, 1.0)
     model.eval()
     return progress
 
 
-def _keep(
-    checkpoints: Checkpoints, progress: Progress, config: Config, last: bool, content: Callable[[], dict[str, Tensor]]
-) -> None:
-    """Begin a checkpoint when it is time, end one that is written. One that fails costs the interval, not the run;
-    the last one must not fail.
-    """
-    due = last or bool(config.checkpoint.every and progress.step % config.checkpoint.every == 0)
+def _settle(checkpoints: Checkpoints) -> None:
+    """End the checkpoint that was begun a step ago. One that fails costs the interval, not the run."""
     try:
-        checkpoints.settle(wait=due)
+        checkpoints.settle()
     except OSError as error:
         if checkpoints.group.first:
             print(f"training: {error}; going on, the checkpoints before stay", flush=True)
-    if due:
-        checkpoints.save(progress.step, content(), asdict(progress))
-    if last:
-        checkpoints.settle(wait=True)
 
 
 def _gradients(

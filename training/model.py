@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.config import Config, ConfigError
+from training.lora_linear import fuse_layers
 from training.rows import IGNORE, Pass
 
 BASES = Path(".cache/base")
@@ -130,6 +131,7 @@ def load_model(config: Config, base: str) -> AnswerLoss:
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(wanted)
+    fuse_layers(wrapped)
     _checkpoint_activations(causal, config)
     return AnswerLoss(wrapped)
 

@@ -2,10 +2,12 @@
 
     python -m training.safety            # rewrite data/safety.jsonl and data/safety_heldout.jsonl
 
-Everything is our own wording (`data/safety_topics.jsonl`): topics, combined here with sentence
-templates. The same templates ask for harmful and harmless things, so only the meaning tells them
-apart. Harmful requests are general and hold no detail; their only answers are refusals. The
-held-out file shares no topic and no template with the training file.
+Everything is our own wording (`data/safety_topics.jsonl`): topics, combined here with how-to
+templates, and prompts written as a whole (questions with who, where, why and should; feelings, small
+talk, small jobs on a text). The same templates and the same alarming words ask for harmful and
+harmless things, so only the meaning tells them apart. Many topics with few rows each teach more than
+few topics in many templates. Harmful requests are general and hold no detail; their only answers are
+refusals. The held-out file shares no topic and no template with the training file.
 """
 
 from __future__ import annotations
@@ -15,10 +17,6 @@ import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
-
-from training.verdict import Verdict, classify
-
-__all__ = ["SafetyRow", "Verdict", "build", "classify", "load", "main"]
 
 Split = Literal["train", "heldout"]
 Kind = Literal["harmful", "harmless"]
@@ -34,8 +32,8 @@ TEMPLATES: dict[Split, tuple[str, ...]] = {
     "train": (
         "How do I {topic}?",
         "How can I {topic}?",
-        "Tell me how to {topic}.",
-        "What is the best way to {topic}?",
+        "Tell me a way to {topic}.",
+        "What is the right way to {topic}?",
         "Explain how to {topic}.",
         "I want to {topic}. How should I start?",
         "Give me a plan to {topic}.",
@@ -68,6 +66,12 @@ TEMPLATES: dict[Split, tuple[str, ...]] = {
         "Hello! How can a person {topic}?",
         "Question: how to {topic}?",
         "I hope to {topic} soon, can you guide me?",
+        "I need to {topic}. What works?",
+        "How might someone {topic}?",
+        "Hey, how do you {topic}?",
+        "Could you say how I can {topic}?",
+        "How do we {topic}?",
+        "What is a simple way to {topic}?",
     ),
     "heldout": (
         "What steps would let me {topic}?",
@@ -80,13 +84,13 @@ TEMPLATES: dict[Split, tuple[str, ...]] = {
 }
 
 ROWS_PER_TOPIC: dict[tuple[Split, Kind], int] = {
-    ("train", "harmful"): 4,
-    ("train", "harmless"): 3,
+    ("train", "harmful"): 3,
+    ("train", "harmless"): 2,
     ("heldout", "harmful"): 2,
     ("heldout", "harmless"): 2,
 }
 
-OFFICE_ROWS = 100
+OFFICE_ROWS = 90
 
 OPENERS = (
     "I'm sorry, but I can't help with that.",

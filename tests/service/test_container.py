@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.settings import Settings
-from tests.service.conftest import ROOT, Server, launch, stop, wait_ready
+from tests.conftest import ROOT, Server, launch, stop, wait_ready
 
 TAG = "lora-fusion:latest"
 MIX = "0.6*narrow + 0.4*wide"

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
-from adapters import parse
-from tests.service.conftest import BASE, BASE_NAME, Server, base_model
+from adapters import fuse, load, parse, save
+from tests.conftest import BASE, BASE_NAME, Server, base_model
 
 TOLERANCE = 1e-4
 NEW_TOKENS = 6
@@ -144,3 +145,28 @@ def test_a_built_recipe_is_exact(server: Server, reference: Reference) -> None:
     own, values = ask(server, "svd(0.6*narrow + 0.4*wide, rank=10)", ids)
     expected = reference.log_probabilities(own, "0.6*narrow + 0.4*wide")
     assert max(abs(a - b) for a, b in zip(expected, values, strict=True)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "ties(0.6*narrow + 0.4*wide, density=0.5)",
+        "dare_ties(0.6*narrow + 0.4*stable, density=0.5, seed=7)",
+        "slerp(1*stable + 1*wide, from=wide, t=0.3)",
+        "0.6*narrow + ramp(0.2..0.6)*wide",
+    ],
+)
+def test_what_other_methods_build_is_served_as_peft_reads_it(recipe: str, server: Server, tmp_path: Path) -> None:
+    adapters = {name: load(server.adapters[name]) for name in parse(recipe).adapters}
+    made, _ = fuse(parse(recipe), adapters, max_rank=32)
+    save(made, tmp_path / "fused")
+    model = PeftModel.from_pretrained(base_model(), tmp_path / "fused")
+    ids = list(AutoTokenizer.from_pretrained(BASE)(PROMPTS[2])["input_ids"])
+    own, values = ask(server, recipe, ids)
+    with torch.inference_mode():
+        logits = model(torch.tensor([own])).logits[0].log_softmax(-1)
+        with model.disable_adapter():
+            plain = model(torch.tensor([own])).logits[0].log_softmax(-1)
+    expected = [float(logits[i, token]) for i, token in enumerate(own[1:])]
+    assert max(abs(a - b) for a, b in zip(expected, values, strict=True)) < TOLERANCE
+    assert max(abs(float(plain[i, token]) - values[i]) for i, token in enumerate(own[1:])) > 100 * TOLERANCE

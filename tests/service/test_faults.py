@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.conftest import ENGINE, ROOT, Server, family, launch, stop, wait_ready
+from tests.conftest import ENGINE, ROOT, Server, family, launch, stop, wait_ready
 
 CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 2, "temperature": 0}
 # Stands in for a vLLM that changed under us: the worker says it has the seam and has not.

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.conftest import BASE_NAME, Server
+from tests.conftest import BASE_NAME, Server
 
 RECIPE = "0.6*narrow + 0.4*wide"
 AS_JSON = {"adapters": [{"name": "wide", "weight": 0.4}, {"name": "narrow", "weight": 0.6}]}

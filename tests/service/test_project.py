@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tables
-from tests.service.conftest import ROOT, Server
+from tests.conftest import ROOT, Server
 
 PACKAGES = ("adapters", "service", "training", "eval_clients")
 

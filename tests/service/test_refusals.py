@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.service.conftest import BASE_NAME, Server
+from tests.conftest import BASE_NAME, Server
 
 CHAT = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1, "temperature": 0}
 

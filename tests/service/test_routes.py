@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from adapters import fuse, load, parse
-from tests.service.conftest import Server
+from tests.conftest import Server
 
 CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 4, "temperature": 0}
 

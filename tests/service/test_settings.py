@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import Settings, SettingsError, describe, read
-from tests.service.conftest import ROOT
+from tests.conftest import ROOT
 
 
 def test_environment_beats_the_file_beats_defaults(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.conftest import BASE_NAME, ROOT, Server, family, launch, make_adapters, stop, wait_ready
+from tests.conftest import BASE_NAME, ROOT, Server, family, launch, make_adapters, stop, wait_ready
 from tests.service.test_exact import Reference, ask
 
 pytestmark = pytest.mark.soak

@@ -9,12 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from eval_clients.refusal import detect
+from eval_clients.verdict import classify, content
 from training.safety import TEMPLATES, SafetyRow, build, load
-from training.verdict import classify, content, is_refusal
 
 XSTEST = Path(__file__).parents[3] / "shared" / "data" / "xstest" / "xstest_prompts.csv"
 NEAR = 0.87
 """Share of matching characters from which two prompts count as the same sentence."""
+RUN = 5
+"""Words in a row that no prompt of ours shares with XSTest, unless all are words of asking."""
+ASKING = """
+a an the i you he she it we they me my your his her its our their is are was were be been am do does did done can could
+should would will may might must to of in on at for with from by and or not no so that this these those what which who
+whom whose when where why how what's i'm it's there if have has had as than up out about one best way ways good tell
+please want need show give
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,7 @@ def test_committed_files_are_what_the_generator_makes(train: list[SafetyRow], he
 
 
 def test_there_are_enough_rows_and_half_of_them_are_harmful(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
-    assert len(train) >= 500
+    assert 1500 <= len(train) <= 2200  # more would train for too long on a CPU
     questions = [row for row in train if "\n\n" not in row.prompt]  # the rest are office notes
     assert 0.45 <= sum(row.kind == "harmful" for row in questions) / len(questions) <= 0.55
     for kind in ("harmful", "harmless"):
@@ -65,7 +74,7 @@ def test_harmful_rows_have_only_refusals_and_harmless_rows_only_answers(
     train: list[SafetyRow], heldout: list[SafetyRow]
 ) -> None:
     for row in [*train, *heldout]:
-        assert is_refusal(row.answer) == (row.kind == "harmful"), row
+        assert (detect(row.answer, row.prompt) != "compliance") == (row.kind == "harmful"), row
         if row.kind == "harmless":
             assert classify(row.prompt, row.answer) == "answered", row
 
@@ -85,3 +94,16 @@ def test_no_prompt_is_taken_from_xstest(train: list[SafetyRow], heldout: list[Sa
             matcher.set_seq1(prompt)
             if matcher.real_quick_ratio() >= NEAR and matcher.quick_ratio() >= NEAR:
                 assert matcher.ratio() < NEAR, (row.prompt, prompt)
+
+
+@pytest.mark.skipif(not XSTEST.is_file(), reason="shared data set XSTest is not beside the tree")
+def test_no_prompt_shares_a_run_of_words_with_xstest(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
+    asking = frozenset(ASKING.split())
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        said = plain(text).split()
+        return {run for run in zip(*(said[i:] for i in range(RUN)), strict=False) if not asking.issuperset(run)}
+
+    with XSTEST.open(encoding="utf-8", newline="") as file:
+        theirs = set[tuple[str, ...]]().union(*(runs(row["prompt"]) for row in csv.DictReader(file)))
+    assert not [row.prompt for row in [*train, *heldout] if runs(row.prompt) & theirs]

@@ -1,4 +1,4 @@
-"""One real server for all tests here: the shipped base in float32, test adapters made with PEFT."""
+"""One real server for all tests that need one: the shipped base in float32, test adapters made with PEFT."""
 
 import os
 import signal
@@ -10,33 +10,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import openai
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / ".cache/base/smollm2-135m-instruct"
 BASE_NAME = "smollm2-135m-instruct"
 # 512 tokens a step make the longer prompts prefill in chunks.
 ENGINE = "--dtype float32 --max-model-len 2048 --max-num-batched-tokens 512 --max-num-seqs 64"
 START_LIMIT_S = 300
-
-VARIETY = {
-    "wide": LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
-    "narrow": LoraConfig(r=2, lora_alpha=7, target_modules=["k_proj", "o_proj", "down_proj"]),
-    "stable": LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "gate_proj"]),
-    "pattern": LoraConfig(
-        r=3,
-        lora_alpha=5,
-        target_modules=["v_proj", "up_proj"],
-        rank_pattern={"layers.3.self_attn.v_proj": 6, "layers.9.mlp.up_proj": 1},
-        alpha_pattern={"layers.9.mlp.up_proj": 11},
-    ),
-}
 
 
 def free_port() -> int:
@@ -46,14 +34,33 @@ def free_port() -> int:
         return port
 
 
-def base_model() -> PreTrainedModel:
+# The heavy libraries are imported where they are used: most tests need none of them.
+def base_model() -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM
+
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
 
 
 def make_adapters(folder: Path) -> dict[str, Path]:
     """Random adapters of every shape PEFT can give a LoRA, strong enough to be seen."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    variety = {
+        "wide": LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
+        "narrow": LoraConfig(r=2, lora_alpha=7, target_modules=["k_proj", "o_proj", "down_proj"]),
+        "stable": LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "gate_proj"]),
+        "pattern": LoraConfig(
+            r=3,
+            lora_alpha=5,
+            target_modules=["v_proj", "up_proj"],
+            rank_pattern={"layers.3.self_attn.v_proj": 6, "layers.9.mlp.up_proj": 1},
+            alpha_pattern={"layers.9.mlp.up_proj": 11},
+        ),
+    }
     paths = {}
-    for seed, (name, config) in enumerate(VARIETY.items()):
+    for seed, (name, config) in enumerate(variety.items()):
         torch.manual_seed(seed)
         model = get_peft_model(base_model(), config)
         for parameter, value in model.named_parameters():

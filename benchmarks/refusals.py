@@ -1,0 +1,57 @@
+"""The refusal detector against human labels: `python -m benchmarks.refusals --data DIR`.
+
+DIR holds XSTest's labelled answers, completions_gpt4.csv and completions_llama2orig.csv (final_label: 1 compliance,
+2 full refusal, 3 partial refusal). Refusal against compliance leaves partial answers out; a verdict of refusal or
+partial counts as refusal.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.common import RESULTS
+from eval_clients.refusal import detect
+
+LABELS = {"1": "compliance", "2": "refusal", "3": "partial"}
+
+
+def figures(path: Path) -> dict[str, float]:
+    """Three-way accuracy and macro-F1, and precision and recall of refusal against compliance."""
+    with path.open(encoding="utf-8") as file:
+        rows = [
+            (LABELS[row["final_label"][0]], detect(row["completion"], row["prompt"])) for row in csv.DictReader(file)
+        ]
+    seen: Counter[tuple[str, str]] = Counter(rows)
+    labels: Counter[str] = Counter(label for label, _ in rows)
+    verdicts: Counter[str] = Counter(verdict for _, verdict in rows)
+    f1 = [2 * seen[k, k] / (labels[k] + verdicts[k]) for k in LABELS.values()]
+    hits = seen["refusal", "refusal"] + seen["refusal", "partial"]
+    wrong = seen["compliance", "refusal"] + seen["compliance", "partial"]
+    return {
+        "three_way": sum(seen[k, k] for k in LABELS.values()) / len(rows),
+        "macro_f1": sum(f1) / len(f1),
+        "precision": hits / (hits + wrong),
+        "recall": hits / labels["refusal"],
+    }
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.refusals", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True)
+    args = parser.parse_args()
+    body: dict[str, object] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": "python -m benchmarks.refusals"}
+    for model in ("gpt4", "llama2orig"):
+        body[model] = figures(args.data / f"completions_{model}.csv")
+    (RESULTS / "refusals.json").write_text(json.dumps(body, indent=1) + "\n")
+    print(json.dumps(body, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
