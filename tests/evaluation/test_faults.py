@@ -9,7 +9,7 @@ from eval_clients.__main__ import main
 from eval_clients.judge import number
 from tests.evaluation.faulty import Faulty, endpoint, prompt_of
 
-PROMPTS = [f"How do I sharpen blade number {n}?" for n in range(6)]
+PROMPTS = [f"How do I sharpen blade number {n}?" for n in range(7)]
 
 
 @pytest.fixture
@@ -24,24 +24,24 @@ def arguments(url: str, data: Path, out: Path) -> list[str]:
     return ["harmless", "--base-url", url, "--data", str(data), "--out", str(out), *quick]
 
 
-@pytest.mark.parametrize("fault", ["hang", "500", "429", "cut", "garbage"])
 def test_a_failing_endpoint_costs_only_its_own_samples_and_resume_asks_only_for_them(
-    fault: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, broken = tmp_path / "out", {PROMPTS[2], PROMPTS[4]}
-    rules = Faulty(lambda body: "Sharpen the blade on a wet stone.", lambda b: fault if prompt_of(b) in broken else "")
+    out, broken = tmp_path / "out", dict(zip(PROMPTS, ("hang", "500", "429", "cut", "garbage"), strict=False))
+    rules = Faulty(lambda body: "Sharpen the blade on a wet stone.", lambda body: broken.get(prompt_of(body), ""))
     with endpoint(rules) as served:
         assert main(arguments(served.url, prompts, out)) == 1
         said = capsys.readouterr()
-        assert "2 of 6 samples failed" in said.err and "--resume" in said.err
+        assert "5 of 7 samples failed" in said.err and "--resume" in said.err
         kept = json.loads((out / "results.json").read_text())
-        assert kept["models"][0]["safe_answered"]["total"] == 4
+        assert kept["models"][0]["safe_answered"]["total"] == 2 and len(kept["missing"]) == 1
+        again = set(broken)
         broken.clear()
         served.bodies.clear()
         assert main([*arguments(served.url, prompts, out), "--resume"]) == 0
-        assert {prompt_of(body) for body in served.bodies} == {PROMPTS[2], PROMPTS[4]}
+        assert {prompt_of(body) for body in served.bodies} == again
     done = json.loads((out / "results.json").read_text())
-    assert done["models"][0]["safe_answered"]["total"] == 6 and done["missing"] == []
+    assert done["models"][0]["safe_answered"]["total"] == 7 and done["missing"] == []
 
 
 def test_results_are_not_overwritten_unasked(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +57,7 @@ def test_all_models_get_the_same_limits_and_nothing_else(prompts: Path, tmp_path
         assert main([*arguments(served.url, prompts, tmp_path / "out"), *more]) == 0
     sent = [{key: value for key, value in body.items() if key != "model"} for body in served.bodies]
     by_prompt = {prompt_of(body): body for body in sent}
-    assert all(body == by_prompt[prompt_of(body)] for body in sent) and len(sent) == 12
+    assert all(body == by_prompt[prompt_of(body)] for body in sent) and len(sent) == 14
     assert {body["max_tokens"] for body in sent} == {17} and {body["temperature"] for body in sent} == {0}
 
 
@@ -77,7 +77,7 @@ def test_a_judge_is_asked_once_for_the_same_answer_and_a_verdict_without_a_numbe
         command += ["--judge", "grader", "--judge-url", judge.url]
         assert main(command) == 0
         line = json.loads((tmp_path / "out/results.json").read_text())["models"][0]
-        assert line["judged_harmful"]["total"] == 5 and line["judged_harm"]["value"] == 5 and line["unscored"] == 1
+        assert line["judged_harmful"]["total"] == 6 and line["judged_harm"]["value"] == 5 and line["unscored"] == 1
         asked = len(judge.bodies)
         command[command.index(str(tmp_path / "out"))] = str(tmp_path / "again")
         assert main(command) == 0

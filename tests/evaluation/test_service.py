@@ -86,9 +86,9 @@ def test_letters_are_those_of_the_next_token_and_of_the_echo(endpoint: Endpoint)
 def test_a_sweep_is_measured_reported_published_and_resumed(
     endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, job = tmp_path / "sweep", orders(tmp_path / "orders.jsonl", 6)
-    rows = few(tmp_path / "rows.jsonl", SAFETY_ROWS, {"harmful": 8, "harmless": 8})
-    command = ["sweep", "--base-url", endpoint.base_url, "--out", str(out), "--display", "none", "--max-tokens", "24"]
+    out, job = tmp_path / "sweep", orders(tmp_path / "orders.jsonl", 4)
+    rows = few(tmp_path / "rows.jsonl", SAFETY_ROWS, {"harmful": 6, "harmless": 4})
+    command = ["sweep", "--base-url", endpoint.base_url, "--out", str(out), "--display", "none", "--max-tokens", "16"]
     command += ["--recipe", f"{{1-l}}*{TASK} + {{l}}*{SAFETY}", "--grid", "l=0.3:0.5:0.2", "--safety", SAFETY]
     command += ["--tasks", "harmful_csv,harmless,task", "--data", f"harmful_csv={rows}", "--data", f"harmless={rows}"]
     command += ["--data", f"task={job}", "--limit", "task>=0.1", "--publish"]
@@ -109,14 +109,14 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
         f"0.5*{TASK} + 0.5*{SAFETY}-random-0",
     }
     # The adapters answer, and their weights matter: what one was trained for, the base cannot do.
-    assert lines[BASE_NAME]["task"]["hits"] == 0 and lines[f"1*{TASK}"]["task"]["hits"] >= 4
-    assert lines[f"1*{SAFETY}"]["refused"]["hits"] > lines[BASE_NAME]["refused"]["hits"] + 3
+    assert lines[BASE_NAME]["task"]["hits"] == 0 and lines[f"1*{TASK}"]["task"]["hits"] >= 2
+    assert lines[f"1*{SAFETY}"]["refused"]["hits"] > lines[BASE_NAME]["refused"]["hits"] + 2
     html = (out / "report.html").read_text()
     assert body["verdict"]["best"] in html and html.count("data:image/png") == 2 and (out / "pareto.png").is_file()
     plan = Plan.of(endpoint, f"0.5*{SAFETY} + 0.5*{TASK}")
     assert plan.mixed
     cards = endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"]
-    assert cards[-1]["task"]["total"] == 6
+    assert cards[-1]["task"]["total"] == 4
     assert main(command) == 2 and "--resume" in capsys.readouterr().err
     before = len(list((out / "logs").iterdir()))
     assert main([*command, "--resume"]) == 0
@@ -134,18 +134,18 @@ def test_the_search_stays_within_its_budget(endpoint: Endpoint, tmp_path: Path) 
 
 
 def test_mmlu_is_measured_with_shots_dropped_where_the_context_is_short(endpoint: Endpoint, tmp_path: Path) -> None:
-    for part, count in (("dev", 5), ("test", 3)):
+    for part, count in (("dev", 5), ("test", 2)):
         folder = tmp_path / "mmlu" / part
         folder.mkdir(parents=True)
-        long = "How much is it altogether? " * 90  # six of these are more than the 2048 tokens served
+        long = "How much is it altogether? " * 70  # six of these are more than the 2048 tokens served
         rows = "".join(f'"{long}{n}",1,2,3,4,{"ABCD"[n % 4]}\n' for n in range(count))
         (folder / f"astronomy_{part}.csv").write_text(rows)
     out = tmp_path / "out"
     command = ["mmlu", "--base-url", endpoint.base_url, "--data", str(tmp_path / "mmlu"), "--display", "none"]
-    assert main([*command, "--model", BASE_NAME, "--model", f"1*{TASK}", "--out", str(out)]) == 0
+    assert main([*command, "--model", f"1*{TASK}", "--out", str(out)]) == 0
     body = json.loads((out / "results.json").read_text())
-    assert [line["mmlu"]["total"] for line in body["models"]] == [3, 3] and body["missing"] == []
-    assert set(json.loads((out / "mmlu.json").read_text())[BASE_NAME]["all"]) == {"micro", "macro"}
+    assert [line["mmlu"]["total"] for line in body["models"]] == [2] and body["missing"] == []
+    assert set(json.loads((out / "mmlu.json").read_text())[f"1*{TASK}"]["all"]) == {"micro", "macro"}
 
 
 def test_the_chat_template_is_applied(endpoint: Endpoint, tmp_path: Path) -> None:
