@@ -13,7 +13,7 @@ from torch import Tensor
 from .combine import Part
 from .lowrank import Factors
 
-SIGN_ENTRIES = 1 << 14
+SIGN_ENTRIES = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from .method import Method, Option, Value
 
@@ -64,9 +65,9 @@ def _peft_rows() -> tuple[Method, ...]:
         ),
     ]
     for name, how, options in kinds:
-        words: dict[str, object] = {**how, "reference": _PEFT}
+        words: dict[str, Any] = {**how, "reference": _PEFT}
         rows.append(
-            Method(name=f"peft_{name}", summary=f"PEFT's {name}: A and B apart", on="apart", options=options, **words)  # type: ignore[arg-type]
+            Method(name=f"peft_{name}", summary=f"PEFT's {name}: A and B apart", on="apart", options=options, **words)
         )
         rows.append(
             Method(
@@ -75,7 +76,7 @@ def _peft_rows() -> tuple[Method, ...]:
                 on="update",
                 default_rank="max",
                 options=(*options, _PEFT_CUT),
-                **words,  # type: ignore[arg-type]
+                **words,
             )
         )
     return tuple(rows)

@@ -14,18 +14,20 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 from unittest import mock
 
 import peft
 import torch
 from torch import nn
 
-from adapters import LoraAdapter, LoraModule, fuse, load, make_adapter, parse, save
+from adapters import LoraAdapter, LoraModule, Recipe, fuse, load, make_adapter, parse, save
 from adapters import io as adapter_io
 from benchmarks.common import PAIRS, RESULTS, Comparison, Measurement, alternate, machine, record
 
@@ -268,6 +270,11 @@ def streamed_row() -> list[Comparison | Measurement]:
     return [Measurement(name, "GB", 1, tuple(one["above"] for one in found), note)]
 
 
+def fusions(recipe: Recipe, parents: Mapping[str, LoraAdapter], device: str | None) -> float:
+    """Fusions a second."""
+    return 1 / timed(lambda: fuse(recipe, parents, device=device))
+
+
 def cuda_row() -> list[Comparison | Measurement]:
     """The dense methods on a GPU against the CPU."""
     if not torch.cuda.is_available():
@@ -277,10 +284,7 @@ def cuda_row() -> list[Comparison | Measurement]:
     rows: list[Comparison | Measurement] = []
     for method in ("ties", "della", "knots"):
         recipe = parse(f"{method}({SUM})")
-        measured = alternate(
-            lambda recipe=recipe: 1 / timed(lambda: fuse(recipe, parents, device="cuda")),  # type: ignore[misc]
-            lambda recipe=recipe: 1 / timed(lambda: fuse(recipe, parents)),  # type: ignore[misc]
-        )
+        measured = alternate(partial(fusions, recipe, parents, "cuda"), partial(fusions, recipe, parents, None))
         rows.append(Comparison(f"{method} on CUDA", "CUDA", "CPU", "fusions/s", (">=", 20), **measured))
     return rows
 
@@ -299,7 +303,7 @@ SCALED: dict[str, Callable[[str, int], str]] = {
 
 def scaling() -> None:
     """Seconds by number of adapters, rank and layers, Llama-2-7B q/v, in memory; a JSON and a plot."""
-    tables: dict[str, list[dict[str, object]]] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
     for variable, values in SCALES.items():
         tables[variable] = []
         for value in values:
@@ -310,7 +314,7 @@ def scaling() -> None:
             for method, text in SCALED.items():
                 recipe = parse(text(terms, at["rank"]))
                 fuse(recipe, parents)
-                seconds[method] = median(timed(lambda: fuse(recipe, parents)) for _ in range(3))  # noqa: B023
+                seconds[method] = median(1 / fusions(recipe, parents, None) for _ in range(3))
             tables[variable].append({"at": value, "seconds": seconds})
             print(f"    {variable} {value}: {seconds}", flush=True)
     content = {
@@ -324,7 +328,7 @@ def scaling() -> None:
     _plot(tables, RESULTS / "algebra-scaling.png")
 
 
-def _plot(tables: dict[str, list[dict[str, object]]], file: Path) -> None:
+def _plot(tables: dict[str, list[dict[str, Any]]], file: Path) -> None:
     import matplotlib  # only here: it takes seconds
 
     matplotlib.use("Agg")
@@ -333,7 +337,7 @@ def _plot(tables: dict[str, list[dict[str, object]]], file: Path) -> None:
     figure, axes = pyplot.subplots(1, len(tables), figsize=(12, 3.6), sharey=True, layout="constrained")
     for axis, (variable, rows) in zip(axes, tables.items(), strict=True):
         for method in SCALED:
-            axis.plot([row["at"] for row in rows], [row["seconds"][method] for row in rows], "o-", label=method)  # type: ignore[index]
+            axis.plot([row["at"] for row in rows], [row["seconds"][method] for row in rows], "o-", label=method)
         axis.set(xlabel=variable, xscale="log", yscale="log")
         axis.set_xticks([row["at"] for row in rows], [str(row["at"]) for row in rows])
         axis.minorticks_off()

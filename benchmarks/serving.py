@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -75,6 +76,16 @@ def first_token(server: Server, models: Sequence[str], tokens: int = 2) -> float
 def mixes(n: int) -> list[str]:
     """`n` sums of the two adapters with weights never used before."""
     return [f"{_draw.uniform(0.3, 1):.6f}*task + {_draw.uniform(0.1, 0.9):.6f}*safety" for _ in range(n)]
+
+
+def mixed_throughput(server: Server, n: int, tokens: int) -> float:
+    """Output tokens per second of `n` mixes never used before."""
+    return throughput(server, mixes(n), tokens)
+
+
+def base_first_token(server: Server, n: int) -> float:
+    """Median seconds to the base's first token, `n` at once, over several rounds: one alone scatters."""
+    return median(first_token(server, [BASE_NAME] * n) for _ in range(15 if n == 1 else 5))
 
 
 def variants(folder: Path, n: int) -> None:
@@ -139,8 +150,8 @@ def one_slot(scratch: Path, wanted: set[str], pairs: int) -> list[Comparison]:
                         "tok/s",
                         (">=", 1.8),
                         **alternate(
-                            lambda n=n, t=tokens: throughput(mine, mixes(n), t),  # type: ignore[misc]
-                            lambda n=n, t=tokens: throughput(peer, ["made0"] * n, t),  # type: ignore[misc]
+                            partial(mixed_throughput, mine, n, tokens),
+                            partial(throughput, peer, ["made0"] * n, tokens),
                             pairs,
                         ),
                     )
@@ -157,10 +168,8 @@ def one_slot(scratch: Path, wanted: set[str], pairs: int) -> list[Comparison]:
                         "tok/s",
                         (">=", 9.0),
                         **alternate(
-                            lambda n=n, t=tokens: throughput(mine, mixes(n), t),  # type: ignore[misc]
-                            lambda n=n, t=tokens: throughput(  # type: ignore[misc]
-                                peer, [f"made{i}" for i in range(n)], t
-                            ),
+                            partial(mixed_throughput, mine, n, tokens),
+                            partial(throughput, peer, [f"made{i}" for i in range(n)], tokens),
                             pairs,
                         ),
                     )
@@ -212,8 +221,8 @@ def default_slots(scratch: Path, wanted: set[str], pairs: int) -> list[Compariso
                         "tok/s",
                         (">=", 0.97),
                         **alternate(
-                            lambda n=n: throughput(mine, [BASE_NAME] * n, 64),  # type: ignore[misc]
-                            lambda n=n: throughput(peer, [BASE_NAME] * n, 64),  # type: ignore[misc]
+                            partial(throughput, mine, [BASE_NAME] * n, 64),
+                            partial(throughput, peer, [BASE_NAME] * n, 64),
                             pairs,
                         ),
                     )
@@ -226,12 +235,8 @@ def default_slots(scratch: Path, wanted: set[str], pairs: int) -> list[Compariso
                         "s",
                         ("<=", 1.05),
                         **alternate(
-                            lambda n=n: median(  # type: ignore[misc]
-                                first_token(mine, [BASE_NAME] * n) for _ in range(15 if n == 1 else 5)
-                            ),
-                            lambda n=n: median(  # type: ignore[misc]
-                                first_token(peer, [BASE_NAME] * n) for _ in range(15 if n == 1 else 5)
-                            ),
+                            partial(base_first_token, mine, n),
+                            partial(base_first_token, peer, n),
                             pairs,
                         ),
                     )

@@ -20,13 +20,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from inspect_ai import Task
-from inspect_ai._util.error import PrerequisiteError
+try:
+    from inspect_ai import Task
+    from inspect_ai._util.error import PrerequisiteError
+except ImportError:
+    sys.exit("eval_clients needs Inspect AI, which serving does not: make setup-dev, or pip install '.[evaluation]'")
 
 from eval_clients import mmlu, tasks
 from eval_clients.choice import Limit, LimitError
 from eval_clients.data import DataError
-from eval_clients.endpoint import Endpoint, EndpointError
+from eval_clients.endpoint import Endpoint, EndpointError, Plan
 from eval_clients.logprobs import self_test
 from eval_clients.points import TemplateError, expand
 from eval_clients.results import Answers, lines, read, table, write, write_answers
@@ -159,6 +162,10 @@ def benchmark(args: argparse.Namespace, endpoint: Endpoint) -> int:
     """One benchmark for one or many models."""
     how, base = running(args), endpoint.base()
     models = [base if name == "base" else name for name in args.model or ["base"]]
+    if endpoint.fuses():
+        known = {model["id"] for model in endpoint.models()}
+        for name in set(models) - known:
+            Plan.of(endpoint, name)  # a misspelt name is told once, not by every sample
     todo = made(args.command, args.data, args, args.samples)
     if args.command == "hexphi" and args.judge is None:
         print("no --judge: answers are only sorted into refused, answered, degenerate", file=sys.stderr)
@@ -231,9 +238,9 @@ def swept(args: argparse.Namespace, endpoint: Endpoint) -> int:
         except EndpointError as error:
             found = replace(found, notes=[*found.notes, f"the search ended early: {error}"])
             print(f"the search ended early: {error}", file=sys.stderr)
-    write(args.out, found.answers)
     write_answers(args.out, found.answers)
     if not any(point.kind != "control" for point in found.points if point.model in found.lines("choose")):
+        write(args.out, found.answers)  # no point to report on
         return told(found.answers)
     command = "python -m eval_clients " + shlex.join(sys.argv[1:])
     result = make(args.out, found, limits, title="Fusion sweep", command=command)

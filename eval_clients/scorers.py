@@ -17,31 +17,23 @@ from eval_clients.shares import Share
 from eval_clients.verdict import classify
 
 
-def _numbers(scores: Sequence[SampleScore]) -> list[float]:
-    values = [cast("float", one.score.value) for one in scores]
-    return [float(value) for value in values if not math.isnan(float(value))]
+def _share(scores: Sequence[SampleScore]) -> Share | None:
+    """The share that the scored samples make; None without any."""
+    values = [float(cast("float", one.score.value)) for one in scores]
+    scored = [value for value in values if not math.isnan(value)]
+    return Share.of(sum(scored), len(scored)) if scored else None
 
 
 @metric
 def low() -> Metric:
     """Lower end of Wilson's 95 % interval of a share."""
-
-    def of(scores: list[SampleScore]) -> float:
-        values = _numbers(scores)
-        return Share.of(round(sum(values)), len(values)).low if values else math.nan
-
-    return of
+    return lambda scores: math.nan if (share := _share(scores)) is None else share.low
 
 
 @metric
 def high() -> Metric:
     """Upper end of Wilson's 95 % interval of a share."""
-
-    def of(scores: list[SampleScore]) -> float:
-        values = _numbers(scores)
-        return Share.of(round(sum(values)), len(values)).high if values else math.nan
-
-    return of
+    return lambda scores: math.nan if (share := _share(scores)) is None else share.high
 
 
 def no_answer(state: TaskState) -> Score | None:

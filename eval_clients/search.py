@@ -5,6 +5,7 @@ other methods. Every form is tried at the best weights so far; then the best two
 when none helps. All choices look at the first half of every set only; the report shows the other.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,7 +43,8 @@ def recipe(form: str, t: float, s: float, task: str, safety: str) -> str:
     text = filled(form, {"t": t, "s": s})
     for name, pattern in BLOCKS.items():
         text = text.replace(name, f"{{{pattern}: {round(1.5 * s, 6):g}, *: {round(0.5 * s, 6):g}}}*SAFETY")
-    return text.replace("TASK", task).replace("SAFETY", safety)
+    names = {"TASK": task, "SAFETY": safety}
+    return re.sub("TASK|SAFETY", lambda role: names[role[0]], text)
 
 
 def point(form: str, t: float, s: float, task: str, safety: str) -> Point:

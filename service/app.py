@@ -159,7 +159,7 @@ class LoraFusion:
 
     service: "FusionService"
 
-    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's are
     async def start(self) -> None:
         """Start the engine; a failure ends the whole server with its reason."""
         from service.fusion_service import FusionService
@@ -181,7 +181,7 @@ class LoraFusion:
         front.open(self.service)
         log.info("ready")
 
-    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML's are
     async def stop(self) -> None:
         """Requests are drained by the server before this."""
         front.shut()
@@ -197,4 +197,4 @@ class LoraFusion:
         return engine is None or engine.alive
 
 
-LoraFusion.add_asgi_middleware(Health)  # type: ignore[attr-defined]
+LoraFusion.add_asgi_middleware(Health)  # type: ignore[attr-defined]  # from BentoML's decorator

@@ -60,7 +60,7 @@ def _forward(layer: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         simple = simple and not torch.is_autocast_enabled(x.device.type)
         if not simple or not x.dtype == base.weight.dtype == a.dtype == b.dtype:
             return plain(x, *args, **kwargs)
-        out: Tensor = LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[NAME])  # type: ignore[no-untyped-call]
-        return out
+        apply: Callable[..., Tensor] = LoraLinear.apply
+        return apply(x, base.weight, base.bias, a, b, layer.scaling[NAME])
 
     return forward

@@ -116,7 +116,7 @@ def load_model(config: Config, base: str) -> AnswerLoss:
             LoraConfig(
                 task_type="CAUSAL_LM",
                 r=config.lora.r,
-                lora_alpha=config.lora.alpha,  # type: ignore[arg-type]
+                lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT takes floats, its types say int
                 target_modules="all-linear" if targets == ["all-linear"] else targets,
                 lora_dropout=config.lora.dropout,
                 use_rslora=config.lora.rslora,
@@ -140,7 +140,7 @@ def _four_bit() -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes  # noqa: F401 - only whether it is there
     except ImportError:
         raise ConfigError('model.quantize = "4bit" needs bitsandbytes and a GPU: pip install bitsandbytes') from None
     return BitsAndBytesConfig(

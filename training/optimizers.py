@@ -25,7 +25,7 @@ class AdamWBf16(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:

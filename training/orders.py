@@ -108,27 +108,6 @@ def orders(count: int, *, split: Split = "train", seed: int = 0) -> list[OrderRo
     return list(rows.values())
 
 
-def grade(answer: str, row: OrderRow) -> bool:
-    """True when ``answer`` is one JSON object equal to the row's; spacing and key order are free.
-
-    Text around the object, a duplicate key, a quantity written as a string or float: all wrong.
-    """
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("duplicate key")
-        return found
-
-    try:
-        parsed = json.loads(answer.strip(), object_pairs_hook=unique)
-    except (ValueError, RecursionError):
-        return False
-    # Compared as text: 3 == 3.0 == True in Python.
-    wanted = json.loads(row.answer)
-    return json.dumps(parsed, sort_keys=True) == json.dumps(wanted, sort_keys=True)
-
-
 if __name__ == "__main__":
     for name in POOLS:
         for example in orders(3, split=name):

@@ -142,7 +142,7 @@ def _tensorboard(folder: Path, stack: ExitStack) -> Callable[[Mapping[str, float
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError("log.tensorboard needs the package tensorboard: pip install tensorboard") from None
-    writer: Any = stack.enter_context(SummaryWriter(str(folder / "tensorboard")))  # type: ignore[no-untyped-call]
+    writer: Any = stack.enter_context(SummaryWriter(str(folder / "tensorboard")))  # type: ignore[no-untyped-call]  # torch's
 
     def board(seen: Mapping[str, float]) -> None:
         for name, value in seen.items():

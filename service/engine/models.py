@@ -94,7 +94,7 @@ class FusionModels(OpenAIServingModels):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lora_requests = _RequestLora()  # type: ignore[assignment]
+        self.lora_requests = _RequestLora()  # type: ignore[assignment]  # reads like vLLM's dict
 
     def model_name(self, lora_request: LoRARequest | None = None) -> str:
         now = served.get()

@@ -123,7 +123,7 @@ def _patch_wrapper(platform: Any) -> None:
     if stock == "PunicaWrapperCPU":
         name = "service.engine.punica.MixedPunicaCPU"
     elif stock == "PunicaWrapperGPU":
-        punica.MixedPunicaGPU = punica.cuda_wrapper()  # type: ignore[attr-defined]
+        punica.MixedPunicaGPU = punica.cuda_wrapper()  # type: ignore[attr-defined]  # found by vLLM by name
         name = "service.engine.punica.MixedPunicaGPU"
     else:
         raise UnknownVllm(f"no mixing for {stock!r}: expected vLLM's CPU or CUDA LoRA kernels")

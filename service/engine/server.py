@@ -212,10 +212,10 @@ async def start(options: EngineOptions) -> Engine:
     from vllm.v1.engine import output_processor
 
     output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]
-    OnlineRenderer.preprocess_chat = templated(OnlineRenderer.preprocess_chat)  # type: ignore[method-assign]
+    OnlineRenderer.preprocess_chat = templated(OnlineRenderer.preprocess_chat)  # type: ignore[method-assign]  # a seam
     exit_stack = AsyncExitStack()
     client = await exit_stack.enter_async_context(build_async_engine_client(args))
-    client.generate = metered(client.generate)  # type: ignore[method-assign]
+    client.generate = metered(client.generate)  # type: ignore[method-assign]  # a seam
     try:
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)

@@ -44,6 +44,9 @@ def endpoint(rules: Faulty) -> Iterator[Faulty]:
             self.wfile.write(content)
 
         def do_GET(self) -> None:
+            if not self.path.endswith("/models"):
+                self.send(404, b"{}")
+                return
             self.send(200, json.dumps({"data": [{"id": "base", "object": "model"}]}).encode())
 
         def do_POST(self) -> None:
