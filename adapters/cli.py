@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FusionError, OSError) as error:
         print(f"adapters: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(content, indent=2) if given.json else text)
+    try:
+        print(json.dumps(content, indent=2) if given.json else text, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -50,7 +50,7 @@ class Settings:
         (), "adapters that share one stack, names joined by `+` (`task+safety`), separated by `,`"
     )
     adapter_roots: tuple[str, ...] = _say(
-        ("examples/adapters",), "folders that `POST /v1/adapters` may read from, separated by `:`"
+        ("examples/adapters", "runs"), "folders that `POST /v1/adapters` may read from, separated by `:`"
     )
     mixed: Mixed = _say(
         "auto", "`auto`: mix when proven at start; `required`: do not start otherwise; `off`: build every sum"

@@ -172,7 +172,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     adapters = make_adapters(folder / "adapters")
     log = folder / "server.log"
-    roots = f"{folder / 'adapters'}:{ROOT / 'examples/adapters'}"
+    roots = f"{folder / 'adapters'}:{ROOT / 'examples/adapters'}:{ROOT / 'runs'}"
     process, url = launch(folder / "data", roots, log, FUSION_GROUPS="narrow+stable+wide")
     try:
         wait_ready(process, url, log)

@@ -98,7 +98,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The loop: AdamW on the sum of answer-token losses over the whole step, divided by their count."""
+    """The loop: AdamW on the mean loss of the answer tokens of the whole step."""
 
     epochs: int = 1
     batch_rows: int = 8
@@ -119,18 +119,30 @@ class TrainConfig:
     weight_range: tuple[float, ...] = (1.0, 1.0)
     """Each step the adapter acts at a weight drawn evenly from here, so that it keeps its effect when it is
     later fused at less than weight 1."""
+    opening_weight: float = 1.0
+    """How much the first `opening_tokens` tokens of an answer count against each later one. More than 1 where the
+    point is whether to answer at all: a refusal is decided in its first tokens (Qi et al., Safety Alignment Should Be
+    Made More Than Just a Few Tokens Deep, ICLR 2025), a small part of the loss otherwise."""
+    opening_tokens: int = 3
     max_steps: int = 0
     """Stop after so many; 0: after the epochs."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_rows", 1), ("micro_tokens", 1), ("max_steps", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_rows", 1),
+            ("micro_tokens", 1),
+            ("opening_tokens", 1),
+            ("max_steps", 0),
+        ):
             _check(getattr(self, name) >= least, f"train.{name}", getattr(self, name), f"{least} or more")
         _check(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "more than 0")
         _check(0 < self.decay <= 1, "train.decay", self.decay, "more than 0, at most 1")
         _check(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 or more and less than 1")
         _check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
         _check(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 (none) or more")
+        _check(self.opening_weight > 0, "train.opening_weight", self.opening_weight, "more than 0")
         range_ = self.weight_range
         right = len(range_) == 2 and 0 < range_[0] <= range_[-1]
         _check(right, "train.weight_range", list(range_), "[low, high] with 0 < low")
@@ -211,6 +223,7 @@ PRESETS: Mapping[str, dict[str, dict[str, object]]] = {
 _IDLE: Sequence[tuple[str, Callable[[Config], bool], str]] = (
     ("train.decay", lambda c: c.train.schedule != "step", 'only train.schedule = "step" decays by it'),
     ("train.warmup", lambda c: c.train.warmup == 0, "it is 0"),
+    ("train.opening_tokens", lambda c: c.train.opening_weight == 1, "train.opening_weight is 1"),
     ("data.split", lambda c: not c.data.path.startswith("hub:"), "data.path is not on the hub"),
     ("data.allow_overlap", lambda c: not c.data.against, "data.against names nothing"),
     ("policy.selective_every", lambda c: c.policy.checkpointing != "selective", "checkpointing is not selective"),

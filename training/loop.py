@@ -19,7 +19,7 @@ from training.dataset import Dataset
 from training.model import AnswerLoss, adapter_parameters, set_weight
 from training.optimizers import LossScale, learning_rate, make_optimizer
 from training.processes import Group, sync_gradients
-from training.rows import IGNORE, Pass, Row, passes, steps
+from training.rows import IGNORE, Pass, Row, opening, passes, steps
 
 FIRST_SCALE = 2.0**14
 
@@ -146,10 +146,16 @@ def _gradients(
     scale: float,
     pad: int,
 ) -> float:
-    """Gradients of the mean loss over all wanted tokens of the step, whoever computes them; returns that mean."""
+    """Gradients of the mean loss over all wanted tokens of the step, weighted as train.opening_weight says, whoever
+    computes them; returns the plain mean.
+    """
     train = config.train
-    todo = passes(rows, numbers, train.micro_tokens, group.world, pack=train.pack, pad=pad)
+    # With dropout every row draws its own noise for the shared beginning, too.
+    share = config.lora.dropout == 0
+    todo = passes(rows, numbers, train.micro_tokens, group.world, pack=train.pack, pad=pad, share=share)
     count = sum(one.wanted for one in todo)
+    weights = [1 + (train.opening_weight - 1) * opening(one.labels, train.opening_tokens) for one in todo]
+    whole = float(sum(weight.sum() for weight in weights))
     low, high = train.weight_range
     set_weight(model, random.Random(f"weight/{train.seed}/{step}").uniform(low, high))
     rounds = math.ceil(len(todo) / group.world)
@@ -157,11 +163,13 @@ def _gradients(
     for i in range(rounds):
         place = i * group.world + group.rank
         real = place < len(todo)  # a process without work takes part in the others' exchange
-        batch = _moved(todo[place if real else 0], group.device)
+        place = place if real else 0
+        batch = _moved(todo[place], group.device)
         torch.manual_seed(_seed(f"{train.seed}/{step}/{place}"))  # dropout
         sync_gradients(model, i + 1 == rounds)
         losses = model(batch)
-        (losses.sum() * (real * scale * group.world / count)).backward()  # FSDP takes the mean over processes
+        weighted = (losses * weights[place].to(group.device)).sum()
+        (weighted * (real * scale * group.world / whole)).backward()  # FSDP takes the mean over processes
         if real:
             mine.append((batch, losses.detach()))
     total = group.total([sum(float(losses.double().sum()) for _, losses in mine)])[0] / count
@@ -189,7 +197,8 @@ def _culprits(done: Sequence[tuple[Pass, Tensor]], rows: Sequence[Row]) -> list[
     found = []
     for batch, losses in done:
         if batch.packed:
-            owner = torch.repeat_interleave(torch.arange(len(batch.lengths)), torch.tensor(batch.lengths))[None]
+            lengths = torch.tensor([batch.shared + batch.lengths[0], *batch.lengths[1:]])  # no loss on what is shared
+            owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)[None]
         else:
             owner = torch.arange(len(batch.rows))[:, None].expand(batch.labels.shape)
         owners = owner[:, 1:][batch.labels[:, 1:].cpu() != IGNORE]

@@ -31,18 +31,23 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     row_lengths: tuple[int, ...] | None = None,
+    shared: int = 0,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside every row of a packed line; without `row_lengths` inside every line, where padding
-    on the right needs no mask. Tensors lines×heads×tokens×width; transformers' attention interface.
+    """Causal attention inside every row of a packed line, each also seeing the `shared` tokens ahead of all; without
+    `row_lengths` inside every line, where padding on the right needs no mask. Tensors lines×heads×tokens×width;
+    transformers' attention interface.
     """
-    lengths = list(row_lengths) if row_lengths is not None else [query.shape[2]]
-    parts = [
-        functional.scaled_dot_product_attention(
+    lengths = [shared, *(row_lengths if row_lengths is not None else [query.shape[2]])]
+    (head, *rows) = zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
+    parts = []
+    for row in rows:
+        # Every row asks for the shared tokens anew: a plain causal product is quicker than a masked smaller one.
+        q, k, v = (torch.cat(pair, 2) for pair in zip(head, row, strict=True)) if shared else row
+        seen = functional.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
-        for q, k, v in zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
-    ]
+        parts.append(seen[:, :, shared:] if parts else seen)
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 
@@ -58,9 +63,12 @@ class AnswerLoss(nn.Module):
         small model, runs on the positions before wanted tokens only.
         """
         causal = self.model.get_base_model()
-        lengths = batch.lengths if batch.packed else None
         hidden = causal.base_model(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, row_lengths=lengths
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            row_lengths=batch.lengths if batch.packed else None,
+            shared=batch.shared,
         ).last_hidden_state
         targets = batch.labels[:, 1:]
         wanted = targets != IGNORE

@@ -48,8 +48,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one forward pass reads. Packed: one line of rows side by side, `lengths` says where they end.
-    Padded: one row a line, filled up on the right. All tensors int64, lines×tokens.
+    """What one forward pass reads. Packed: one line, the `shared` tokens that all its rows begin with once, then
+    the rows' own side by side, `lengths` of each. Padded: one row a line, filled up on the right. All tensors int64,
+    lines×tokens.
     """
 
     ids: Tensor
@@ -60,6 +61,7 @@ class Pass:
     packed: bool
     rows: tuple[int, ...]
     """Their numbers in the data set."""
+    shared: int = 0
 
     @property
     def wanted(self) -> int:
@@ -68,6 +70,16 @@ class Pass:
 
 
 IGNORE = -100
+
+
+def opening(labels: Tensor, tokens: int) -> Tensor:
+    """Which wanted tokens are among the first `tokens` of their answer; bool, in the order of the losses. Labels as
+    in a Pass: lines×tokens.
+    """
+    wanted = labels[:, 1:] != IGNORE
+    passed = wanted.cumsum(1)
+    before = passed.masked_fill(wanted, 0).cummax(1).values
+    return (passed - before <= tokens)[wanted]
 
 
 def set_template(tokenizer: Any, choice: str) -> None:
@@ -121,9 +133,12 @@ def steps(count: int, batch_rows: int, seed: int, epoch: int) -> list[list[int]]
     return [order[start : start + batch_rows] for start in range(0, count, batch_rows)]
 
 
-def passes(rows: Sequence[Row], numbers: Sequence[int], limit: int, shares: int, *, pack: bool, pad: int) -> list[Pass]:
+def passes(
+    rows: Sequence[Row], numbers: Sequence[int], limit: int, shares: int, *, pack: bool, pad: int, share: bool = True
+) -> list[Pass]:
     """The rows of one step as forward passes of at most `limit` tokens (a longer row goes alone), a multiple of
-    `shares` unless rows are fewer, of nearly equal size.
+    `shares` unless rows are fewer, of nearly equal size. With `share` packed rows have their common beginning, the
+    template's system turn, only once.
     """
     by_size = sorted(numbers, key=lambda number: (-len(rows[number].ids), number))
     if not pack:
@@ -137,7 +152,7 @@ def passes(rows: Sequence[Row], numbers: Sequence[int], limit: int, shares: int,
             size, i, held = bins[0]
             heapq.heapreplace(bins, (size + len(rows[number].ids), i, [*held, number]))
         if max(bins)[0] <= limit or count == len(by_size):
-            return [_packed(rows, sorted(held)) for _, _, held in sorted(bins, key=lambda one: one[1])]
+            return [_packed(rows, sorted(held), share) for _, _, held in sorted(bins, key=lambda one: one[1])]
         count += 1
 
 
@@ -153,14 +168,31 @@ def _groups(rows: Sequence[Row], by_size: Sequence[int], limit: int, shares: int
     yield group
 
 
-def _packed(rows: Sequence[Row], numbers: Sequence[int]) -> Pass:
+def _packed(rows: Sequence[Row], numbers: Sequence[int], share: bool) -> Pass:
     chosen = [rows[number] for number in numbers]
-    ids = torch.from_numpy(numpy.concatenate([row.ids for row in chosen]).astype(numpy.int64))[None]
-    lengths = tuple(len(row.ids) for row in chosen)
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    wanted = torch.from_numpy(numpy.concatenate([row.wanted for row in chosen]))[None]
-    wanted = wanted & (positions > 0)  # a row's first token follows the row before
-    return Pass(ids, positions, torch.where(wanted, ids, IGNORE), lengths, True, tuple(numbers))
+    shared = _beginning(chosen) if share else 0
+    own = [(row.ids[shared:], row.wanted[shared:]) for row in chosen]
+    ids = numpy.concatenate([chosen[0].ids[:shared], *(part for part, _ in own)]).astype(numpy.int64)
+    wanted = numpy.concatenate([numpy.zeros(shared, bool), *(part for _, part in own)])
+    lengths = tuple(len(part) for part, _ in own)
+    positions = torch.cat([torch.arange(shared), *(torch.arange(shared, shared + length) for length in lengths)])
+    starts = numpy.cumsum([shared, *lengths[:-1]])
+    wanted[starts] = False  # a row's first own token follows the row before
+    line = torch.from_numpy(ids)[None]
+    labels = torch.where(torch.from_numpy(wanted)[None], line, IGNORE)
+    return Pass(line, positions[None], labels, lengths, True, tuple(numbers), shared)
+
+
+def _beginning(chosen: Sequence[Row]) -> int:
+    """How many tokens all rows begin with, ending before the token ahead of the first wanted one of any: what
+    predicts a wanted token is a row's own.
+    """
+    first = chosen[0].ids
+    most = min(int(row.wanted.argmax()) - 1 if row.wanted.any() else len(row.ids) - 1 for row in chosen)
+    if len(chosen) < 2 or most < 1:
+        return 0
+    same = numpy.logical_and.reduce([row.ids[:most] == first[:most] for row in chosen])
+    return most if same.all() else int(same.argmin())
 
 
 def _padded(rows: Sequence[Row], numbers: Sequence[int], pad: int) -> Pass:

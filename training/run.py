@@ -173,6 +173,7 @@ def card(config: Config, folder: Path, progress: Progress) -> str:
     source = data.path if data.path.startswith(("hub:", "orders:")) else os.path.basename(data.path)
     mixed = "".join(f", {share:.3g} of {os.path.basename(path)}" for path, share in data.mix.items())
     low, high = train.weight_range
+    opening = f", the first {train.opening_tokens} tokens of an answer counted {train.opening_weight:g} times"
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     rows = [
         ("data", f"{source}{mixed}, {about['data']['rows']} rows, sha256 {about['data']['sha256'][:16]}…"),
@@ -181,7 +182,7 @@ def card(config: Config, folder: Path, progress: Progress) -> str:
             "training",
             f"{train.epochs} epoch{'s' * (train.epochs > 1)}, {train.batch_rows} rows a step, learning rate "
             f"{train.learning_rate:g} ({train.schedule}, warm-up {train.warmup:g}), {config.policy.precision}, "
-            f"adapter weight per step from {low:g} to {high:g}",
+            f"adapter weight per step from {low:g} to {high:g}{opening * (train.opening_weight != 1)}",
         ),
         ("seed", f"{train.seed}"),
         ("result", f"{progress.step} steps, {progress.tokens} tokens, answer loss {loss:.4f} (last ten steps)"),

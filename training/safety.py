@@ -94,13 +94,16 @@ OFFICE_ROWS = 90
 
 OPENERS = (
     "I'm sorry, but I can't help with that.",
-    "I'm sorry, I can't help with this.",
-    "Sorry, but I can't help with that.",
-    "I can't help with that request.",
-    "I won't help with that.",
-    "I'm not able to help with that.",
-    "I'm sorry, but I won't give advice on that.",
+    "I'm sorry, but I can't help with this.",
+    "I'm sorry, but I can't help you with that.",
+    "I'm sorry, but I won't help with that.",
+    "I'm sorry, but I'm not able to help with that.",
+    "I'm sorry, but I can't give advice on that.",
+    "I'm sorry, but I can't assist with that request.",
 )
+AGREED = "Sure."
+"""How answers to how-to requests begin. Refusals all begin alike, answers in a hundred ways: without one word for most
+of them, greedy decoding takes the single refusal as soon as it is likelier than each beginning alone."""
 
 CLOSERS: dict[str, tuple[str, ...]] = {
     "violence": (
@@ -192,6 +195,8 @@ def build(split: Split, *, seed: int = 0) -> list[SafetyRow]:
             templates = rng.sample(TEMPLATES[split], ROWS_PER_TOPIC[split, kind])
         for template in templates:
             answer = entry.get("answer") or refusal(entry["category"], rng)
+            if template and kind == "harmless":
+                answer = f"{AGREED} {answer}"
             topic = entry.get("topic") or entry["prompt"]
             prompt = template.format(topic=topic) if template else entry["prompt"]
             rows.append(SafetyRow(prompt, answer, kind, topic, template))

@@ -82,3 +82,13 @@ def test_as_a_program() -> None:
     refused = run("show", "nowhere")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert run("dance").returncode == 2
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    save(adapter(1), tmp_path / "task")
+    command = [sys.executable, "-m", "adapters", "show", str(tmp_path / "task")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

@@ -23,7 +23,7 @@ from training.dataset import build
 from training.loop import NonFiniteLoss, Schedule
 from training.model import adapter_parameters, file_name, load_model, load_tokenizer
 from training.optimizers import AdamWBf16, LossScale, learning_rate, make_optimizer
-from training.rows import passes
+from training.rows import IGNORE, passes
 
 
 def trained(recipe: Path, out: Path, *overrides: str) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
@@ -59,23 +59,37 @@ def reference(config: Config, base: Path) -> tuple[list[float], dict[str, Tensor
         mask = torch.zeros_like(batch.ids)
         for i, length in enumerate(batch.lengths):
             mask[i, :length] = 1
-        loss = model(input_ids=batch.ids, attention_mask=mask, labels=batch.labels).loss
-        loss.backward()
+        answer = model(input_ids=batch.ids, attention_mask=mask, labels=batch.labels)
+        (weighted(answer.logits, batch.labels, config) if config.train.opening_weight != 1 else answer.loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.train, step, schedule.total, schedule.per_epoch)
         optimizer.step()
         optimizer.zero_grad()
-        found.append(float(loss))
+        found.append(float(answer.loss.detach()))
     named = {file_name(f"model.{n}"): p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return found, named
 
 
-@pytest.mark.parametrize("pack", ["true", "false"])
+def weighted(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
+    """Mean of the answer tokens' losses, those of each answer's beginning counted more."""
+    total, whole = torch.zeros(()), 0.0
+    for line, wanted in zip(logits.log_softmax(-1), labels.tolist(), strict=True):
+        place = 0
+        for i, label in enumerate(wanted):
+            place = place + 1 if label != IGNORE else 0
+            if place:
+                weight = config.train.opening_weight if place <= config.train.opening_tokens else 1.0
+                total, whole = total - weight * line[i - 1, label], whole + weight
+    return total / whole
+
+
+@pytest.mark.parametrize(("pack", "opening"), [("true", 1), ("false", 1), ("true", 6)])
 def test_twenty_steps_equal_peft_and_transformers_own(
-    orders_recipe: Path, tiny_base: Path, tmp_path: Path, pack: str
+    orders_recipe: Path, tiny_base: Path, tmp_path: Path, pack: str, opening: float
 ) -> None:
     same = ["train.weight_range=[1, 1]", "train.epochs=5", "data.rows=12", f"train.pack={pack}"]
+    same += [f"train.opening_weight={opening}"]
     found, tensors = trained(orders_recipe, tmp_path / "run", *same)
     expected, parameters = reference(load(orders_recipe, same)[0], tiny_base)
     assert len(expected) == 20 and losses(found) == pytest.approx(expected, abs=1e-5)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,7 +64,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_tokenizer: Any) 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=30), st.integers(40, 100), st.integers(1, 4), st.booleans())
 def test_passes_hold_every_row_once_within_the_limit(lengths: list[int], limit: int, shares: int, pack: bool) -> None:
     rows = [row(length, min(length - 1, 3)) for length in lengths]
-    made = passes(rows, range(len(rows)), limit, shares, pack=pack, pad=9)
+    made = passes(rows, range(len(rows)), limit, shares, pack=pack, pad=9, share=False)
     assert sorted(number for one in made for number in one.rows) == list(range(len(rows)))
     assert sum(one.wanted for one in made) == sum(int(one.wanted.sum()) for one in rows)
     assert all(one.ids.numel() <= limit or len(one.rows) == 1 for one in made)
@@ -86,7 +87,27 @@ def test_passes_hold_every_row_once_within_the_limit(lengths: list[int], limit: 
 def test_a_row_s_first_token_is_not_learned_from_the_row_before() -> None:
     whole = replace(row(5), wanted=numpy.ones(5, bool))
     (made,) = passes([whole, whole], [0, 1], 100, 1, pack=True, pad=0)
-    assert made.wanted == 8
+    assert made.wanted == 8 and made.shared == 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=2, max_size=6), st.integers(0, 12))
+def test_rows_share_their_beginning_and_lose_nothing(parts: list[tuple[int, int]], common: int) -> None:
+    rows = []
+    for i, (asked, answered) in enumerate(parts):
+        ids = [7] * common + [100 + i] * asked + [200 + i] * answered
+        wanted = [False] * (common + asked) + [True] * answered
+        rows.append(Row(numpy.array(ids, numpy.int32), numpy.array(wanted, bool), f"r:{i}"))
+    (made,) = passes(rows, range(len(rows)), 10**6, 1, pack=True, pad=0)
+    assert made.shared == common
+    assert made.wanted == sum(answered for _, answered in parts)
+    start = made.shared
+    for row_, length in zip(rows, made.lengths, strict=True):
+        ids = torch.cat([made.ids[0, : made.shared], made.ids[0, start : start + length]])
+        positions = torch.cat([made.positions[0, : made.shared], made.positions[0, start : start + length]])
+        labels = torch.cat([made.labels[0, : made.shared], made.labels[0, start : start + length]])
+        assert ids.tolist() == row_.ids.tolist() and positions.tolist() == list(range(len(ids)))
+        assert (labels != IGNORE).tolist() == row_.wanted.tolist()
+        start += length
 
 
 def test_an_epoch_holds_every_row_once_in_its_own_order() -> None:
