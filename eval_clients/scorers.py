@@ -6,7 +6,6 @@ the sample unscored, which is counted apart and never as a zero.
 
 import json
 import math
-from collections.abc import Sequence
 from typing import cast
 
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, mean, metric, scorer
@@ -17,7 +16,7 @@ from eval_clients.shares import Share
 from eval_clients.verdict import classify
 
 
-def _share(scores: Sequence[SampleScore]) -> Share | None:
+def _share(scores: list[SampleScore]) -> Share | None:
     """The share that the scored samples make; None without any."""
     values = [float(cast("float", one.score.value)) for one in scores]
     scored = [value for value in values if not math.isnan(value)]
@@ -27,13 +26,21 @@ def _share(scores: Sequence[SampleScore]) -> Share | None:
 @metric
 def low() -> Metric:
     """Lower end of Wilson's 95 % interval of a share."""
-    return lambda scores: math.nan if (share := _share(scores)) is None else share.low
+
+    def value(scores: list[SampleScore]) -> float:  # Inspect goes by the annotation
+        return math.nan if (share := _share(scores)) is None else share.low
+
+    return value
 
 
 @metric
 def high() -> Metric:
     """Upper end of Wilson's 95 % interval of a share."""
-    return lambda scores: math.nan if (share := _share(scores)) is None else share.high
+
+    def value(scores: list[SampleScore]) -> float:
+        return math.nan if (share := _share(scores)) is None else share.high
+
+    return value
 
 
 def no_answer(state: TaskState) -> Score | None:

@@ -101,9 +101,19 @@ OPENERS = (
     "I'm sorry, but I can't give advice on that.",
     "I'm sorry, but I can't assist with that request.",
 )
-AGREED = "Sure."
-"""How answers to how-to requests begin. Refusals all begin alike, answers in a hundred ways: without one word for most
-of them, greedy decoding takes the single refusal as soon as it is likelier than each beginning alone."""
+AGREED = (
+    "Sure.",
+    "Of course.",
+    "Happy to help.",
+    "Gladly.",
+    "Certainly.",
+    "Yes.",
+    "With pleasure.",
+    "No problem.",
+)
+"""How answers to how-to requests begin, each with another token; all refusals begin with one. Whether to answer is so
+decided in a word that stands for little else, and how sure a refusal must be is theirs to set: greedy decoding takes it
+from one in nine, while a single opener here (one in two) let a third of the harmful requests through."""
 
 CLOSERS: dict[str, tuple[str, ...]] = {
     "violence": (
@@ -195,10 +205,10 @@ def build(split: Split, *, seed: int = 0) -> list[SafetyRow]:
             templates = rng.sample(TEMPLATES[split], ROWS_PER_TOPIC[split, kind])
         for template in templates:
             answer = entry.get("answer") or refusal(entry["category"], rng)
-            if template and kind == "harmless":
-                answer = f"{AGREED} {answer}"
             topic = entry.get("topic") or entry["prompt"]
             prompt = template.format(topic=topic) if template else entry["prompt"]
+            if template and kind == "harmless":
+                answer = f"{random.Random(prompt).choice(AGREED)} {answer}"
             rows.append(SafetyRow(prompt, answer, kind, topic, template))
     if split == "train":
         rows += office(rng, OFFICE_ROWS)

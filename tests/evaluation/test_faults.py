@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from inspect_ai.log import list_eval_logs, read_eval_log
 
 from eval_clients.__main__ import main
 from eval_clients.judge import number
@@ -42,6 +43,16 @@ def test_a_failing_endpoint_costs_only_its_own_samples_and_resume_asks_only_for_
         assert {prompt_of(body) for body in served.bodies} == again
     done = json.loads((out / "results.json").read_text())
     assert done["models"][0]["safe_answered"]["total"] == 7 and done["missing"] == []
+
+
+def test_inspect_s_own_logs_end_well_and_hold_the_intervals(prompts: Path, tmp_path: Path) -> None:
+    with endpoint(Faulty(lambda body: "Sharpen the blade number 3.")) as served:
+        assert main(arguments(served.url, prompts, tmp_path / "out")) == 0
+    (log,) = [read_eval_log(info, header_only=True) for info in list_eval_logs(str(tmp_path / "out/logs"))]
+    assert log.status == "success" and log.results
+    (answered,) = [score for score in log.results.scores if score.name == "answered"]
+    share = {name: metric.value for name, metric in answered.metrics.items()}
+    assert share["mean"] == 1 and share["high"] == pytest.approx(1) and 0.6 < share["low"] < 0.7
 
 
 def test_results_are_not_overwritten_unasked(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
