@@ -37,7 +37,8 @@ ENGINE = ["--dtype", "float32", "--max-model-len", "4096", "--max-num-seqs", "64
 SUM = "{1-l}*task + {l}*safety"
 TIES = "ties({1-l}*task + {l}*safety, density=0.5)"
 RAMP = "{1-l}*task + ramp({l*0.5}..{l*1.5})*safety"
-UNTIED = "1*task + {s}*safety"
+UNTIED = "{t}*task + {s}*safety"
+FULL_TASK = "1*task + {s}*safety"
 MIXED = "task-3percent"
 """The paper's rival: the task's training data with three percent of safety rows in it."""
 SEEDS = (1, 2)
@@ -86,8 +87,9 @@ def rivals(cache: Path, full: bool) -> dict[str, Path]:
 def grid(full: bool, others: Sequence[str]) -> list[Point]:
     """All points but the controls."""
     points = expand([SUM], ["l=0:1:0.1"]) + expand([TIES, RAMP], ["l=0.1:0.9:0.2"])
+    points += expand([UNTIED], ["t=0.6:0.8:0.2", "s=0.5:0.7:0.2"])
     if full:
-        points += expand([UNTIED], ["s=0.1:1:0.1"]) + expand([SUM], ["l=0.2:0.7:0.05"])
+        points += expand([FULL_TASK], ["s=0.1:1:0.1"]) + expand([SUM], ["l=0.2:0.7:0.05"])
     if MIXED in others:
         points.append(Point(f"1*{MIXED}", "control", "3 % safety rows in the task's data"))
     return points

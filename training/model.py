@@ -40,7 +40,7 @@ def attend(
     """
     lengths = [shared, *(row_lengths if row_lengths is not None else [query.shape[2]])]
     (head, *rows) = zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
-    parts = []
+    parts: list[Tensor] = []
     for row in rows:
         # Every row asks for the shared tokens anew: a plain causal product is quicker than a masked smaller one.
         q, k, v = (torch.cat(pair, 2) for pair in zip(head, row, strict=True)) if shared else row
