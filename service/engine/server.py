@@ -217,7 +217,7 @@ async def start(options: EngineOptions) -> Engine:
     client = await exit_stack.enter_async_context(build_async_engine_client(args))
     if current_platform.is_cpu():
         # The engine's threads hold all cores: a second thread of a fusion would wait for a core at every product. Under
-        # load a sum took 1 to 10 s with two threads, 0.1 to 0.4 s with one. The engine's own processes have started.
+        # load a sum took 0.2 to 10 s with two threads, 0.1 to 0.4 s with one. The engine's own processes have started.
         torch.set_num_threads(1)
     client.generate = metered(client.generate)  # type: ignore[method-assign]  # a seam
     try:
