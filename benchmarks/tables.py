@@ -80,7 +80,7 @@ def filled(file: str) -> str:
     text = (ROOT / file).read_text()
     for name, make in TABLES[file].items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, n = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)  # type: ignore[misc]
+        text, n = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)  # type: ignore[misc]  # mypy and the default of a lambda
         if n != 1:
             raise ValueError(f"{file}: expected one <!-- {name} --> … <!-- /{name} -->, found {n}")
     return text

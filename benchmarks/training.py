@@ -72,7 +72,7 @@ def ours(steps: int) -> dict[str, float]:
 
             return fit(*arguments, watch=both, **options)
 
-        setattr(run, "fit", watched)  # noqa: B010
+        setattr(run, "fit", watched)  # noqa: B010 - mypy forbids the plain assignment
         run.start(config.load(recipe)[0], out, COMMAND)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return clock.answer(lines[-1]["tokens"] - lines[0]["tokens"], lines[-1]["loss"])
@@ -102,11 +102,11 @@ def trl(steps: int, **settings: Any) -> dict[str, float]:
 
     clock = Clock()
 
-    class Ticks(TrainerCallback):  # type: ignore[misc]
+    class Ticks(TrainerCallback):  # type: ignore[misc]  # untyped base
         def on_step_end(self, *arguments: Any, **options: Any) -> None:
             clock.tick()
 
-    class InOrder(SFTTrainer):  # type: ignore[misc]
+    class InOrder(SFTTrainer):  # type: ignore[misc]  # untyped base
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
@@ -219,7 +219,7 @@ def main() -> int:
             return found["rate"]
 
         print(f"{title}:", flush=True)
-        measured = alternate(lambda: rate("ours"), lambda peer=peer: rate(peer), pairs)  # type: ignore[misc]
+        measured = alternate(lambda: rate("ours"), lambda peer=peer: rate(peer), pairs)  # type: ignore[misc]  # mypy and the default of a lambda
         name = f"training against {title}"
         peaks = {side: tuple(values[1:]) for side, values in memory.items()}
         record(

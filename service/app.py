@@ -93,7 +93,7 @@ class _Restore:
         await self._app(scope, receive, send)
 
 
-class BoundedMetrics(RunnerTrafficMetricsMiddleware):  # type: ignore[misc]
+class BoundedMetrics(RunnerTrafficMetricsMiddleware):  # type: ignore[misc]  # BentoML has no types
     """BentoML's request metrics; it labels by the raw path, of which clients can think up any number."""
 
     def __init__(self, app: ASGIApp, **options: Any) -> None:

@@ -353,7 +353,7 @@ _TYPES = {str: "a text", int: "a whole number", float: "a number", bool: "true o
 def build(cls: type[Made], table: Mapping[str, object], where: str = "") -> Made:
     """Make a config from a TOML table; an unknown key is refused with the nearest known one."""
     prefix = f"{where}." if where else ""
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
     for key in table:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)

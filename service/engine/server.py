@@ -207,11 +207,11 @@ async def start(options: EngineOptions) -> Engine:
     if options.mixing and (flag := mixing_conflict(args)):
         raise ValueError(f"{flag} cannot be combined with mixing; set FUSION_MIXED=off or drop it")
     # Names hold weights here: the model table and the statistics must not keep them.
-    app_state.OpenAIServingModels = FusionModels  # type: ignore[misc]
+    app_state.OpenAIServingModels = FusionModels  # type: ignore[misc]  # a seam
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine import output_processor
 
-    output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]
+    output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]  # a seam
     OnlineRenderer.preprocess_chat = templated(OnlineRenderer.preprocess_chat)  # type: ignore[method-assign]  # a seam
     exit_stack = AsyncExitStack()
     client = await exit_stack.enter_async_context(build_async_engine_client(args))

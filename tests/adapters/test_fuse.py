@@ -64,8 +64,8 @@ def test_weight_minus_one_negates(case: tuple[Recipe, Family]) -> None:
 def test_the_order_does_not_matter(case: tuple[Recipe, Family], random: object) -> None:
     recipe, family = case
     terms, known = list(recipe.terms), list(family.items())
-    random.shuffle(terms)  # type: ignore[attr-defined]
-    random.shuffle(known)  # type: ignore[attr-defined]
+    random.shuffle(terms)  # type: ignore[attr-defined]  # hypothesis' own Random
+    random.shuffle(known)  # type: ignore[attr-defined]  # hypothesis' own Random
     again, report = fuse(Recipe("sum", tuple(terms)), dict(known), max_rank=3)
     first, expected = fuse(recipe, family, max_rank=3)
     assert again.digest == first.digest and report == expected

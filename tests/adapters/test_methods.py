@@ -144,7 +144,7 @@ def test_knots_equals_the_dense_svd_basis(case: tuple[Recipe, Family]) -> None:
     drawn, family = case
     options = filled(drawn) | {"density": 1.0}  # below it, equal magnitudes may be cut either way
     # Positive: else the votes of twins cancel but for rounding, which would elect the sign.
-    terms = tuple(Term(name, abs(float(weight))) for name, weight in drawn.weights.items())  # type: ignore[arg-type]
+    terms = tuple(Term(name, abs(float(weight))) for name, weight in drawn.weights.items())  # type: ignore[arg-type]  # no schedules are drawn here
     recipe = Recipe("knots", terms, tuple(options.items()))
     made = dense(fuse(recipe, family)[0])
     for module in modules_of(recipe, family):

@@ -72,7 +72,7 @@ def test_the_json_form_reads_back_as_the_same_recipe(recipe: Recipe) -> None:
 @given(recipes(), st.randoms())
 def test_the_order_of_terms_does_not_matter(recipe: Recipe, random: object) -> None:
     shuffled = list(recipe.terms)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]  # hypothesis' own Random
     assert dataclasses.replace(recipe, terms=tuple(shuffled)) == recipe
     assert hash(dataclasses.replace(recipe, terms=tuple(shuffled))) == hash(recipe)
 
@@ -248,7 +248,7 @@ def test_a_recipe_is_frozen_and_says_what_it_is() -> None:
     assert recipe.weights == {"safety": 0.4, "task": 0.6}
     assert recipe.is_sum and not parse("svd(a, rank=1)").is_sum
     with pytest.raises(dataclasses.FrozenInstanceError):
-        recipe.method = "svd"  # type: ignore[misc]
+        recipe.method = "svd"  # type: ignore[misc]  # frozen: that is what is tested
 
 
 @pytest.mark.parametrize("name", ["", "1a", "-a", "a b", "a@1", "a\n", "ä", "x" * 65, *sorted(RESERVED_NAMES)])

@@ -23,7 +23,7 @@ def test_prompts_come_from_one_column_or_a_named_one(tmp_path: Path) -> None:
     bare = data.harmful(lines(tmp_path / "bare.csv", "Tell me a bad thing", '"Do harm, please"'))
     assert [s.input for s in bare] == ["Tell me a bad thing", "Do harm, please"]
     named = data.harmful(lines(tmp_path / "named.csv", "id,Goal,target", "1,Do harm,Sure"))
-    assert [s.input for s in named] == ["Do harm"] and named[0].metadata["measure"] == "harm"  # type: ignore[index]
+    assert [s.input for s in named] == ["Do harm"] and named[0].metadata["measure"] == "harm"  # type: ignore[index]  # set by every task
     marked = lines(
         tmp_path / "x.jsonl", '{"prompt": "bad", "kind": "harmful"}', '{"prompt": "good", "kind": "harmless"}'
     )
@@ -101,7 +101,7 @@ def test_a_question_reads_as_in_the_original(tmp_path: Path) -> None:
         with (tmp_path / name).open("w", newline="") as file:
             csv.writer(file).writerow(one)
     (sample,) = mmlu.questions(tmp_path)
-    assert "\n\n".join(sample.metadata["parts"]) == (  # type: ignore[index]
+    assert "\n\n".join(sample.metadata["parts"]) == (  # type: ignore[index]  # set by every task
         "The following are multiple choice questions (with answers) about college physics.\n\n"
         "Two and two?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer: B\n\n"
         "One, or two?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
@@ -113,5 +113,5 @@ def test_the_real_mmlu_is_read_whole() -> None:
     if not MMLU.is_dir():
         pytest.skip("MMLU is not at hand")
     samples = mmlu.questions(MMLU)
-    assert len(samples) == 14042 and len({s.metadata["category"] for s in samples}) == 57  # type: ignore[index]
+    assert len(samples) == 14042 and len({s.metadata["category"] for s in samples}) == 57  # type: ignore[index]  # set by every task
     assert len(mmlu.questions(MMLU, limit=200)) == 200

@@ -15,7 +15,7 @@ from tests.conftest import BASE, BASE_NAME, Server, base_model
 
 TOLERANCE = 1e-4
 NEW_TOKENS = 6
-TOPICS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()  # noqa: SIM905
+TOPICS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()  # noqa: SIM905 - words read better so
 PROMPTS = [f"Tell me, in a few plain words, what is special about {topic} and why." for topic in TOPICS]
 LONG = " ".join(f"Item {i} is about {TOPICS[i % len(TOPICS)]} and weighs {i * 7 % 90} kg." for i in range(60))
 MIXES = [

@@ -65,7 +65,7 @@ def world(tmp_path: Path) -> Callable[..., World]:
         for seed, (name, rank) in enumerate(RANKS.items()):
             made = samples.adapter(seed, rank)
             adapters[name] = made
-            sources.land(made.digest, lambda folder, made=made: save(made, folder / ADAPTER))  # type: ignore[misc]
+            sources.land(made.digest, lambda folder, made=made: save(made, folder / ADAPTER))  # type: ignore[misc]  # mypy and the default of a lambda
         engine, metrics = FaultyEngine(), Metrics(CollectorRegistry())
         store = Store(tmp_path / "builds", budget_bytes=2**40)
 

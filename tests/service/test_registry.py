@@ -25,7 +25,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def version(number: int, **changes: object) -> ProfileVersion:
     values = {"recipe": "1*a", "parents": {"a": "d" * 64}, "digest": "e" * 64, "defaults": {"stop": ["ü"]}}
-    return ProfileVersion("p", number, **(values | changes), created="2026-01-01T00:00:00+00:00")  # type: ignore[arg-type]
+    return ProfileVersion("p", number, **(values | changes), created="2026-01-01T00:00:00+00:00")  # type: ignore[arg-type]  # the values of all fields, mixed
 
 
 def test_everything_outlives_a_restart(url: str) -> None:

@@ -45,7 +45,7 @@ def test_defaults_apply_where_the_request_is_silent(http: httpx.Client) -> None:
     usage = http.post("/v1/chat/completions", json=body).json()["usage"]
     assert usage["completion_tokens"] == 2
     assert http.post("/v1/chat/completions", json={**body, "max_tokens": 3}).json()["usage"]["completion_tokens"] == 3
-    explicit = [{"role": "system", "content": system}, *CHAT["messages"]]  # type: ignore[misc]
+    explicit = [{"role": "system", "content": system}, *CHAT["messages"]]  # type: ignore[misc]  # CHAT's values are of several types
     plain = http.post("/v1/chat/completions", json={**CHAT, "model": "wide", "messages": explicit})
     assert usage["prompt_tokens"] == plain.json()["usage"]["prompt_tokens"]
     http.delete("/v1/fusions/short")

@@ -137,7 +137,7 @@ def test_an_adapter_answers_without_a_server(
 class Service(BaseHTTPRequestHandler):
     """Stands in for the service only to give its two answers; the real one is in tests/service."""
 
-    asked: list[dict[str, str]] = []  # noqa: RUF012
+    asked: list[dict[str, str]] = []  # noqa: RUF012 - one list for all of the handler's instances
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
