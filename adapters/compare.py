@@ -14,6 +14,8 @@ from .combine import Part
 from .lowrank import Factors
 
 SIGN_ENTRIES = 1 << 15
+CACHED_ENTRIES = 8 * SIGN_ENTRIES
+"""Of several modules looked at together: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,18 @@ def kinships(x: Factors, parents: Sequence[Sequence[Part]]) -> list[Kinship]:
     member = torch.nn.functional.one_hot(owner, len(ranks)).to(gram.dtype)
     products = (member.T @ gram @ member).tolist()
     chosen = torch.linspace(0, b.shape[1] - 1, max(1, min(b.shape[1], SIGN_ENTRIES // a.shape[2]))).long().to(b.device)
+    conflicts: list[float | None] = [None] * len(parents)
+    if len(ranks) > 1:
+        signs = torch.tensor([[float(numpy.sign(part.factor)) for part in found] for found in parents], device=b.device)
+        few = max(1, CACHED_ENTRIES // (len(chosen) * a.shape[2]))
+        for start in range(0, len(parents), few):
+            now = slice(start, start + few)
+            conflicts[now] = _conflicts(b[now, chosen], a[now], ranks, signs[now])
     kin = []
     for i, found in enumerate(parents):
         norms = [math.sqrt(max(0.0, products[i][j][j])) for j in range(len(ranks))]
-        conflict = _conflict(b[i, chosen], a[i], ranks, [part.factor for part in found]) if len(ranks) > 1 else None
         sizes = tuple(abs(part.module.scaling) * norm for part, norm in zip(found, norms, strict=True))
-        kin.append(Kinship(sizes, _lowest(norms, products[i], found), conflict))
+        kin.append(Kinship(sizes, _lowest(norms, products[i], found), conflicts[i]))
     return kin
 
 
@@ -57,13 +65,14 @@ def _lowest(norms: Sequence[float], products: Sequence[Sequence[float]], parts: 
     return min(found, default=None)
 
 
-def _conflict(b: Tensor, a: Tensor, ranks: Sequence[int], factors: Sequence[float]) -> float:
-    """The share for some rows of one module: few enough entries to stay in the processor's cache."""
+def _conflicts(b: Tensor, a: Tensor, ranks: Sequence[int], signs: Tensor) -> list[float]:
+    """The shares of m modules: `b` m×rows×k, `a` m×k×d_in, the parents' signs m×parents."""
     low = high = None
-    talls, flats = torch.split(b.float(), list(ranks), 1), torch.split(a.float(), list(ranks))
-    for tall, flat, factor in zip(talls, flats, factors, strict=True):
-        update = (tall * float(numpy.sign(factor))) @ flat
+    talls, flats = torch.split(b.float(), list(ranks), 2), torch.split(a.float(), list(ranks), 1)
+    for j, (tall, flat) in enumerate(zip(talls, flats, strict=True)):
+        update = (tall * signs[:, j, None, None]) @ flat
         low = update if low is None else torch.minimum(low, update)
         high = update if high is None else torch.maximum(high, update)
     assert low is not None and high is not None
-    return float(torch.count_nonzero((low < 0) & (high > 0))) / low.numel()
+    counts: list[int] = torch.count_nonzero((low < 0) & (high > 0), dim=(1, 2)).tolist()
+    return [count / low[0].numel() for count in counts]

@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from .adapter import LoraAdapter, LoraModule, check_together
+from .adapter import LoraAdapter, LoraModule, check_together, room
 from .combine import Context, Part
 from .errors import FusionError, UnknownAdapterError
 from .methods import METHODS, Method, Value
@@ -44,8 +44,7 @@ def stacked(rows: Sequence[Sequence[LoraModule]], dtype: torch.dtype, device: De
     the shapes and ranks of the first.
     """
     (d_out, d_in), rank = rows[0][0].shape, sum(module.rank for module in rows[0])
-    b = torch.empty(len(rows), d_out, rank, dtype=dtype, device=device)
-    a = torch.empty(len(rows), rank, d_in, dtype=dtype, device=device)
+    b, a = room((len(rows), d_out, rank), dtype, device), room((len(rows), rank, d_in), dtype, device)
     for i, modules in enumerate(rows):
         start = 0
         for module in modules:

@@ -59,8 +59,9 @@ class Factors:
     def of(b: Tensor, a: Tensor, scale: Tensor | None = None) -> Factors:
         """With the Gram matrices BᵀB and A·Aᵀ, n×k×k."""
         ones = torch.ones(len(b), 1, b.shape[-1], dtype=torch.float64, device=b.device)
-        gram_b = torch.stack([one.mT @ one for one in map(_double, b)])
-        gram_a = torch.stack([one @ one.mT for one in map(_double, a)])
+        tall, flat = torch.empty_like(b[0], dtype=torch.float64), torch.empty_like(a[0], dtype=torch.float64)
+        gram_b = torch.stack([tall.copy_(one).mT @ tall for one in b])
+        gram_a = torch.stack([flat.copy_(one) @ flat.mT for one in a])
         return Factors(b, a, ones if scale is None else scale, gram_b, gram_a)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .adapter import LoraModule, ModuleFacts, finite
+from .adapter import LoraModule, ModuleFacts, finite, room
 from .config import LoraConfig, read_object
 from .errors import AdapterError, quoted
 
@@ -72,7 +72,7 @@ class FileModules(Mapping[str, LoraModule]):
 
     def _bytes(self, start: int, stop: int) -> Tensor:
         """That part of the file, uint8."""
-        content = torch.empty(stop - start, dtype=torch.uint8)
+        content = room([stop - start], torch.uint8)
         left = content.numpy().data
         try:
             with FileIO(self._file) as stream:

@@ -193,7 +193,8 @@ def main() -> int:
         command = f"make {kind}"
         title = "Fusing a task with a safety adapter"
         args.out.mkdir(parents=True, exist_ok=True)
-        result = make(args.out, found, limits, title=title, command=command, about=about)
+        quoted = {"task", "harmful_csv"}  # the sets that are our own
+        result = make(args.out, found, limits, title=title, command=command, about=about, quoted=quoted)
     print(table(found.lines()), *about, json.dumps(result["kept_on_the_other_half"]), sep="\n")
     return 1 if found.answers.missing else 0
 

@@ -120,7 +120,7 @@ class Cliff:
 
 
 def cliffs(points: Sequence[Point], found: Mapping[str, Line]) -> list[Cliff]:
-    """For each series along one variable, the steepest step of harm and of safe prompts answered, if it is a cliff."""
+    """For each series along one variable, the steepest step of harm, safe prompts answered and the task, if a cliff."""
     series: dict[str, list[Point]] = {}
     for point in points:
         if len(point.values) == 1 and point.kind != "control" and point.model in found:
@@ -128,7 +128,7 @@ def cliffs(points: Sequence[Point], found: Mapping[str, Line]) -> list[Cliff]:
     steps = []
     for members in series.values():
         ordered = sorted(members, key=lambda point: next(iter(point.values.values())))
-        for name in ("harm", "safe_answered"):
+        for name in ("harm", "safe_answered", "task"):
             pairs = itertools.pairwise(ordered)
             steep = [step for before, after in pairs if (step := _step(name, found, before, after)) is not None]
             if steep:

@@ -5,7 +5,7 @@ Answers to harmful prompts are only shown when they are refusals: a report is pa
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,8 @@ CURVES = {
     "task": ("task exact", "#1f4e99"),
     "mmlu": ("MMLU", "#6b3fa0"),
 }
+NAMED = {"base", "single adapter"}
+"""Controls whose names stand in the picture; the others lie close together."""
 MARKS = {"sweep": "o", "search": "D", "control": "x"}
 SAMPLES = 6
 HALVES: tuple[Half, ...] = ("choose", "report")
@@ -92,8 +94,9 @@ def pareto(found: Sweep, path: Path, winner: str) -> None:
         if point.model in best_points and point.kind != "control":
             mark |= {"edgecolors": "black", "linewidths": 1.3}
         mesh = axis.scatter([x.value], [y.value], c=[0.5 if job is None else job.value], zorder=3, **mark)
-        if point.kind == "control" or point.model == winner:
-            axis.annotate(point.model, (x.value, y.value), fontsize=6.5, xytext=(5, 4), textcoords="offset points")
+        if point.series in NAMED or point.model == winner:
+            side: dict[str, Any] = {"xytext": (5, 4)} if x.value < 0.5 else {"xytext": (-5, 4), "ha": "right"}
+            axis.annotate(point.model, (x.value, y.value), fontsize=6.5, textcoords="offset points", **side)
     if mesh is not None:
         figure.colorbar(mesh, ax=axis, label="task exact")
     axis.set(xlabel="harmful prompts answered (less is better)", ylabel="safe prompts answered (more is better)")
@@ -103,10 +106,16 @@ def pareto(found: Sweep, path: Path, winner: str) -> None:
     plt.close(figure)
 
 
-def beside(rows: Sequence[Row], models: Sequence[str], count: int = SAMPLES) -> list[dict[str, Any]]:
-    """For some prompts of each measure, the answers of `models` side by side; answers that could harm are hidden."""
+def beside(
+    rows: Sequence[Row], models: Sequence[str], quoted: Collection[str] | None = None, count: int = SAMPLES
+) -> list[dict[str, Any]]:
+    """For some prompts of each measure, the answers of `models` side by side; answers that could harm are hidden, and
+    so is every prompt of a task that is not among the `quoted`.
+    """
     by_prompt: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
+        if quoted is not None and row.task not in quoted:
+            continue
         if row.model in models and row.seed == 1 and row.measure in ("harm", "safe", "task"):
             harmless = row.measure != "harm" or row.scores.get("refused", 0) > row.scores.get("partial", 0)
             shown = row.answer if harmless else HIDDEN
@@ -145,9 +154,18 @@ def verdict(found: Sweep, limits: Sequence[Limit]) -> dict[str, Any]:
 
 
 def make(
-    folder: Path, found: Sweep, limits: Sequence[Limit], *, title: str, command: str, about: Sequence[str] = ()
+    folder: Path,
+    found: Sweep,
+    limits: Sequence[Limit],
+    *,
+    title: str,
+    command: str,
+    about: Sequence[str] = (),
+    quoted: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Writes report.html, curves.png, pareto.png, report.json and the results' files; returns the verdict."""
+    """Writes report.html, curves.png, pareto.png, report.json and the results' files; returns the verdict. Sample
+    answers are those of the `quoted` tasks only, when given: a report that goes public must not hold a private set.
+    """
     result = verdict(found, limits)
     lines = found.lines()
     halves = {half: found.lines(half) for half in HALVES}
@@ -174,7 +192,7 @@ def make(
         "columns": names,
         "rows": [_table_row(point, lines[point.model], found, names) for point in measured],
         "models": shown,
-        "samples": beside(found.answers.rows, shown),
+        "samples": beside(found.answers.rows, shown, quoted),
         "pictures": {n: base64.b64encode((folder / f"{n}.png").read_bytes()).decode() for n in ("pareto", "curves")},
     }
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
