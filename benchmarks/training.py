@@ -193,24 +193,34 @@ def child(side: str, steps: int) -> dict[str, float]:
     return answer
 
 
+PEERS = {
+    "trl": ("TRL SFTTrainer, same dtype, mask and checkpointing", 1.5),
+    "reference": ("rows padded to 512, 4 a pass", 3.0),
+    "trl-defaults": ("TRL SFTTrainer with its defaults", 1.5),
+}
+"""What each peer is, and how many times sooner than it the aim is."""
+
+
 def main() -> int:
     """Command line; exit 0 measured."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--pairs", type=int, default=PAIRS, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a measurement (default: %(default)s)")
+    parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         warnings.simplefilter("ignore")
         print(json.dumps(SIDES[args.child](args.steps)))
         return 0
-    few = (2, min(3, args.pairs))  # bfloat16 and recomputed activations take minutes a step where neither is hardware's
-    for peer, title, aim, (steps, pairs) in (
-        ("trl", "TRL SFTTrainer, same dtype, mask and checkpointing", 1.5, (args.steps, args.pairs)),
-        ("reference", "rows padded to 512, 4 a pass", 3.0, (args.steps, args.pairs)),
-        ("trl-defaults", "TRL SFTTrainer with its defaults", 1.5, few),
-    ):
+    few = (3, min(3, args.pairs))  # these take half a minute or minutes a step
+    wanted = args.peers.split(",")
+    if unknown := set(wanted) - set(PEERS):
+        parser.error(f"unknown peers {sorted(unknown)}: expected some of {', '.join(PEERS)}")
+    for peer in wanted:
+        title, aim = PEERS[peer]
+        steps, pairs = (args.steps, args.pairs) if peer == "trl" else few
         memory: dict[str, list[float]] = {"ours": [], peer: []}
 
         def rate(side: str, memory: dict[str, list[float]] = memory, steps: int = steps) -> float:
