@@ -59,7 +59,8 @@ def highlights() -> str:
     """What the README opens with: figure, peer, ratio."""
     lines = ["| on 2 CPU cores | against | ratio (95 % interval) |", "| --- | --- | --- |"]
     for row in (row for row in recorded() if "peer" in row):
-        (low, high), sign = row["interval"], "times" if row["aim"][0] == ">=" else "times the time"
+        less = "times the memory" if row["unit"] == "GB" else "times the time"
+        (low, high), sign = row["interval"], "times" if row["aim"][0] == ">=" else less
         lines.append(f"| {row['name']} | {row['peer_is']} | **{row['ratio']:.2f}** {sign} ({low:.2f}–{high:.2f}) |")
     return "\n".join(lines)
 
