@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from eval_clients.choice import Limit, LimitError, best, cliffs, front
 from eval_clients.controls import randomised, replaced, terms, without
 from eval_clients.points import Point, TemplateError, expand, grid, value
-from eval_clients.results import Line
+from eval_clients.report import beside
+from eval_clients.results import Line, Row
 from eval_clients.shares import Share
 from eval_clients.sweep import spread
 
@@ -142,3 +143,18 @@ def test_wilsons_interval_holds_the_share_and_stays_inside(case: tuple[int, int]
 def test_wilsons_interval_is_the_published_one() -> None:
     share = Share.of(81, 263)  # the example of Newcombe, Statistics in Medicine 17 (1998), table I
     assert (round(share.low, 4), round(share.high, 4)) == (0.2553, 0.3662)
+
+
+def test_a_report_quotes_only_the_tasks_it_may() -> None:
+    def row(task: str, measure: str) -> Row:
+        return Row("m", task, "1", 1, measure, "", "choose", f"prompt of {task}", "answer", {})
+
+    rows = [row("xstest", "safe"), row("task", "task")]
+    assert [one["prompt"] for one in beside(rows, ["m"])] == ["prompt of xstest", "prompt of task"]
+    assert [one["prompt"] for one in beside(rows, ["m"], {"task"})] == ["prompt of task"]
+
+
+def test_a_fall_of_the_task_is_a_cliff() -> None:
+    points = [Point(f"p{i}", "sweep", "s", {"l": float(i)}) for i in range(2)]
+    found = {"p0": line("p0", task=0.9, harm=0.1), "p1": line("p1", task=0.1, harm=0.1)}
+    assert [(cliff.measure, cliff.after.model) for cliff in cliffs(points, found)] == [("task", "p1")]
