@@ -196,5 +196,5 @@ def _krylov_svd(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
             block = block - basis @ (basis.T @ block)
             block = torch.linalg.qr(block).Q
         basis, seen = torch.cat([basis, block], dim=1), torch.cat([seen, block.T @ w])
-    u, sigma, vh = torch.linalg.svd(seen.to(torch.float64), full_matrices=False)
+    u, sigma, vh = _gram_svd(seen.to(torch.float64))
     return basis.to(torch.float64) @ u, sigma, vh

@@ -43,15 +43,16 @@ _MAJORITY = Option(
 )
 _TIES = "TIES-Merging, https://arxiv.org/abs/2306.01708"
 _DARE = "DARE, https://arxiv.org/abs/2311.03099"
+_RANDOM: dict[str, Any] = {"sparsify": "random", "version": 2}  # 1 drew from torch.Generator, on the CPU alone
 _PEFT = "PEFT 0.21.2, LoraModel.add_weighted_adapter"
 
 
 def _peft_rows() -> tuple[Method, ...]:
     """PEFT's own combinations, on A and B apart and as `*_svd` on the update."""
-    kinds: tuple[tuple[str, dict[str, str], tuple[Option, ...]], ...] = (
+    kinds: tuple[tuple[str, dict[str, Any], tuple[Option, ...]], ...] = (
         ("ties", {"sparsify": "magnitude", "consensus": "peft_sign"}, (_DENSITY, _MAJORITY)),
-        ("dare_linear", {"sparsify": "random"}, (_DENSITY, _SEED)),
-        ("dare_ties", {"sparsify": "random", "consensus": "peft_sign"}, (_DENSITY, _SEED, _MAJORITY)),
+        ("dare_linear", _RANDOM, (_DENSITY, _SEED)),
+        ("dare_ties", {**_RANDOM, "consensus": "peft_sign"}, (_DENSITY, _SEED, _MAJORITY)),
         ("magnitude_prune", {"sparsify": "magnitude"}, (_DENSITY,)),
     )
     rows = [
@@ -108,7 +109,7 @@ ROWS = (
         summary="drop entries at random, rescale the others, sum",
         reference=_DARE,
         on="update",
-        sparsify="random",
+        **_RANDOM,
         options=(_DENSITY, _SEED, _CUT),
     ),
     Method(
@@ -116,7 +117,7 @@ ROWS = (
         summary="drop entries at random, rescale the others, elect a sign, mean of those that agree",
         reference=_DARE,
         on="update",
-        sparsify="random",
+        **_RANDOM,
         consensus="sign",
         options=(_DENSITY, _SEED, _MAJORITY, _CUT),
     ),
@@ -130,6 +131,7 @@ ROWS = (
     ),
     Method(
         name="della",
+        version=2,
         summary="drop small entries of a row more often than large ones, rescale, then as `ties`",
         reference="DELLA-Merging, https://arxiv.org/abs/2406.11617",
         on="update",

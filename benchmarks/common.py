@@ -125,11 +125,14 @@ def record(file: str, command: str, rows: Sequence[Comparison | Measurement]) ->
 
 def machine() -> str:
     """The kind of machine, without its name."""
+    import torch  # not needed by what only starts servers
+
+    gpu = f", one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return f"{os.cpu_count()} cores of {line.partition(':')[2].strip()}"
-    return f"{os.cpu_count()} cores, {platform.machine()}"
+                return f"{os.cpu_count()} cores of {line.partition(':')[2].strip()}{gpu}"
+    return f"{os.cpu_count()} cores, {platform.machine()}{gpu}"
 
 
 def free_port() -> int:

@@ -7,8 +7,9 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ def restored(row: Mapping[str, Any]) -> Comparison | Measurement:
     return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 
-def figures() -> str:
-    """Every figure with its aim, and the commands that made them."""
-    rows = recorded()
+def figures(*names: str) -> str:
+    """Every figure of these result files with its aim, and the commands that made them."""
+    rows = recorded(*names)
     made = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in rows})
     notes = [f"{row['name']}: {row['note']}." for row in rows if row["note"]]
     ratios = [restored(row).line() for row in rows if "peer" in row]
@@ -70,9 +71,9 @@ def quality() -> str:
     return rendered(json.loads((RESULTS / "quality.json").read_text())["models"])
 
 
-TABLES = {
+TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"results": highlights, "quality": quality},
-    "benchmarks/README.md": {"tables": figures, "scaling": scaling},
+    "benchmarks/README.md": {"tables": figures, "gpu": partial(figures, "gpu.json"), "scaling": scaling},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from training.rows import IGNORE, Pass
 BASES = Path(".cache/base")
 """Where `make setup` puts base models, by name."""
 ATTENTION = "packed_rows"
+MASKED_TOKENS = 4096
+"""Lines of at most so many tokens attend in one masked product on GPUs, where a product for every row would leave them
+waiting for the next; CPUs save by not computing what the mask hides."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,8 +42,10 @@ def attend(
     `row_lengths` inside every line, where padding on the right needs no mask. Tensors lines×heads×tokens×width;
     transformers' attention interface.
     """
-    lengths = [shared, *(row_lengths if row_lengths is not None else [query.shape[2]])]
-    (head, *rows) = zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
+    lengths = (shared, *(row_lengths if row_lengths is not None else [query.shape[2]]))
+    if query.is_cuda and len(lengths) > 2 and sum(lengths) <= MASKED_TOKENS:
+        return masked(query, key, value, rows_mask(lengths, query.device), scaling, dropout), None
+    (head, *rows) = zip(*(torch.split(x, list(lengths), 2) for x in (query, key, value)), strict=True)
     parts: list[Tensor] = []
     for row in rows:
         # Every row asks for the shared tokens anew: a plain causal product is quicker than a masked smaller one.
@@ -49,6 +55,28 @@ def attend(
         )
         parts.append(seen[:, :, shared:] if parts else seen)
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def masked(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Attention in one product, lines×tokens×heads×width, with keys and values repeated where queries share them: of
+    the kernels that take a mask none does that itself.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
+    seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return seen.transpose(1, 2).contiguous()
+
+
+@lru_cache(maxsize=2)
+def rows_mask(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Who sees whom in a packed line, bool tokens×tokens: the tokens before in the same row, and in the first, shared
+    one. Kept, for every layer of a pass asks for the same.
+    """
+    row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+    same = (row[:, None] == row) | (row == 0)
+    return same.tril_()
 
 
 class AnswerLoss(nn.Module):

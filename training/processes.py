@@ -18,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from training.config import Config
 from training.model import layers
 
+BACKENDS = "cpu:gloo,cuda:nccl"
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others; a dead one is noticed sooner, by its closed connection or by torchrun."""
 
@@ -68,9 +69,13 @@ def processes() -> Iterator[Group]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if world == 1:
-        yield Group(rank, world, device)
+        try:
+            yield Group(rank, world, device)
+        finally:
+            if dist.is_initialized():  # by `distribute`
+                dist.destroy_process_group()
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = BACKENDS if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Group(rank, world, device, dist.new_group(backend="gloo", timeout=PATIENCE))
@@ -84,6 +89,9 @@ def distribute(model: nn.Module, config: Config, group: Group) -> None:
     if group.world == 1 and not offload:
         model.to(group.device)
         return
+    if group.world == 1:  # offloading is FSDP's, which wants a group of processes
+        store = dist.HashStore()  # type: ignore[attr-defined]  # documented, but not in its list
+        dist.init_process_group(BACKENDS, store=store, rank=0, world_size=1)
     mesh = init_device_mesh(group.device.type, (group.world,))
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
     for part in (*layers(model), model):

@@ -10,17 +10,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
 
 from adapters import LoraAdapter, LoraModule, make_adapter, save, stack
 from service.engine.names import mix_name
-from service.engine.server import Engine, LoRARequest
+
+if TYPE_CHECKING:
+    from service.engine.server import Engine
 
 Shapes = Mapping[str, tuple[int, int]]
 
 RANK = 4
 PROMPT = tuple(range(300, 324))
+PROBE_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,18 @@ class Proof:
     reason: str
     error: float
     effect: float
+
+
+def probing(forced: int, logprobs: int) -> SamplingParams:
+    """How a probe samples: PROBE_STEPS greedy tokens held to `forced`, `logprobs` log-probabilities each.
+
+    Held to one token every adapter walks the same path and its steps compare; log-probabilities are the model's
+    own, from before that constraint. (Log-probabilities of the prompt would say more, but stock vLLM's CPU kernels
+    cannot give them for batches with adapters.)
+    """
+    return SamplingParams(
+        temperature=0.0, max_tokens=PROBE_STEPS, logprobs=logprobs, allowed_token_ids=[forced], ignore_eos=True
+    )
 
 
 def _synthetic(shapes: Shapes, seed: int) -> LoraAdapter:
@@ -61,7 +79,7 @@ def proof_layers(shapes: Shapes, blocks: int) -> dict[str, tuple[int, int]]:
     return {name: shapes[name] for n, name in numbered if n in chosen} or dict(shapes)
 
 
-async def prove(engine: Engine, shapes: Shapes, folder: Path) -> Proof:
+async def prove(engine: "Engine", shapes: Shapes, folder: Path) -> Proof:
     """Run the proof with synthetic adapters over dense layers `shapes` (d_out, d_in) of the base."""
     shapes = proof_layers(shapes, max(4, 2 * engine.config.parallel_config.pipeline_parallel_size))
     adapters = {"x": _synthetic(shapes, 1), "y": _synthetic(shapes, 2)}

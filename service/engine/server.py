@@ -26,18 +26,17 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
-from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.metrics.stats import LoRARequestStates
 
 from service.engine import seam
 from service.engine.models import FusionModels, Served, meter, metered, served, templated
 from service.engine.names import SERVER_PID
+from service.engine.proof import probing
 from service.process import return_freed_memory
 
 log = logging.getLogger(__name__)
 
-PROBE_STEPS = 4
 FEW_CORES = 4
 CPU_KERNELS_KEPT = 128
 CPU_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
@@ -165,20 +164,8 @@ class Engine:
         return found
 
     async def probe(self, prompt: Sequence[int], lora: LoRARequest | None) -> list[dict[int, float]]:
-        """Log-probabilities of the likeliest tokens after `prompt`, one dict a step: prefill, then decodes.
-
-        The answer is held to one token, so that every adapter walks the same path and its steps compare;
-        log-probabilities are the model's own, from before that constraint. (Log-probabilities of the
-        prompt would say more, but stock vLLM's CPU kernels cannot give them for batches with adapters.)
-        """
-        forced = prompt[0]
-        sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=PROBE_STEPS,
-            logprobs=min(20, max(0, self.config.model_config.max_logprobs)),
-            allowed_token_ids=[forced],
-            ignore_eos=True,
-        )
+        """Log-probabilities of the likeliest tokens after `prompt`, one dict a step: prefill, then decodes."""
+        sampling = probing(prompt[0], min(20, max(0, self.config.model_config.max_logprobs)))
         final = None
         async for output in self.client.generate(
             TokensPrompt(prompt_token_ids=list(prompt)),

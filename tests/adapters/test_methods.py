@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from adapters import METHODS, LoraAdapter, Recipe, Term, fuse, parse, plan
-from adapters.sparsify import SPARSIFY, Draw
+from adapters.sparsify import SPARSIFY, Draw, kth_by_bits
 
 from . import reference
 from .samples import SHAPES, adapter, dense, dense_sum, families, gap, size
@@ -207,6 +208,33 @@ def test_the_kept_share_is_the_density(kind: str, density: float) -> None:
 def test_magnitude_keeps_exactly_so_many_even_when_all_are_equal() -> None:
     kept = SPARSIFY["magnitude"](torch.ones(7, 9), Draw(0, "d", "m"), {"density": 0.4})
     assert int(kept.sum()) == int(0.4 * 63)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9), (300, 500)])
+def test_random_numbers_are_splitmix64s(shape: tuple[int, int]) -> None:
+    whole = (1 << 64) - 1
+    key = int.from_bytes(hashlib.sha256(b"5/digest/module").digest()[:8], "little")
+
+    def reference(place: int) -> int:
+        z = (key + (place + 1) * 0x9E3779B97F4A7C15) & whole
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & whole
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & whole
+        return z ^ (z >> 31)
+
+    drawn = Draw(5, "digest", "module").uniform(torch.empty(shape)).flatten().tolist()
+    half = (len(drawn) + 1) // 2
+    for i in {0, half // 3, half - 1}:  # two blocks of the largest shape
+        assert drawn[i] == (reference(i) >> 40) / 2**24
+        if i + half < len(drawn):
+            assert drawn[i + half] == (reference(i) & 0xFFFFFF) / 2**24
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(st.lists(st.sampled_from([0.0, 1e-40, 1e-9, 0.5, 1.0, 1.5, 3e38]), min_size=1, max_size=40), st.data())
+def test_selection_by_bits_is_selection(dtype: torch.dtype, values: list[float], data: st.DataObject) -> None:
+    flat = torch.tensor(values, dtype=dtype)
+    count = data.draw(st.integers(1, len(values)))
+    assert kth_by_bits(flat, count) == flat.sort(descending=True).values[count - 1]
 
 
 @pytest.mark.parametrize("kind", ["random", "magprune"])

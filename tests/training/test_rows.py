@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import ConfigError
+from training.model import attend, masked, rows_mask
 from training.readers import Chat
 from training.rows import IGNORE, Row, encode, passes, set_template, steps
 
@@ -116,3 +117,15 @@ def test_an_epoch_holds_every_row_once_in_its_own_order() -> None:
         assert Counter(number for step in one for number in step) == Counter(range(37))
         assert [len(step) for step in one] == [4] * 9 + [1]
     assert first != second and first == steps(37, 4, 0, 0) and first != steps(37, 4, 1, 0)
+
+
+@pytest.mark.parametrize("shared", [0, 3])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_one_masked_product_is_the_products_of_the_rows(shared: int, heads: int) -> None:
+    """What GPUs compute against what CPUs do, with fewer key heads than query heads too."""
+    lengths = (5, 1, 7)
+    width = shared + sum(lengths)
+    query, key, value = (torch.randn(1, n, width, 8, dtype=torch.float64) for n in (4, heads, heads))
+    apart, _ = attend(torch.nn.Identity(), query, key, value, None, row_lengths=lengths, shared=shared)
+    together = masked(query, key, value, rows_mask((shared, *lengths), query.device))
+    torch.testing.assert_close(together, apart)
