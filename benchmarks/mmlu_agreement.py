@@ -52,7 +52,8 @@ def theirs(url: str, questions: list[dict[str, Any]], scratch: Path) -> list[lis
     command += ["--tasks", "mmlu_here", "--include_path", str(folder), "--output_path", str(scratch / "out")]
     subprocess.run([*command, "--log_samples", "--batch_size", "1"], check=True, cwd=scratch)
     (samples,) = (scratch / "out").rglob("samples_*.jsonl")
-    found = [json.loads(line) for line in samples.read_text().splitlines()]
+    lines = samples.read_text().rstrip("\n").split("\n")  # not splitlines: questions hold other line ends too
+    found = [json.loads(line) for line in lines]
     found.sort(key=lambda row: row["doc_id"])
     return [[float(answer[0]) for answer in row["filtered_resps"]] for row in found]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import random
 import re
@@ -201,10 +202,10 @@ def texts(path: Path) -> Iterator[str]:
         content = file.read_text(encoding="utf-8-sig")
         try:
             if file.suffix == ".csv":
-                yield from leaves(list(csv.reader(content.splitlines(keepends=True))))
+                yield from leaves(list(csv.reader(io.StringIO(content, newline=""))))
             elif file.suffix == ".json":
                 yield from leaves(json.loads(content))
             else:
-                yield from leaves([json.loads(line) for line in content.splitlines() if line.strip()])
+                yield from leaves([json.loads(line) for line in content.split("\n") if line.strip()])
         except (csv.Error, ValueError) as error:
             raise ConfigError(f"data.against: {file.name} cannot be read: {error}") from None

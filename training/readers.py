@@ -197,7 +197,7 @@ def _file(path: Path) -> Iterator[tuple[str, Any]]:
         for i, row in enumerate(rows, 1):
             yield f"{path.name}:[{i}]", row
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a JSON text may hold other line ends (U+2028) as they are
         if line.strip():
             try:
                 row = json.loads(line)

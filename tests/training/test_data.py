@@ -54,6 +54,15 @@ def test_every_format_is_read_and_told_by_its_columns(tmp_path: Path, name: str)
     assert [chat.where for chat in read(written(tmp_path, [row, row]))] == ["rows.jsonl:1", "rows.jsonl:2"]
 
 
+def test_line_ends_inside_a_text_end_no_line(tmp_path: Path) -> None:
+    """JSON allows U+2028, U+0085 and such as they are, and writers that keep Unicode write them."""
+    path = tmp_path / "x.jsonl"
+    row = json.dumps({"prompt": "One\u2028two\x85three words long enough here?", "answer": "Yes."}, ensure_ascii=False)
+    path.write_bytes(f"{row}\r\n{row}\n".encode())
+    assert [chat.messages[0][1] for chat in read(str(path))] == ["One\u2028two\x85three words long enough here?"] * 2
+    assert len(overlaps(list(read(str(path))), [str(path)])) == 2
+
+
 def test_a_csv_of_documents_and_summaries(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text('document,summary,id\n"A long,\nstory.",Short.,7\n', encoding="utf-8")
