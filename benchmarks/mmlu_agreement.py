@@ -10,6 +10,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,9 @@ def main() -> int:
     counted = len(samples) - ties
     body = {
         "command": "python -m benchmarks.mmlu_agreement",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine(),
+        "subjects": dict(Counter(str((one.metadata or {})["category"]) for one in samples)),
         "questions": len(samples),
         "ties": ties,
         "same_choice": same / counted,
