@@ -131,7 +131,7 @@ ROWS = (
     ),
     Method(
         name="della",
-        version=2,
+        version=2,  # as of _RANDOM
         summary="drop small entries of a row more often than large ones, rescale, then as `ties`",
         reference="DELLA-Merging, https://arxiv.org/abs/2406.11617",
         on="update",

@@ -179,8 +179,9 @@ def _serve(to: Connection, kind: str, rank: int, folder: Path) -> None:
         from adapters import load
 
         shapes = {name: (m.b.shape[0], m.a.shape[1]) for name, m in load(folder / "one").modules.items()}
+        asked: Any = Offline(llm)
         with tempfile.TemporaryDirectory() as scratch:
-            report["proof"] = asdict(asyncio.run(prove(Offline(llm), shapes, Path(scratch))))  # type: ignore[arg-type]
+            report["proof"] = asdict(asyncio.run(prove(asked, shapes, Path(scratch))))
     print(report, flush=True)
     to.send(report)
     draw = random.Random(f"{kind}{rank}")

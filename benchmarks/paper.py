@@ -1,13 +1,12 @@
 """The paper's experiment with adapters of our own on the default base, and the search for what lies beyond it.
 
     python -m benchmarks.paper --data DIR             # `make paper`: fixed subsets, at most 60 minutes on 2 cores
-    python -m benchmarks.paper --data DIR --rival --mmlu   # and the paper's rival, and MMLU; goes on from what is there
     python -m benchmarks.paper --data DIR --full      # `make paper-full`: everything; may take a night, resumable
 
 DIR holds xstest/xstest_prompts.csv and mmlu/ (Hendrycks' layout). Harmful prompts are XSTest's unsafe ones and our own
 held-out set; safe ones XSTest's; the job is the order e-mails, held out. Weights and methods are chosen on one half of
 every set and reported on the other. Rivals and further training seeds are trained with `training` when they are
-missing (--rival, --full) and kept in --cache.
+missing (--full) and kept in --cache.
 """
 
 import argparse
@@ -73,11 +72,13 @@ def train(recipe: str, out: Path, *changes: str) -> None:
     subprocess.run([*command, *(part for change in changes for part in ("--set", change))], cwd=ROOT, check=True)
 
 
-def rivals(cache: Path, seeds: Sequence[int]) -> dict[str, Path]:
-    """Adapters beside the shipped ones, by name: the paper's rival, other seeds'; trained when they are not there."""
+def rivals(cache: Path, full: bool) -> dict[str, Path]:
+    """Adapters beside the shipped ones, by name, for `full` only; trained when they are not there."""
     wanted = {MIXED: ("task", ('data.mix={"training/data/safety.jsonl" = 0.03}',))}
-    for seed in seeds:
+    for seed in SEEDS:
         wanted |= {f"{name}-seed{seed}": (name, (f"train.seed={seed}",)) for name in ("task", "safety")}
+    if not full:
+        return {}
     for name, (recipe, changes) in wanted.items():
         train(recipe, cache / name, *changes)
     return {name: cache / name for name in wanted}
@@ -144,10 +145,6 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, help="folder with xstest/ and mmlu/, which you bring")
     parser.add_argument("--full", action="store_true")
-    parser.add_argument(
-        "--rival", action="store_true", help="also train the paper's rival: 3 %% safety rows in the job"
-    )
-    parser.add_argument("--mmlu", action="store_true", help="also ask base, single adapters and the best 200 questions")
     parser.add_argument("--out", type=Path, default=ROOT / "examples/report")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache/paper", help="logs and trained rivals")
     parser.add_argument("--search", type=int, metavar="REQUESTS", help="budget; default: 0, with --full 40000")
@@ -161,7 +158,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     job = job_file(folder, 200 if args.full else 50)
-    others = rivals(args.cache, SEEDS if args.full else ()) if args.full or args.rival else {}
+    others = rivals(args.cache, args.full)
     adapters = {n: ROOT / "examples/adapters" / n for n in ("task", "safety")} | others
     settings = {
         "FUSION_ADAPTERS": ",".join(f"{name}={path}" for name, path in adapters.items()),
@@ -189,12 +186,11 @@ def main() -> int:
             points = [*found.points, *seeded(winner, list(others))]
             found = sweep(endpoint, points, every, folder, how, plans=found.plans, notes=found.notes)
         about = [headline(found)]
-        if args.full or args.mmlu:
+        if args.full:
             models = [base, "1*task", "1*safety", winner]
             known = mmlu(endpoint, args.data, models, args.cache / "mmlu", how)
             about.append("MMLU, 200 questions: " + ", ".join(f"{m} {v['mmlu']['value']:.3f}" for m, v in known.items()))
-        parts = "".join(f" --{part}" for part in ("rival", "mmlu") if getattr(args, part))
-        command = f"make {kind}" if not parts else f"python -m benchmarks.paper --data DATA{parts}"
+        command = f"make {kind}"
         title = "Fusing a task with a safety adapter"
         args.out.mkdir(parents=True, exist_ok=True)
         quoted = {"task", "harmful_csv"}  # the sets that are our own

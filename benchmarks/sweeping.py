@@ -60,7 +60,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--prompts", type=int, default=8, help="of every weight; default: %(default)s")
     args = parser.parse_args()
     rows = [row.prompt for row in load("heldout") if row.kind == "harmless"]
     numbers = count()
