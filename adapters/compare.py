@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .combine import Part
-from .lowrank import Factors
 
-SIGN_ENTRIES = 1 << 15
-CACHED_ENTRIES = 8 * SIGN_ENTRIES
+SIGN_LINES = 128
+"""Rows, and columns, of an update whose signs are looked at: evenly spread, all of them in a smaller one."""
+CACHED_ENTRIES = 1 << 18
 """Of several modules looked at together: few enough to stay in the processor's cache."""
 
 
@@ -29,30 +29,35 @@ class Kinship:
     conflict: float | None
 
 
-def kinships(x: Factors, parents: Sequence[Sequence[Part]]) -> list[Kinship]:
-    """Of n modules of one shape with parents of the same ranks, whose factors `x` holds side by side, as they are.
+def kinships(b: Tensor, a: Tensor, gram: Tensor, parents: Sequence[Sequence[Part]]) -> list[Kinship]:
+    """Of n modules of one shape with parents of the same ranks, whose factors lie side by side, as they are:
+    `b` n×d_out×k, `a` n×k×d_in, and `gram` the inner products of their k updates of rank 1, n×k×k.
 
-    The share of conflicts is counted on evenly spread rows, all of them up to SIGN_ENTRIES entries.
+    The share of conflicts is counted where SIGN_LINES rows and columns cross.
     """
-    b, a, gram = x.b, x.a, x.gram_b * x.gram_a
     ranks = [part.module.rank for part in parents[0]]
     owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks)).to(b.device)
     member = torch.nn.functional.one_hot(owner, len(ranks)).to(gram.dtype)
-    products = (member.T @ gram @ member).tolist()
-    chosen = torch.linspace(0, b.shape[1] - 1, max(1, min(b.shape[1], SIGN_ENTRIES // a.shape[2]))).long().to(b.device)
+    products: list[list[list[float]]] = (member.T @ gram @ member).tolist()
     conflicts: list[float | None] = [None] * len(parents)
     if len(ranks) > 1:
         signs = torch.tensor([[float(numpy.sign(part.factor)) for part in found] for found in parents], device=b.device)
-        few = max(1, CACHED_ENTRIES // (len(chosen) * a.shape[2]))
+        tall, flat = b[:, _spread(b.shape[1], b.device)], a[:, :, _spread(a.shape[2], a.device)]
+        few = max(1, CACHED_ENTRIES // (tall.shape[1] * flat.shape[2]))
         for start in range(0, len(parents), few):
             now = slice(start, start + few)
-            conflicts[now] = _conflicts(b[now, chosen], a[now], ranks, signs[now])
+            conflicts[now] = _conflicts(tall[now], flat[now], ranks, signs[now])
     kin = []
     for i, found in enumerate(parents):
         norms = [math.sqrt(max(0.0, products[i][j][j])) for j in range(len(ranks))]
         sizes = tuple(abs(part.module.scaling) * norm for part, norm in zip(found, norms, strict=True))
         kin.append(Kinship(sizes, _lowest(norms, products[i], found), conflicts[i]))
     return kin
+
+
+def _spread(size: int, device: torch.device) -> Tensor:
+    """The numbers of SIGN_LINES evenly spread lines of `size`."""
+    return torch.linspace(0, size - 1, min(size, SIGN_LINES), dtype=torch.float64).long().to(device)
 
 
 def _lowest(norms: Sequence[float], products: Sequence[Sequence[float]], parts: Sequence[Part]) -> float | None:

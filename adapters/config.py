@@ -102,10 +102,11 @@ def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str,
     """A JSON object without repeated keys, NaN or Infinity; AdapterError otherwise."""
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        repeated = [key for key, count in Counter(key for key, _ in items).items() if count > 1]
-        if repeated:
-            raise ValueError(f"the key {quoted(repeated[0])} appears twice")
-        return dict(items)
+        found = dict(items)
+        if len(found) < len(items):
+            ((repeated, _),) = Counter(key for key, _ in items).most_common(1)
+            raise ValueError(f"the key {quoted(repeated)} appears twice")
+        return found
 
     def constant(token: str) -> object:
         raise ValueError(f"{token} is no JSON number")

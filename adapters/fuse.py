@@ -14,7 +14,7 @@ from .combine import COMBINE, Part, apart
 from .compare import Kinship, kinships
 from .errors import AdapterError, LossError
 from .job import Device, Job, Sum, bind, columns, stacked, weighted
-from .lowrank import Cut, Factors, inner, truncate, truncate_dense
+from .lowrank import Cut, Factors, inner, products, truncate, truncate_dense
 from .recipe import Recipe
 from .report import FusionReport
 
@@ -89,24 +89,27 @@ def _batch(job: Job, parents: Parents, build: bool) -> tuple[Made, list[Kinship]
     plain = all(job.plain(row) for row in rows)
     rank, limit = sum(part.module.rank for part in rows[0]), job.limit(rows[0])
     wide = torch.promote_types(job.dtype, torch.float32)
-    side = Factors.of(*stacked([[part.module for part in row] for row in rows], wide, job.device))
-    kin = kinships(side, rows)
+    b, a = stacked([[part.module for part in row] for row in rows], wide, job.device)
+    weights = columns([[(part.factor, part.module.rank) for part in row] for row in rows], job.device)
+    before = Outcome(rank, rank)
+    if plain and limit is not None and rank > limit:
+        side = Factors.of(b, a, weights)
+        kin = kinships(b, a, side.gram_b * side.gram_a, rows)
+        cuts = truncate(side, limit, build=build)
+        return {name: _after(before, cut) for name, cut in zip(parents, cuts, strict=True)}, kin
+    gram = products(b, a)
+    kin = kinships(b, a, gram, rows)
     if job.method.on == "update":
         return _updates(job, parents, build), kin
     if not plain:
-        del side
+        del b, a
         return _sums(job, parents, build), kin
-    weights = columns([[(part.factor, part.module.rank) for part in row] for row in rows], job.device)
-    before = Outcome(rank, rank)
-    if limit is not None and rank > limit:
-        cuts = truncate(replace(side, scale=weights), limit, build=build)
-        return {name: _after(before, cut) for name, cut in zip(parents, cuts, strict=True)}, kin
-    squares = (side.gram_b * weights * weights.mT * side.gram_a).sum(dim=(1, 2)).clamp(min=0).tolist()
-    b = side.b.mul_(weights.to(wide)) if build else side.b
-    made = {
-        name: (replace(before, kept=squares[i]), (b[i], side.a[i]) if build else None) for i, name in enumerate(parents)
-    }
-    return made, kin
+    squares = (gram * weights * weights.mT).sum(dim=(1, 2)).clamp(min=0).tolist()
+    if build:
+        b.mul_(weights.to(wide))
+    return {
+        name: (replace(before, kept=squares[i]), (b[i], a[i]) if build else None) for i, name in enumerate(parents)
+    }, kin
 
 
 def combined(job: Job, name: str, parents: Sequence[Part]) -> Sum:

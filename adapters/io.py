@@ -9,13 +9,10 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
-from torch import Tensor
-
 from .adapter import LoraAdapter, make_adapter
 from .config import read_config, to_json, write_config
 from .errors import AdapterError
-from .weights_file import PREFIX, WEIGHTS, FileModules
+from .weights_file import WEIGHTS, FileModules, write_weights
 
 CONFIG = "adapter_config.json"
 PROVENANCE = "fusion.json"
@@ -63,7 +60,7 @@ def save(adapter: LoraAdapter, path: str | os.PathLike[str], *, provenance: Mapp
     scratch.mkdir()
     try:
         _write(scratch / CONFIG, write_config(adapter))
-        save_file(_tensors(adapter), scratch / WEIGHTS, metadata={"format": "pt"})
+        write_weights(adapter, scratch / WEIGHTS)
         _sync(scratch / WEIGHTS)
         if provenance is not None:
             _write(scratch / PROVENANCE, to_json(provenance))
@@ -90,23 +87,6 @@ def _regular_size(file: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise AdapterError("not_safetensors" if file.name == WEIGHTS else "bad_config", f"{file.name} is no plain file")
     return found.st_size
-
-
-def _tensors(adapter: LoraAdapter) -> dict[str, Tensor]:
-    """What goes to the file: on the CPU, dense, none sharing memory with another, which safetensors refuses."""
-    found: dict[str, Tensor] = {}
-    ends: dict[int, int] = {}
-    for name in sorted(adapter.modules):
-        module = adapter.modules[name]
-        for letter, factor in (("A", module.a), ("B", module.b)):
-            tensor = factor.detach().cpu().contiguous()
-            storage = tensor.untyped_storage().data_ptr()
-            if tensor.data_ptr() < ends.get(storage, 0):
-                tensor = tensor.clone()
-            else:
-                ends[storage] = tensor.data_ptr() + tensor.nbytes
-            found[f"{PREFIX}{name}.lora_{letter}.weight"] = tensor
-    return found
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -17,6 +17,8 @@ OVERSAMPLE = 10
 MAX_STEPS = 40
 SETTLED = 1e-7
 """The Krylov space grows until a step adds less than this share of ‖W‖² to what the best rank keeps."""
+SMALL = 1e-20
+"""Sums of squares from here to its inverse are far from the ends of float32."""
 DENSE_LIMIT = 1024
 """Up to this many rows or columns the eigenvectors of the Gram matrix are as fast."""
 
@@ -59,10 +61,27 @@ class Factors:
     def of(b: Tensor, a: Tensor, scale: Tensor | None = None) -> Factors:
         """With the Gram matrices BᵀB and A·Aᵀ, n×k×k."""
         ones = torch.ones(len(b), 1, b.shape[-1], dtype=torch.float64, device=b.device)
-        tall, flat = torch.empty_like(b[0], dtype=torch.float64), torch.empty_like(a[0], dtype=torch.float64)
-        gram_b = torch.stack([tall.copy_(one).mT @ tall for one in b])
-        gram_a = torch.stack([flat.copy_(one) @ flat.mT for one in a])
-        return Factors(b, a, ones if scale is None else scale, gram_b, gram_a)
+        return Factors(b, a, ones if scale is None else scale, _gram(b), _gram(a.mT))
+
+
+def products(b: Tensor, a: Tensor) -> Tensor:
+    """⟨bᵢ·aᵢ, bⱼ·aⱼ⟩ of the columns of `b` (n×d_out×k) and rows of `a` (n×k×d_in), n×k×k float64, good to the
+    rounding of the factors' own dtype: enough to report norms and cosines, five times sooner than in float64.
+    """
+    return _quick_gram(b) * _quick_gram(a.mT)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """xᵀx of n×d×k, n×k×k float64."""
+    one = torch.empty_like(x[0], dtype=torch.float64)
+    return torch.stack([one.copy_(each).mT @ one for each in x])
+
+
+def _quick_gram(x: Tensor) -> Tensor:
+    """xᵀx in x's own dtype, as float64, unless its squares are too large or too small for that."""
+    gram = x.mT @ x
+    low, high = torch.aminmax(gram.diagonal(dim1=-2, dim2=-1))
+    return gram.to(torch.float64) if low > SMALL and high < 1 / SMALL else _gram(x)
 
 
 def _double(x: Tensor) -> Tensor:

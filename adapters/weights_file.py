@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .adapter import LoraModule, ModuleFacts, finite, room
+from .adapter import LoraAdapter, LoraModule, ModuleFacts, finite, room
 from .config import LoraConfig, read_object
 from .errors import AdapterError, quoted
 
@@ -23,6 +25,8 @@ MAX_HEADER_BYTES = 64 << 20
 
 _TENSOR = re.compile(r"base_model\.model\.([\w.-]{1,256})\.lora_(A|B)\.weight", re.ASCII)
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WRITTEN = ("F64", "F32", "BF16", "F16")
+"""The order of dtypes in a file: safetensors' own."""
 _STRANGERS = (
     ("lora_magnitude_vector", "dora", "DoRA rescales the whole weight"),
     ("lora_embedding_", "embedding", "a LoRA on an embedding is not fused yet"),
@@ -64,10 +68,12 @@ class FileModules(Mapping[str, LoraModule]):
         return self._module(module, lambda entry: self._bytes(entry.start, entry.stop))
 
     def items(self) -> ItemsView[str, LoraModule]:
-        """All modules, read in one go."""
+        """All modules, read in one go, and their numbers looked at in one go too, if they are of one dtype."""
         first = min(entry.start for entry in self._entries.values())
         data = self._bytes(first, max(entry.stop for entry in self._entries.values()))
-        cut = {name: self._module(name, lambda entry: data[entry.start - first : entry.stop - first]) for name in self}
+        kinds = {entry.dtype for entry in self._entries.values()}
+        sound = len(kinds) == 1 and finite(data.view(*kinds))
+        cut = {n: self._module(n, lambda entry: data[entry.start - first : entry.stop - first], sound) for n in self}
         return cut.items()
 
     def _bytes(self, start: int, stop: int) -> Tensor:
@@ -86,8 +92,8 @@ class FileModules(Mapping[str, LoraModule]):
             raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error.strerror}") from error
         return content
 
-    def _module(self, module: str, read: Callable[[Entry], Tensor]) -> LoraModule:
-        """The factors, after a look at their numbers."""
+    def _module(self, module: str, read: Callable[[Entry], Tensor], sound: bool = False) -> LoraModule:
+        """The factors, after a look at their numbers unless they are known to be `sound`."""
         factors = []
         for letter in "AB":
             name = f"{PREFIX}{module}.lora_{letter}.weight"
@@ -95,10 +101,33 @@ class FileModules(Mapping[str, LoraModule]):
             content = read(entry)
             aligned = content if content.storage_offset() % entry.dtype.itemsize == 0 else content.clone()
             factors.append(aligned.view(entry.dtype).view(entry.shape))
-            if not finite(factors[-1]):
+            if not (sound or finite(factors[-1])):
                 raise AdapterError("nan", f"tensor {name!r} holds NaN or infinite values: the training diverged")
         a, b = factors
         return LoraModule(a, b, self._config.scaling(module))
+
+
+def write_weights(adapter: LoraAdapter, file: Path) -> None:
+    """The factors in safetensors format, byte for byte as its library writes them, but straight from where they
+    lie into room that was taken first: sooner, and a full disk says so before anything is written.
+    """
+    tensors = {
+        f"{PREFIX}{name}.lora_{letter}.weight": factor.detach().cpu().contiguous()
+        for name, module in adapter.modules.items()
+        for letter, factor in (("A", module.a), ("B", module.b))
+    }
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    order = [(kind, name) for kind in _WRITTEN for name in sorted(tensors) if tensors[name].dtype == _DTYPES[kind]]
+    end = 0
+    for kind, name in order:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, 8 + len(head) + end)
+        stream.write(len(head).to_bytes(8, "little") + head)
+        stream.writelines(tensors[name].reshape(-1).view(torch.uint8).numpy().data for _, name in order)
 
 
 def _check_header(file: Path, size: int) -> Mapping[str, Entry]:

@@ -190,6 +190,24 @@ def test_patterns_name_one_module_only(tmp_path: Path) -> None:
     }
 
 
+def test_the_weights_are_the_bytes_that_safetensors_writes(tmp_path: Path) -> None:
+    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+    chance = torch.Generator().manual_seed(0)
+    modules = {
+        f"layers.{i}": LoraModule(
+            torch.randn(3, 5, generator=chance).to(one),
+            torch.randn(7, 3, generator=chance).to(two).T.contiguous().T,
+            1.0,
+        )
+        for i, (one, two) in enumerate(zip(kinds, kinds[1:] + kinds[:1], strict=True))
+    }
+    save(make_adapter(modules, None), tmp_path / "ours")
+    factors = {(name, letter): factor for name, m in modules.items() for letter, factor in (("A", m.a), ("B", m.b))}
+    tensors = {f"base_model.model.{n}.lora_{letter}.weight": f.contiguous() for (n, letter), f in factors.items()}
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours" / WEIGHTS).read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
 def test_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
     save(adapter(1), tmp_path / "one")
     found = load(tmp_path / "one")
