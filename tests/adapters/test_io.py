@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -231,6 +233,17 @@ def test_save_never_overwrites_and_leaves_nothing_behind(tmp_path: Path) -> None
         save(adapter(2), tmp_path / "two", provenance={"x": float("nan")})
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file", "one"]
     assert same(load(tmp_path / "one"), adapter(1))
+
+
+def test_a_disk_without_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            save(adapter(1, 40), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_takes_over_an_empty_folder(tmp_path: Path) -> None:
