@@ -66,7 +66,7 @@ class Factors:
 
 def products(b: Tensor, a: Tensor) -> Tensor:
     """⟨bᵢ·aᵢ, bⱼ·aⱼ⟩ of the columns of `b` (n×d_out×k) and rows of `a` (n×k×d_in), n×k×k float64, good to the
-    rounding of the factors' own dtype: enough to report norms and cosines, five times sooner than in float64.
+    rounding of the factors' own dtype: enough to report norms and cosines, and far sooner than in float64.
     """
     return _quick_gram(b) * _quick_gram(a.mT)
 

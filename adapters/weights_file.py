@@ -125,7 +125,8 @@ def write_weights(adapter: LoraAdapter, file: Path) -> None:
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     with file.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, 8 + len(head) + end)
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(stream.fileno(), 0, 8 + len(head) + end)
         stream.write(len(head).to_bytes(8, "little") + head)
         stream.writelines(tensors[name].reshape(-1).view(torch.uint8).numpy().data for _, name in order)
 

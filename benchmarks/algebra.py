@@ -162,7 +162,7 @@ def sum_row() -> list[Comparison | Measurement]:
             measured = alternate(ours, lambda: peer.submit(copy_seconds, folder).result(), 21)
         complete = median(whole() for _ in range(PAIRS))
     name = "sum of two Llama-2-7B q/v rank 8, files to files"
-    note = f"digests and fsync apart; with both {complete:.3f} s"
+    note = f"digests and fsync apart, with both {complete:.3f} s; the plain copy in a process of its own"
     return [
         Comparison(name, "adapters.fuse", "reading and writing the same bytes", "s", ("<=", 2), **measured, note=note)
     ]

@@ -178,11 +178,11 @@ def main() -> int:
     job = job_file(folder, 100 if args.full else 50)
     others = rivals(args.cache, args.full)
     adapters = {n: ROOT / "examples/adapters" / n for n in ("task", "safety")} | others
-    seeds = {of_seed(name, seed) for name in ("task", "safety") for seed in SEEDS} & set(others)
+    groups = ["task+safety+safety-random-0", *(of_seed("task+safety", seed) for seed in SEEDS if others)]
     settings = {
         "FUSION_ADAPTERS": ",".join(f"{name}={path}" for name, path in adapters.items()),
         "FUSION_ADAPTER_ROOTS": f"{ROOT / 'examples/adapters'}:{args.cache}",
-        "FUSION_GROUPS": ",".join(["task+safety+safety-random-0", *(["+".join(sorted(seeds))] if seeds else [])]),
+        "FUSION_GROUPS": ",".join(groups),
     }
     budget = args.search if args.search is not None else 12_000 if args.full else 0
     with tempfile.TemporaryDirectory() as scratch, ours(ENGINE, Path(scratch), **settings) as server:
