@@ -40,7 +40,10 @@ SUM = "{1-l}*task + {l}*safety"
 TIES = "ties({1-l}*task + {l}*safety, density=0.5)"
 RAMP = "{1-l}*task + ramp({l*0.5}..{l*1.5})*safety"
 UNTIED = "{t}*task + {s}*safety"
-FULL_TASK = "1*task + {s}*safety"
+BEYOND = "{t}*task + {s}*safety-all"
+"""With the safety adapter that was trained on all rows of its set: two thirds of an hour, where the shipped one's draw
+takes a quarter.
+"""
 MIXED = "task-3percent"
 """The paper's rival: the task's training data with three percent of safety rows in it."""
 SEEDS = (1, 2)
@@ -83,11 +86,15 @@ def train(recipe: str, out: Path, *changes: str) -> None:
 
 def rivals(cache: Path, full: bool) -> dict[str, Path]:
     """Adapters beside the shipped ones, by name, for `full` only; trained when they are not there."""
-    wanted = {MIXED: ("task", ('data.mix={"training/data/safety.jsonl" = 0.03}',))}
-    for seed in SEEDS:
-        wanted |= {f"{name}-seed{seed}": (name, (f"train.seed={seed}",)) for name in ("task", "safety")}
     if not full:
         return {}
+    wanted: dict[str, tuple[str, tuple[str, ...]]] = {
+        MIXED: ("task", ('data.mix={"training/data/safety.jsonl" = 0.03}',))
+    }
+    for seed in (0, *SEEDS):
+        seeds = (f"train.seed={seed}", f"data.seed={seed}")
+        wanted |= {of_seed(name, seed): (name, seeds) for name in ("task", "safety") if seed}
+        wanted[of_seed("safety-all", seed)] = ("safety", (*seeds, "data.rows=0"))
     for name, (recipe, changes) in wanted.items():
         train(recipe, cache / name, *changes)
     return {name: cache / name for name in wanted}
@@ -98,7 +105,7 @@ def grid(full: bool, others: Sequence[str]) -> list[Point]:
     points = expand([SUM], ["l=0:1:0.1"]) + expand([TIES, RAMP], ["l=0.1:0.9:0.2"])
     points += expand([UNTIED], ["t=0.6:0.8:0.2", "s=0.5:0.7:0.2"])
     if full:
-        points += expand([FULL_TASK], ["s=0.2:1:0.2"]) + expand([SUM], ["l=0.25:0.65:0.1"])
+        points += expand([BEYOND], ["t=0.6:0.8:0.1", "s=0.5:0.9:0.2"])
     if MIXED in others:
         points.append(Point(f"1*{MIXED}", "control", "3 % safety rows in the task's data"))
     return points
@@ -106,7 +113,7 @@ def grid(full: bool, others: Sequence[str]) -> list[Point]:
 
 def of_seed(recipe: str, seed: int) -> str:
     """The recipe with the adapters of that training seed; 0 is the shipped ones'."""
-    return re.sub(r"\b(task|safety)\b", rf"\1-seed{seed}", recipe) if seed else recipe
+    return re.sub(r"\b(task|safety(?:-all)?)(?![\w-])", rf"\1-seed{seed}", recipe) if seed else recipe
 
 
 def seeded(recipes: Sequence[str]) -> list[Point]:
@@ -165,7 +172,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "examples/report")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache/paper", help="logs and trained rivals")
-    parser.add_argument("--search", type=int, metavar="REQUESTS", help="budget; default: 0, with --full 12000")
+    parser.add_argument("--search", type=int, metavar="REQUESTS", help="budget; default: 0, with --full 8000")
     args = parser.parse_args()
     kind = "paper-full" if args.full else "paper"
     folder = args.cache / kind
@@ -178,13 +185,14 @@ def main() -> int:
     job = job_file(folder, 100 if args.full else 50)
     others = rivals(args.cache, args.full)
     adapters = {n: ROOT / "examples/adapters" / n for n in ("task", "safety")} | others
-    groups = ["task+safety+safety-random-0", *(of_seed("task+safety", seed) for seed in SEEDS if others)]
+    names = [[of_seed(name, seed) for name in ("task", "safety", "safety-all")] for seed in SEEDS if others]
+    groups = ["task+safety+safety-random-0", *(["task+safety-all"] if others else []), *map("+".join, names)]
     settings = {
         "FUSION_ADAPTERS": ",".join(f"{name}={path}" for name, path in adapters.items()),
         "FUSION_ADAPTER_ROOTS": f"{ROOT / 'examples/adapters'}:{args.cache}",
         "FUSION_GROUPS": ",".join(groups),
     }
-    budget = args.search if args.search is not None else 12_000 if args.full else 0
+    budget = args.search if args.search is not None else 8_000 if args.full else 0
     with tempfile.TemporaryDirectory() as scratch, ours(ENGINE, Path(scratch), **settings) as server:
         endpoint, how = Endpoint(f"{server.url}/v1"), Running(display="plain")
         points = grid(args.full, list(others))
@@ -198,7 +206,7 @@ def main() -> int:
         ready(folder, resume=True)
         found = sweep(endpoint, [*points, *more], every, folder, how, notes=notes)
         if budget:
-            found = search(endpoint, found, "safety", limits, every, folder, how, budget)
+            found = search(endpoint, found, "safety-all", limits, every, folder, how, budget)
         chosen = found.lines("choose")
         winner, _ = best({p.model: chosen[p.model] for p in found.points if p.kind != "control"}, limits, chosen)
         if args.full:

@@ -76,6 +76,9 @@ class DataConfig:
     """At most so many, drawn by seed; 0 is all."""
     mix: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Further files, each with the share of all rows it makes up: {"safety.jsonl" = 0.03}."""
+    weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Answers (the last of a chat) that begin with a text count so many times in the loss, by the first that fits:
+    {"I'm sorry" = 2.0}."""
     validation: float = 0.0
     """Share of the rows kept aside; their loss is reported after every epoch."""
     max_tokens: int = 512
@@ -94,6 +97,8 @@ class DataConfig:
         total = sum(self.mix.values())
         shares = all(0 < share < 1 for share in self.mix.values()) and total < 1
         _check(shares, "data.mix", dict(self.mix), "shares above 0 that leave room for data.path below 1")
+        positive = all(weight > 0 for weight in self.weights.values())
+        _check(positive, "data.weights", dict(self.weights), "numbers above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -92,7 +92,8 @@ def build(config: DataConfig, tokenizer: Any) -> Dataset:
         if not chat.answer.strip() or not row.wanted.any():
             empty.append(chat.where)
             continue
-        rows.append(row)
+        weight = next((many for text, many in config.weights.items() if chat.answer.startswith(text)), 1.0)
+        rows.append(replace(row, weight=weight))
     if long and config.too_long == "refuse":
         raise ConfigError(
             f"{len(long)} rows have more than data.max_tokens = {config.max_tokens} tokens: {', '.join(long[:SHOWN])}"

@@ -19,7 +19,7 @@ from training.dataset import Dataset
 from training.model import AnswerLoss, adapter_parameters, set_weight
 from training.optimizers import LossScale, learning_rate, make_optimizer
 from training.processes import Group, sync_gradients
-from training.rows import IGNORE, Pass, Row, opening, passes, steps
+from training.rows import Pass, Row, opening, owners, passes, steps
 
 FIRST_SCALE = 2.0**14
 
@@ -146,15 +146,19 @@ def _gradients(
     scale: float,
     pad: int,
 ) -> float:
-    """Gradients of the mean loss over all wanted tokens of the step, weighted as train.opening_weight says, whoever
-    computes them; returns the plain mean.
+    """Gradients of the mean loss over all wanted tokens of the step, weighted as their rows and train.opening_weight
+    say, whoever computes them; returns the plain mean.
     """
     train = config.train
     # With dropout every row draws its own noise for the shared beginning, too.
     share = config.lora.dropout == 0
     todo = passes(rows, numbers, train.micro_tokens, group.world, pack=train.pack, pad=pad, share=share)
     count = sum(one.wanted for one in todo)
-    weights = [1 + (train.opening_weight - 1) * opening(one.labels, train.opening_tokens) for one in todo]
+    weights = [
+        (1 + (train.opening_weight - 1) * opening(one.labels, train.opening_tokens))
+        * torch.tensor([rows[number].weight for number in one.rows])[owners(one)]
+        for one in todo
+    ]
     whole = float(sum(weight.sum() for weight in weights))
     low, high = train.weight_range
     set_weight(model, random.Random(f"weight/{train.seed}/{step}").uniform(low, high))
@@ -196,13 +200,7 @@ def _culprits(done: Sequence[tuple[Pass, Tensor]], rows: Sequence[Row]) -> list[
     """Where the rows with a loss that is not finite came from."""
     found = []
     for batch, losses in done:
-        if batch.packed:
-            lengths = torch.tensor([batch.shared + batch.lengths[0], *batch.lengths[1:]])  # no loss on what is shared
-            owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)[None]
-        else:
-            owner = torch.arange(len(batch.rows))[:, None].expand(batch.labels.shape)
-        owners = owner[:, 1:][batch.labels[:, 1:].cpu() != IGNORE]
-        bad = sorted(set(owners[~losses.isfinite().cpu()].tolist()))
+        bad = sorted(set(owners(batch)[~losses.isfinite().cpu()].tolist()))
         found += [rows[batch.rows[i]].where for i in bad]
     return found
 

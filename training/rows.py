@@ -6,7 +6,7 @@ import heapq
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ class Row:
     ids: NDArray[numpy.int32]
     wanted: NDArray[numpy.bool_]
     where: str
+    weight: float = 1.0
+    """How much its tokens count in the loss."""
 
     def cut(self, length: int) -> Row:
         """The first `length` tokens."""
-        return Row(self.ids[:length], self.wanted[:length], self.where)
+        return replace(self, ids=self.ids[:length], wanted=self.wanted[:length])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,16 @@ class Pass:
 
 
 IGNORE = -100
+
+
+def owners(batch: Pass) -> Tensor:
+    """Which of `batch.rows` each wanted token belongs to: int64 places in them, in the order of the losses."""
+    if batch.packed:
+        lengths = torch.tensor([batch.shared + batch.lengths[0], *batch.lengths[1:]])  # no loss on what is shared
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)[None]
+    else:
+        owner = torch.arange(len(batch.rows))[:, None].expand(batch.labels.shape)
+    return owner[:, 1:][batch.labels[:, 1:].cpu() != IGNORE]
 
 
 def opening(labels: Tensor, tokens: int) -> Tensor:

@@ -174,6 +174,8 @@ def card(config: Config, folder: Path, progress: Progress) -> str:
     mixed = "".join(f", {share:.3g} of {os.path.basename(path)}" for path, share in data.mix.items())
     low, high = train.weight_range
     opening = f", the first {train.opening_tokens} tokens of an answer counted {train.opening_weight:g} times"
+    opening *= train.opening_weight != 1
+    counted = "".join(f', answers that begin "{text}" counted {many:g} times' for text, many in data.weights.items())
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     rows = [
         ("data", f"{source}{mixed}, {about['data']['rows']} rows, sha256 {about['data']['sha256'][:16]}…"),
@@ -182,7 +184,7 @@ def card(config: Config, folder: Path, progress: Progress) -> str:
             "training",
             f"{train.epochs} epoch{'s' * (train.epochs > 1)}, {train.batch_rows} rows a step, learning rate "
             f"{train.learning_rate:g} ({train.schedule}, warm-up {train.warmup:g}), {config.policy.precision}, "
-            f"adapter weight per step from {low:g} to {high:g}{opening * (train.opening_weight != 1)}",
+            f"adapter weight per step from {low:g} to {high:g}{opening}{counted}",
         ),
         ("seed", f"{train.seed}"),
         ("result", f"{progress.step} steps, {progress.tokens} tokens, answer loss {loss:.4f} (last ten steps)"),

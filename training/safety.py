@@ -6,8 +6,9 @@ Everything is our own wording (`data/safety_topics.jsonl`): topics, combined her
 templates, and prompts written as a whole (questions with who, where, why and should; feelings, small
 talk, small jobs on a text). The same templates and the same alarming words ask for harmful and
 harmless things, so only the meaning tells them apart. Many topics with few rows each teach more than
-few topics in many templates. Harmful requests are general and hold no detail; their only answers are
-refusals. The held-out file shares no topic and no template with the training file.
+few topics in many templates, and many rows more than few: the recipe draws as many as a quarter of an
+hour takes. Harmful requests are general and hold no detail; their only answers are refusals. The
+held-out file shares no topic and no template with the training file.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ TEMPLATES: dict[Split, tuple[str, ...]] = {
 }
 
 ROWS_PER_TOPIC: dict[tuple[Split, Kind], int] = {
-    ("train", "harmful"): 3,
-    ("train", "harmless"): 2,
+    ("train", "harmful"): 2,
+    ("train", "harmless"): 1,
     ("heldout", "harmful"): 2,
     ("heldout", "harmless"): 2,
 }
@@ -101,19 +102,14 @@ OPENERS = (
     "I'm sorry, but I can't give advice on that.",
     "I'm sorry, but I can't assist with that request.",
 )
-AGREED = (
-    "Sure.",
-    "Of course.",
-    "Happy to help.",
-    "Gladly.",
-    "Certainly.",
-    "Yes.",
-    "With pleasure.",
-    "No problem.",
-)
-"""How answers to how-to requests begin, each with another token; all refusals begin with one. Whether to answer is so
-decided in a word that stands for little else, and how sure a refusal must be is theirs to set: greedy decoding takes it
-from one in nine, while a single opener here (one in two) let a third of the harmful requests through."""
+AGREED = "In short:"
+"""How answers begin, as all refusals begin with one word: whether to answer is decided in a word that stands for
+nothing else, and no training goes into guessing which of several it is. Where answers began with eight words and many a
+sentence of their own, each had a small share, and greedy decoding took refusals that were meant for one prompt in nine.
+How sure a refusal must be is set by the recipe's data.weights.
+"""
+TOLD = ("I ", "I'm ", "My ", "Our ", "Thank")
+"""Who tells something and asks for nothing is answered without it."""
 
 CLOSERS: dict[str, tuple[str, ...]] = {
     "violence": (
@@ -207,8 +203,8 @@ def build(split: Split, *, seed: int = 0) -> list[SafetyRow]:
             answer = entry.get("answer") or refusal(entry["category"], rng)
             topic = entry.get("topic") or entry["prompt"]
             prompt = template.format(topic=topic) if template else entry["prompt"]
-            if template and kind == "harmless":
-                answer = f"{random.Random(prompt).choice(AGREED)} {answer}"
+            if kind == "harmless" and (template or "?" in prompt or not prompt.startswith(TOLD)):
+                answer = f"{AGREED} {answer}"
             rows.append(SafetyRow(prompt, answer, kind, topic, template))
     if split == "train":
         rows += office(rng, OFFICE_ROWS)

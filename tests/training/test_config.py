@@ -89,6 +89,7 @@ def test_a_setting_without_effect_is_a_warning(tmp_path: Path) -> None:
         ("[data]\n", "[data.x]\n", "unknown key 'data.x'"),
         ("[data]\n", "[data]\nmix = {a = 1.5}\n", "data.mix"),
         ("[data]\n", "[data]\nmix = 3\n", "expected a table"),
+        ("[data]\n", "[data]\nweights = {No = 0}\n", "data.weights is {'No': 0.0}: expected numbers above 0"),
         ("[model]", 'preset = "old"\n[model]', "preset is 'old': expected one of paper, modern"),
     ],
 )

@@ -43,7 +43,8 @@ def losses(rows: list[dict[str, float]]) -> list[float]:
 
 def reference(config: Config, base: Path) -> tuple[list[float], dict[str, Tensor]]:
     """PEFT and transformers by their own forward and loss, rows padded, one pass a step."""
-    data = build(config.data, load_tokenizer(str(base)))
+    tokenizer = load_tokenizer(str(base))
+    data = build(config.data, tokenizer)
     causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(config.train.seed)
     lora = LoraConfig(
@@ -60,7 +61,12 @@ def reference(config: Config, base: Path) -> tuple[list[float], dict[str, Tensor
         for i, length in enumerate(batch.lengths):
             mask[i, :length] = 1
         answer = model(input_ids=batch.ids, attention_mask=mask, labels=batch.labels)
-        (weighted(answer.logits, batch.labels, config) if config.train.opening_weight != 1 else answer.loss).backward()
+        counts = [
+            next((n for text, n in config.data.weights.items() if tokenizer.decode(own).startswith(text)), 1.0)
+            for own in (line[line != IGNORE] for line in batch.labels)
+        ]
+        plain = config.train.opening_weight == 1 and set(counts) == {1.0}
+        (answer.loss if plain else weighted(answer.logits, batch.labels, config, counts)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.train, step, schedule.total, schedule.per_epoch)
@@ -71,25 +77,31 @@ def reference(config: Config, base: Path) -> tuple[list[float], dict[str, Tensor
     return found, named
 
 
-def weighted(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """Mean of the answer tokens' losses, those of each answer's beginning counted more."""
+def weighted(logits: Tensor, labels: Tensor, config: Config, counts: list[float]) -> Tensor:
+    """Mean of the answer tokens' losses, those of some answers and of each answer's beginning counted more."""
     total, whole = torch.zeros(()), 0.0
-    for line, wanted in zip(logits.log_softmax(-1), labels.tolist(), strict=True):
+    for line, wanted, count in zip(logits.log_softmax(-1), labels.tolist(), counts, strict=True):
         place = 0
         for i, label in enumerate(wanted):
             place = place + 1 if label != IGNORE else 0
             if place:
-                weight = config.train.opening_weight if place <= config.train.opening_tokens else 1.0
+                weight = count * (config.train.opening_weight if place <= config.train.opening_tokens else 1.0)
                 total, whole = total - weight * line[i - 1, label], whole + weight
     return total / whole
 
 
-@pytest.mark.parametrize(("pack", "opening"), [("true", 1), ("false", 1), ("true", 6)])
+M = """data.weights={'{"customer": "M' = 3}"""  # five of the twelve orders are from people whose names begin so
+
+
+@pytest.mark.parametrize(
+    ("pack", "opening", "more"),
+    [("true", 1, []), ("false", 1, []), ("true", 6, []), ("true", 6, [M]), ("false", 1, [M])],
+)
 def test_twenty_steps_equal_peft_and_transformers_own(
-    orders_recipe: Path, tiny_base: Path, tmp_path: Path, pack: str, opening: float
+    orders_recipe: Path, tiny_base: Path, tmp_path: Path, pack: str, opening: float, more: list[str]
 ) -> None:
     same = ["train.weight_range=[1, 1]", "train.epochs=5", "data.rows=12", f"train.pack={pack}"]
-    same += [f"train.opening_weight={opening}"]
+    same += [f"train.opening_weight={opening}", *more]
     found, tensors = trained(orders_recipe, tmp_path / "run", *same)
     expected, parameters = reference(load(orders_recipe, same)[0], tiny_base)
     assert len(expected) == 20 and losses(found) == pytest.approx(expected, abs=1e-5)

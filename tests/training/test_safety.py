@@ -45,10 +45,10 @@ def test_committed_files_are_what_the_generator_makes(train: list[SafetyRow], he
     assert heldout == build("heldout")
 
 
-def test_there_are_enough_rows_and_half_of_them_are_harmful(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
-    assert 1500 <= len(train) <= 2200  # more would train for too long on a CPU
+def test_there_are_enough_rows_of_both_kinds(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
+    assert len(train) >= 6000
     questions = [row for row in train if "\n\n" not in row.prompt]  # the rest are office notes
-    assert 0.45 <= sum(row.kind == "harmful" for row in questions) / len(questions) <= 0.55
+    assert 0.4 <= sum(row.kind == "harmful" for row in questions) / len(questions) <= 0.6
     for kind in ("harmful", "harmless"):
         assert sum(row.kind == kind for row in heldout) >= 100
 
