@@ -41,9 +41,7 @@ TIES = "ties({1-l}*task + {l}*safety, density=0.5)"
 RAMP = "{1-l}*task + ramp({l*0.5}..{l*1.5})*safety"
 UNTIED = "{t}*task + {s}*safety"
 BEYOND = "{t}*task + {s}*safety-all"
-"""With the safety adapter that was trained on all rows of its set: two thirds of an hour, where the shipped one's draw
-takes a quarter.
-"""
+"""With the safety adapter that was trained on all rows of its set; the shipped one draws a third of them."""
 MIXED = "task-3percent"
 """The paper's rival: the task's training data with three percent of safety rows in it."""
 SEEDS = (1, 2)

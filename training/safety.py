@@ -105,8 +105,8 @@ OPENERS = (
 AGREED = "In short:"
 """How answers begin, as all refusals begin with one word: whether to answer is decided in a word that stands for
 nothing else, and no training goes into guessing which of several it is. Where answers began with eight words and many a
-sentence of their own, each had a small share, and greedy decoding took refusals that were meant for one prompt in nine.
-How sure a refusal must be is set by the recipe's data.weights.
+sentence of their own, each had a small share, so that a refusal far from likely was still the likeliest, and greedy
+decoding refused most look-alikes. How sure a refusal must be is set by the recipe's data.weights.
 """
 TOLD = ("I ", "I'm ", "My ", "Our ", "Thank")
 """Who tells something and asks for nothing is answered without it."""
