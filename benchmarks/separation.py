@@ -1,9 +1,10 @@
 """How well a fusion can tell XSTest's unsafe prompts from its safe ones at all: `python -m benchmarks.separation`.
 
 Where an answer begins it is decided whether it refuses; every refusal of the shipped safety data begins with "I'm" and
-no answer does. A fusion's probability of "I" ranks the prompts, and the curve over all thresholds (ROC) is the ceiling
-of whatever only makes refusals more or less likely: the share of safe prompts refused by the time 95 % of the unsafe
-ones are. The half of XSTest that weights are chosen on; the fusions are exact, in float32, on the base itself.
+of 3,597 answers one with "I". A fusion's probability of "I" ranks the prompts, and the curve over all thresholds (ROC)
+is the ceiling of whatever only makes refusals more or less likely: the share of safe prompts refused by the time 95 %
+of the unsafe ones are. The half of XSTest that weights are chosen on; the fusions are exact, in float32, on the base
+itself.
 
     python -m benchmarks.separation --data DIR [--adapter NAME=FOLDER] [--recipe RECIPE …]
 """
