@@ -61,6 +61,7 @@ paper: setup-dev
 
 paper-full: setup-dev
 	$(PY) -m benchmarks.paper --data $(DATA) --full
+	$(PY) -m benchmarks.headline --data $(DATA)
 
 bento: setup
 	BENTOML_DO_NOT_TRACK=1 $(PY) -m bentoml build

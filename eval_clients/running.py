@@ -78,6 +78,7 @@ def run(tasks: Sequence[Task], endpoint: Endpoint, models: Sequence[str], folder
     Logs land in `folder`/logs, where `inspect view` shows them; results are read with `eval_clients.results`.
     Progress goes to stderr.
     """
+    asked = len(tasks) * len(models)
     with contextlib.redirect_stdout(sys.stderr):
         complete, _ = eval_set(
             list(tasks),
@@ -90,11 +91,13 @@ def run(tasks: Sequence[Task], endpoint: Endpoint, models: Sequence[str], folder
             continue_on_fail=True,
             retry_on_error=1,
             epochs=how.seeds,
-            max_tasks=len(tasks) * len(models),
-            max_samples=how.in_flight,
+            max_tasks=asked,
+            max_samples=max(2, 2 * how.in_flight // asked),  # of each task: what waits costs the server its cores
             max_connections=how.in_flight,
             max_retries=how.retries,
             log_dir_allow_dirty=True,
+            log_realtime=False,  # its database of events took as long as the answers
+            log_buffer=1,
             ctl_server=False,
             score_display=False,
             display=how.display,

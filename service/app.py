@@ -32,6 +32,8 @@ log = logging.getLogger("fusion")
 
 HEALTH_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
 PATH = "fusion.path"
+LAST_ANSWERS_S = 10
+"""Left to answers on their way once the engine has died."""
 
 
 class Front:
@@ -150,6 +152,8 @@ async def _end_with(service: "FusionService") -> None:
         await asyncio.sleep(1)
     log.error("the engine has died; this worker ends and is started afresh")
     os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(LAST_ANSWERS_S)
+    os._exit(1)  # what still waits for an answer of that engine would keep it for ever
 
 
 @bentoml.service(name="lora-fusion", workers=1, traffic={"timeout": 24 * 3600, "max_concurrency": 4096})

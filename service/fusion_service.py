@@ -122,6 +122,7 @@ class FusionService:
         )
         self.gate = Gate(self.engine.app, self.names, self.pool, self.metrics, strict=s.strict)
         await self._register_shipped()
+        self._check_groups()
         self.ready = True
 
     async def close(self) -> None:
@@ -181,6 +182,18 @@ class FusionService:
             if all(records):
                 groups.append(tuple(r.digest for r in records if r is not None))
         return groups
+
+    def _check_groups(self) -> None:
+        """Warns of declared groups that serve nothing as they are."""
+        for group in self.settings.groups:
+            found = {name: self.registry.adapters.get(name.strip()) for name in group.split("+")}
+            missing = [name for name, record in found.items() if record is None]
+            rank = sum(self.pool.rank(record.digest) for record in found.values() if record is not None)
+            if missing:
+                log.warning("FUSION_GROUPS: %r waits for its adapters %s", group, ", ".join(map(repr, missing)))
+            if rank > self.settings.max_lora_rank:
+                limit = self.settings.max_lora_rank
+                log.warning("FUSION_GROUPS: %r has no stack: rank %d, over FUSION_MAX_LORA_RANK=%d", group, rank, limit)
 
     # Adapters
 

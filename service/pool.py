@@ -137,12 +137,27 @@ class Pool:
         """Whether `fusion` can be served mixed."""
         return self.why_built(fusion) is None
 
-    def _wider(self, members: set[str]) -> tuple[str, ...]:
-        """The declared group that holds `members` and fits, else just them."""
+    def _group(self, members: set[str]) -> tuple[str, ...] | None:
+        """The declared group that holds `members` and fits."""
         for group in self._groups():
             if members <= set(group) and sum(self.rank(d) for d in group) <= self.max_rank:
                 return tuple(sorted(group))
-        return tuple(sorted(members))
+        return None
+
+    def _fitting(self, members: set[str]) -> tuple[str, Resident | None]:
+        """The key of the stack that serves `members`, and the stack itself when it is resident.
+
+        That of the declared group; else, of those that hold the members, the one with the most running requests, since
+        the engine batches few stacks at once and one runs fastest; of idle ones the smallest.
+        """
+        group = self._group(members)
+        if group is None:
+            holding = [r for r in self.residents.values() if members <= set(r.widths)]
+            if holding:
+                best = min(holding, key=lambda r: (-r.leases, r.rank, r.key))
+                return best.key, best
+        key = stack_key(group or tuple(sorted(members)))
+        return key, self.residents.get(key)
 
     @asynccontextmanager
     async def lease(self, fusion: Fusion, *, strict: bool = False) -> AsyncIterator[Lease]:
@@ -161,14 +176,12 @@ class Pool:
 
     async def _mixed(self, fusion: Fusion) -> Lease:
         members = set(fusion.parents.values())
-        fitting = [r for r in self.residents.values() if r.kind == "stack" and members <= set(r.widths)]
+        key, resident = self._fitting(members)
         source: Source = "warm"
-        if fitting:
-            resident = min(fitting, key=lambda r: (r.rank, r.key))
+        if resident is not None:
             self._hold(resident)
         else:
-            digests = self._wider(members)
-            key = stack_key(digests)
+            digests = self._group(members) or tuple(sorted(members))
             resident, source = await self._once(key, lambda: self._make_stack(key, digests))
         self._metrics.hit(source)
         weights = dict.fromkeys(resident.widths, 0.0)
@@ -334,14 +347,11 @@ class Pool:
     def state(self, fusion: Fusion) -> tuple[str, str | None]:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
         if self.stackable(fusion):
-            members = set(fusion.parents.values())
-            if any(members <= set(r.widths) for r in self.residents.values()):
-                return "warm", None
-            key = stack_key(self._wider(members))
+            key, _ = self._fitting(set(fusion.parents.values()))
         else:
             key = self._build_key(fusion)
-            if key in self.residents:
-                return "warm", None
+        if key in self.residents:
+            return "warm", None
         if key in self.failures and key not in self._making:
             return "failed", self.failures[key]
         return self.states.get(key, "queued" if key in self._making else "evicted"), None

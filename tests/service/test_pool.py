@@ -1,7 +1,7 @@
 """The pool by itself, over an engine that can be told to fail: what is kept, what goes, and what is said."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Callable[..., World]:
-    def make(*, capacity: int = 3, mixing: bool = True, groups: tuple[str, ...] = ()) -> World:
+    def make(*, capacity: int = 3, mixing: bool = True, groups: Sequence[str] = ()) -> World:
         sources = Store(tmp_path / "sources", budget_bytes=2**40)
         adapters = {}
         for seed, (name, rank) in enumerate(RANKS.items()):
@@ -114,6 +114,34 @@ def test_a_part_of_a_resident_stack_needs_no_stack_of_its_own(world: Callable[..
             assert (lease.rank, lease.resident.rank) == (6, 9)
         async with w.pool.lease(w.fusion("3*c")) as lease:
             assert lease.source == "warm"
+
+    run(main())
+
+
+def test_a_declared_group_serves_its_adapters_even_where_a_smaller_stack_is(world: Callable[..., World]) -> None:
+    async def main() -> None:
+        groups: list[str] = []
+        w = world(groups=groups)
+        async with w.pool.lease(w.fusion("1*a")):  # registered alone, before the group is complete
+            pass
+        groups.append("a+b+c")
+        async with w.pool.lease(w.fusion("1*a")) as one, w.pool.lease(w.fusion("1*b + 1*c")) as other:
+            assert one.resident is other.resident and one.resident.rank == 9
+
+    run(main())
+
+
+def test_what_runs_already_is_joined_and_idle_stacks_give_the_smallest(world: Callable[..., World]) -> None:
+    async def main() -> None:
+        w = world()
+        for text in ("1*a", "1*a + 1*b"):
+            async with w.pool.lease(w.fusion(text)):
+                pass
+        async with w.pool.lease(w.fusion("2*a")) as lease:
+            assert lease.resident.rank == 4
+        async with w.pool.lease(w.fusion("3*a + 1*b")) as pair, w.pool.lease(w.fusion("2*a")) as lease:
+            assert lease.resident is pair.resident
+        assert len(w.engine.loaded) == 2
 
     run(main())
 
