@@ -19,6 +19,8 @@ from typing import Any, Literal, Self
 
 import httpx
 
+from eval_clients.shares import Share
+
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / ".cache/base/smollm2-135m-instruct"
 BASE_NAME = "smollm2-135m-instruct"
@@ -133,6 +135,13 @@ def machine() -> str:
             if line.startswith("model name"):
                 return f"{os.cpu_count()} cores of {line.partition(':')[2].strip()}{gpu}"
     return f"{os.cpu_count()} cores, {platform.machine()}{gpu}"
+
+
+def shown(value: Any) -> str:
+    """A recorded value as a cell of a table: a share with its interval, anything else as it is."""
+    if isinstance(value, dict):
+        return str(Share(value["hits"], value["total"], value["low"], value["high"]))
+    return str(value)
 
 
 def free_port() -> int:

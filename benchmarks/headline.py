@@ -20,15 +20,14 @@ from typing import Any
 
 from inspect_ai import Task
 
-from benchmarks.common import RESULTS, ROOT, machine, ours
-from benchmarks.paper import ALL_ROWS, ENGINE, IN_FLIGHT, fingerprints, job_file, sets, train
+from benchmarks.common import RESULTS, ROOT, machine, ours, shown
+from benchmarks.paper import ALL_ROWS, ENGINE, IN_FLIGHT, fingerprints, job_file, serving, sets, train
 from eval_clients import data, tasks
 from eval_clients.data import Half
 from eval_clients.endpoint import Endpoint
 from eval_clients.points import Point
 from eval_clients.results import Line, table
 from eval_clients.running import FolderError, Running, ready
-from eval_clients.shares import Share
 from eval_clients.sweep import sweep
 
 PAPER = "0.6*task + 0.4*safety"
@@ -77,9 +76,7 @@ def rendered(content: dict[str, Any]) -> str:
     for part, made in content.items():
         out += [f"| {' | '.join(columns[part])} |", "| --- " * len(columns[part]) + "|"]
         for row in made["rows"]:
-            values = (row[name] for name in columns[part])
-            cells = (Share(v["hits"], v["total"], v["low"], v["high"]) if isinstance(v, dict) else v for v in values)
-            out.append(f"| {' | '.join(map(str, cells))} |")
+            out.append(f"| {' | '.join(shown(row[name]) for name in columns[part])} |")
         out += ["", f"`{made['command']}`, {made['date']}, {made['machine']}", ""]
     return "\n".join(out)
 
@@ -103,12 +100,8 @@ def main() -> int:
     except (data.DataError, FolderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    groups = {"+".join(sorted(of_seed(n, seed) for n in names(recipe))) for recipe in recipes for seed in seeds}
-    settings = {
-        "FUSION_ADAPTERS": ",".join(f"{name}={path}" for name, path in known.items()),
-        "FUSION_ADAPTER_ROOTS": f"{ROOT / 'examples/adapters'}:{args.cache}",
-        "FUSION_GROUPS": ",".join(sorted(group for group in groups if "+" in group)),
-    }
+    stacks = {"+".join(sorted(of_seed(n, seed) for n in names(recipe))) for recipe in recipes for seed in seeds}
+    settings = serving(known, args.cache, sorted(stack for stack in stacks if "+" in stack))
     missing = 0
     with tempfile.TemporaryDirectory() as scratch, ours(ENGINE, Path(scratch), **settings) as server:
         endpoint = Endpoint(f"{server.url}/v1")

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -94,6 +94,16 @@ def fingerprints(adapters: Mapping[str, Path]) -> dict[str, str]:
     return {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
+def serving(adapters: Mapping[str, Path], cache: Path, stacks: Iterable[str]) -> dict[str, str]:
+    """The service's settings: these adapters, and which of them share one slot of the engine, hence one batch."""
+    return {
+        "FUSION_ADAPTERS": ",".join(f"{name}={path}" for name, path in adapters.items()),
+        "FUSION_ADAPTER_ROOTS": f"{ROOT / 'examples/adapters'}:{cache}",
+        "FUSION_GROUPS": ",".join(stacks),
+        "FUSION_MAX_LORA_RANK": "64",
+    }
+
+
 def grid(full: bool) -> list[Point]:
     """All points but the controls."""
     points = expand([SUM], ["l=0:1:0.1"]) + expand([TIES, RAMP], ["l=0.1:0.9:0.2"])
@@ -151,13 +161,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     job = job_file(folder, 100 if args.full else 50)
-    settings = {
-        "FUSION_ADAPTERS": ",".join(f"{name}={path}" for name, path in adapters.items()),
-        "FUSION_ADAPTER_ROOTS": f"{ROOT / 'examples/adapters'}:{args.cache}",
-        # One stack of them all, in one slot of the engine: whatever is served mixed runs in one batch.
-        "FUSION_GROUPS": "+".join([*adapters, "safety-random-0"]),
-        "FUSION_MAX_LORA_RANK": "64",
-    }
+    settings = serving(adapters, args.cache, ["+".join([*adapters, "safety-random-0"])])
     budget = args.search if args.search is not None else 8_000 if args.full else 0
     with tempfile.TemporaryDirectory() as scratch, ours(ENGINE, Path(scratch), **settings) as server:
         endpoint, how = Endpoint(f"{server.url}/v1"), Running(display="plain", in_flight=IN_FLIGHT)

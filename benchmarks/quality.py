@@ -16,12 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT
+from benchmarks.common import RESULTS, ROOT, shown
 from eval_clients import tasks
 from eval_clients.endpoint import Endpoint, EndpointError
 from eval_clients.results import SHARES, Line, lines, read, table
 from eval_clients.running import Running, ready, run
-from eval_clients.shares import Share
 from training.orders import orders
 
 MODELS = "base,task,safety,balanced"
@@ -42,8 +41,7 @@ def rendered(rows: list[dict[str, Any]]) -> str:
     """The recorded lines as a markdown table, one model a row."""
     out = [f"| model | {' | '.join(name.strip() for name in COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
     for row in rows:
-        shares = [row[key] for key in COLUMNS.values()]
-        cells = [str(Share(s["hits"], s["total"], s["low"], s["high"])) for s in shares]
+        cells = [shown(row[key]) for key in COLUMNS.values()]
         out.append(f"| `{row['model']}` | {' | '.join(cells)} |")
     return "\n".join(out)
 

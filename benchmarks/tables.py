@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
+from benchmarks.headline import rendered as headlines
 from benchmarks.quality import rendered
 
 
@@ -71,9 +72,20 @@ def quality() -> str:
     return rendered(json.loads((RESULTS / "quality.json").read_text())["models"])
 
 
+def headline() -> str:
+    """The paper's headline points at three seeds, and MMLU."""
+    path = RESULTS / "headline.json"
+    return headlines(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"results": highlights, "quality": quality},
-    "benchmarks/README.md": {"tables": figures, "gpu": partial(figures, "gpu.json"), "scaling": scaling},
+    "benchmarks/README.md": {
+        "tables": figures,
+        "headline": headline,
+        "gpu": partial(figures, "gpu.json"),
+        "scaling": scaling,
+    },
 }
 
 

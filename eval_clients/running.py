@@ -96,7 +96,7 @@ def run(tasks: Sequence[Task], endpoint: Endpoint, models: Sequence[str], folder
             max_connections=how.in_flight,
             max_retries=how.retries,
             log_dir_allow_dirty=True,
-            log_realtime=False,  # its database of events took as long as the answers
+            log_realtime=False,  # its database of events took a quarter of this process's time
             log_buffer=1,
             ctl_server=False,
             score_display=False,

@@ -144,20 +144,20 @@ class Pool:
                 return tuple(sorted(group))
         return None
 
-    def _fitting(self, members: set[str]) -> tuple[str, Resident | None]:
-        """The key of the stack that serves `members`, and the stack itself when it is resident.
+    def _stack_of(self, members: set[str]) -> tuple[str, tuple[str, ...]]:
+        """The key and the adapters of the stack that serves `members`, resident or not.
 
-        That of the declared group; else, of those that hold the members, the one with the most running requests, since
-        the engine batches few stacks at once and one runs fastest; of idle ones the smallest.
+        That of the declared group; else, of the resident ones that hold the members, the one with the most running
+        requests, since the engine batches few stacks at once and one runs fastest; of idle ones the smallest.
         """
         group = self._group(members)
         if group is None:
             holding = [r for r in self.residents.values() if members <= set(r.widths)]
             if holding:
                 best = min(holding, key=lambda r: (-r.leases, r.rank, r.key))
-                return best.key, best
-        key = stack_key(group or tuple(sorted(members)))
-        return key, self.residents.get(key)
+                return best.key, tuple(best.widths)
+        digests = group or tuple(sorted(members))
+        return stack_key(digests), digests
 
     @asynccontextmanager
     async def lease(self, fusion: Fusion, *, strict: bool = False) -> AsyncIterator[Lease]:
@@ -176,12 +176,12 @@ class Pool:
 
     async def _mixed(self, fusion: Fusion) -> Lease:
         members = set(fusion.parents.values())
-        key, resident = self._fitting(members)
+        key, digests = self._stack_of(members)
+        resident = self.residents.get(key)
         source: Source = "warm"
         if resident is not None:
             self._hold(resident)
         else:
-            digests = self._group(members) or tuple(sorted(members))
             resident, source = await self._once(key, lambda: self._make_stack(key, digests))
         self._metrics.hit(source)
         weights = dict.fromkeys(resident.widths, 0.0)
@@ -347,7 +347,7 @@ class Pool:
     def state(self, fusion: Fusion) -> tuple[str, str | None]:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
         if self.stackable(fusion):
-            key, _ = self._fitting(set(fusion.parents.values()))
+            key, _ = self._stack_of(set(fusion.parents.values()))
         else:
             key = self._build_key(fusion)
         if key in self.residents:
