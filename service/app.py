@@ -169,6 +169,8 @@ class LoraFusion:
         from service.fusion_service import FusionService
 
         end_with_parent()
+        log.disabled = False  # BentoML's set-up of logging switches off the loggers that were there before it
+        log.setLevel(logging.INFO)
         configuration = settings.read()
         try:
             self.service = FusionService(configuration)
