@@ -172,6 +172,7 @@ class Server:
 
     def __enter__(self) -> Self:
         began = time.monotonic()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the server would outlive us
         # Both sides get both cores: vLLM would keep one of two free, which this service undoes by itself.
         cores = {"OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
         environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"} | cores
@@ -185,12 +186,16 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        while time.monotonic() - began < START_LIMIT_S and self.process.poll() is None:
-            with suppress(httpx.HTTPError):
-                if httpx.get(self.url + self.ready_path, timeout=5).status_code == 200:
-                    self.started_s = time.monotonic() - began
-                    return self
-            time.sleep(0.1)
+        try:
+            while time.monotonic() - began < START_LIMIT_S and self.process.poll() is None:
+                with suppress(httpx.HTTPError):
+                    if httpx.get(self.url + self.ready_path, timeout=5).status_code == 200:
+                        self.started_s = time.monotonic() - began
+                        return self
+                time.sleep(0.1)
+        except BaseException:  # Ctrl-C and SIGTERM too
+            self.__exit__()
+            raise
         self.__exit__()
         raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-3000:]}")
 

@@ -21,7 +21,7 @@ from typing import Any
 from inspect_ai import Task
 
 from benchmarks.common import RESULTS, ROOT, machine, ours, shown
-from benchmarks.paper import ALL_ROWS, ENGINE, IN_FLIGHT, fingerprints, job_file, serving, sets, train
+from benchmarks.paper import ALL_ROWS, ALL_ROWS_CHANGES, ENGINE, IN_FLIGHT, fingerprints, job_file, serving, sets, train
 from eval_clients import data, tasks
 from eval_clients.data import Half
 from eval_clients.endpoint import Endpoint
@@ -55,7 +55,7 @@ def trained(cache: Path, recipes: Sequence[str], seeds: Sequence[int]) -> dict[s
             seeded = of_seed(name, seed)
             if seeded not in found:
                 changes = [f"train.seed={seed}", f"data.seed={seed}"] if seed else []
-                changes += ["data.rows=0"] if name == ALL_ROWS else []
+                changes += ALL_ROWS_CHANGES if name == ALL_ROWS else ()
                 train("task" if name == "task" else "safety", cache / seeded, *changes)
                 found[seeded] = cache / seeded
     return found

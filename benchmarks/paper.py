@@ -41,7 +41,8 @@ TIES = "ties({1-l}*task + {l}*safety, density=0.5)"
 RAMP = "{1-l}*task + ramp({l*0.5}..{l*1.5})*safety"
 UNTIED = "{t}*task + {s}*safety"
 ALL_ROWS = "safety-all"
-"""The safety adapter trained on all rows of its set; the shipped one draws a third of them."""
+"""The safety adapter trained on all rows of its set, readier to refuse; the shipped one draws a third of them."""
+ALL_ROWS_CHANGES = ("data.rows=0", """data.weights={"I'm sorry" = 3.0}""")  # refuse from one in four, not one in three
 BEYOND = f"{{t}}*task + {{t*r}}*{ALL_ROWS}"
 BOTH = f"{{t}}*task + {{t*r}}*safety + {{t*r}}*{ALL_ROWS}"
 MIXED = "task-3percent"
@@ -84,7 +85,7 @@ def train(recipe: str, out: Path, *changes: str) -> None:
 def rivals(cache: Path) -> dict[str, Path]:
     """The adapters beside the shipped ones, by name; trained when they are not there."""
     train("task", cache / MIXED, 'data.mix={"training/data/safety.jsonl" = 0.03}')
-    train("safety", cache / ALL_ROWS, "data.rows=0")
+    train("safety", cache / ALL_ROWS, *ALL_ROWS_CHANGES)
     return {name: cache / name for name in (MIXED, ALL_ROWS)}
 
 
@@ -147,7 +148,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "examples/report")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache/paper", help="logs and trained rivals")
-    parser.add_argument("--search", type=int, metavar="REQUESTS", help="budget; default: 0, with --full 8000")
+    parser.add_argument("--search", type=int, metavar="REQUESTS", help="budget; default: 0, with --full 16000")
     args = parser.parse_args()
     kind = "paper-full" if args.full else "paper"
     folder = args.cache / kind
@@ -162,7 +163,7 @@ def main() -> int:
         return 2
     job = job_file(folder, 100 if args.full else 50)
     settings = serving(adapters, args.cache, ["+".join([*adapters, "safety-random-0"])])
-    budget = args.search if args.search is not None else 8_000 if args.full else 0
+    budget = args.search if args.search is not None else 16_000 if args.full else 0
     with tempfile.TemporaryDirectory() as scratch, ours(ENGINE, Path(scratch), **settings) as server:
         endpoint, how = Endpoint(f"{server.url}/v1"), Running(display="plain", in_flight=IN_FLIGHT)
         points = grid(args.full)

@@ -95,8 +95,12 @@ def pareto(found: Sweep, path: Path, winner: str) -> None:
             mark |= {"edgecolors": "black", "linewidths": 1.3}
         mesh = axis.scatter([x.value], [y.value], c=[0.5 if job is None else job.value], zorder=3, **mark)
         if point.series in NAMED or point.model == winner:
-            side: dict[str, Any] = {"xytext": (5, 4)} if x.value < 0.5 else {"xytext": (-5, 4), "ha": "right"}
-            axis.annotate(point.model, (x.value, y.value), fontsize=6.5, textcoords="offset points", **side)
+            left = x.value < 0.5
+            offset = (26 if left else -26, 26 if point.model == winner else -26)  # where fewer points lie
+            text: dict[str, Any] = {"fontsize": 6.5, "ha": "left" if left else "right", "zorder": 5}
+            text |= {"bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}}
+            text |= {"textcoords": "offset points", "arrowprops": {"arrowstyle": "-", "lw": 0.7}}
+            axis.annotate(point.model, (x.value, y.value), xytext=offset, **text)
     if mesh is not None:
         figure.colorbar(mesh, ax=axis, label="task exact")
     axis.set(xlabel="harmful prompts answered (less is better)", ylabel="safe prompts answered (more is better)")

@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -89,8 +90,21 @@ def _reason(error: EvalError | None) -> str:
     return (found[0] if found else error.message.splitlines()[0])[:200]
 
 
-def _read(log: EvalLog, model: str) -> tuple[list[Row], list[tuple[str, str, str]]]:
-    """The rows of one log, and what it lacks."""
+Found = tuple[list[Row], list[tuple[str, str, str]]]
+"""The rows of a log, and what it lacks."""
+
+
+@cache
+def _log(name: str, size: int, mtime: float) -> tuple[tuple[str, str], Found]:
+    """(model, task) of a log and what it holds. A log of that size and age is read once: a search asks for all results
+    again and again, and hundreds of logs take minutes.
+    """
+    log = read_eval_log(name, exclude_fields=UNREAD)
+    model = log.eval.model.removeprefix(PROVIDER)
+    return (model, log.eval.task), _read(log, model)
+
+
+def _read(log: EvalLog, model: str) -> Found:
     task, samples = log.eval.task, log.samples or []
     failed = [one for one in samples if one.error is not None]
     wanted = (log.eval.dataset.samples or 0) * (log.eval.config.epochs or 1)
@@ -106,11 +120,8 @@ def _read(log: EvalLog, model: str) -> tuple[list[Row], list[tuple[str, str, str
 
 def read(folder: Path) -> Answers:
     """All answers under `folder`/logs; of several logs of one model and task the last, which took over the others'."""
-    found: dict[tuple[str, str], tuple[list[Row], list[tuple[str, str, str]]]] = {}
-    for info in sorted(list_eval_logs(str(folder / "logs")), key=lambda info: info.name):
-        log = read_eval_log(info.name, exclude_fields=UNREAD)
-        model = log.eval.model.removeprefix(PROVIDER)
-        found[model, log.eval.task] = _read(log, model)
+    logs = sorted(list_eval_logs(str(folder / "logs")), key=lambda info: info.name)
+    found = dict(_log(info.name, info.size, info.mtime or 0.0) for info in logs)
     return Answers([row for rows, _ in found.values() for row in rows], [one for _, m in found.values() for one in m])
 
 
