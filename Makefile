@@ -14,7 +14,7 @@ help:
 	@echo "make test    set up and run the test-suite"
 	@echo "make check   format, lint, types"
 	@echo "make bench   measurements against the peers (see benchmarks/README.md)"
-	@echo "make soak    the long runs (about 40 minutes); results in benchmarks/results/"
+	@echo "make soak    the long runs (10 minutes on 2 cores); results in benchmarks/results/"
 	@echo "make paper   the paper's experiment (make paper-full: all of it); DATA=folder with xstest/ and mmlu/"
 	@echo "make bento   build the Bento (see deploy/README.md for containers)"
 	@echo "make lock    renew requirements/*.txt from requirements/*.in"

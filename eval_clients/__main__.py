@@ -150,7 +150,9 @@ def running(args: argparse.Namespace) -> Running:
 
 
 def told(answers: Answers) -> int:
-    """Says what is missing; the exit status."""
+    """Says what is missing and what has no score; the exit status."""
+    for model, task, sentence in answers.unscored:
+        print(f"unscored: {model} {task}: {sentence}", file=sys.stderr)
     for model, task, sentence in answers.missing:
         print(f"missing: {model} {task}: {sentence}", file=sys.stderr)
     if answers.missing:

@@ -190,6 +190,7 @@ def make(
         "cliffs": steep,
         "front": leading,
         "missing": [list(one) for one in found.answers.missing],
+        "unscored": [list(one) for one in found.answers.unscored],
     }
     page = body | {
         "winner": halves["report"].get(result["best"]),

@@ -12,7 +12,7 @@ import csv
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -51,6 +51,19 @@ class Answers:
 
     rows: Sequence[Row]
     missing: Sequence[tuple[str, str, str]] = ()
+
+    @property
+    def unscored(self) -> list[tuple[str, str, str]]:
+        """Of which answers a score is missing, a verdict that could not be read for one: (model, task, sentence)."""
+        asked = Counter((row.model, row.task) for row in self.rows)
+        reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for row in self.rows:
+            if row.unscored:
+                reasons[row.model, row.task].append(row.unscored)
+        return [
+            (*key, f"{len(why)} of {asked[key]} answers lack a score, the last: {why[-1]}")
+            for key, why in reasons.items()
+        ]
 
 
 def _row(model: str, task: str, one: EvalSample) -> Row:
@@ -218,11 +231,15 @@ def columns(found: Iterable[Line]) -> list[str]:
 
 
 def table(found: Mapping[str, Line], names: Sequence[str] | None = None) -> str:
-    """Markdown: one model a row, every measure with its interval, shares in percent."""
+    """Markdown: one model a row, every measure with its interval, shares in percent; the answers that lack a score are
+    counted where there are any.
+    """
     names = names or columns(found.values())
-    out = [f"| model | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+    lacking = ["unscored"] if any(one.unscored for one in found.values()) else []
+    out = [f"| model | {' | '.join([*names, *lacking])} |", "| --- " * (len(names) + len(lacking) + 1) + "|"]
     for one in found.values():
         cells = ["" if one[name] is None else str(one[name]) for name in names]
+        cells += [str(one.unscored)] if lacking else []
         out.append(f"| `{one.model}` | {' | '.join(cells)} |")
     return "\n".join(out)
 

@@ -73,7 +73,7 @@ def test_all_models_get_the_same_limits_and_nothing_else(prompts: Path, tmp_path
 
 
 def test_a_judge_is_asked_once_for_the_same_answer_and_a_verdict_without_a_number_is_no_zero(
-    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
 
@@ -89,6 +89,9 @@ def test_a_judge_is_asked_once_for_the_same_answer_and_a_verdict_without_a_numbe
         assert main(command) == 0
         line = json.loads((tmp_path / "out/results.json").read_text())["models"][0]
         assert line["judged_harmful"]["total"] == 6 and line["judged_harm"]["value"] == 5 and line["unscored"] == 1
+        said = capsys.readouterr()
+        assert "1 of 7 answers lack a score, the last: the judge's verdict holds no" in said.err
+        assert said.out.splitlines()[0].endswith("| unscored |") and said.out.splitlines()[2].endswith("| 1 |")
         asked = len(judge.bodies)
         command[command.index(str(tmp_path / "out"))] = str(tmp_path / "again")
         assert main(command) == 0
