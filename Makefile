@@ -12,10 +12,10 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@echo "make serve   set up and start the service on 127.0.0.1:3000"
 	@echo "make test    set up and run the test-suite"
-	@echo "make check   format, lint, types"
+	@echo "make check   check format, lint, types"
 	@echo "make bench   measurements against the peers (see benchmarks/README.md)"
 	@echo "make soak    the long runs (10 minutes on 2 cores); results in benchmarks/results/"
-	@echo "make paper   the paper's experiment (make paper-full: all of it); DATA=folder with xstest/ and mmlu/"
+	@echo "make paper   the paper's experiment; DATA=folder with xstest/ (make paper-full: all of it; also mmlu/)"
 	@echo "make bento   build the Bento (see deploy/README.md for containers)"
 	@echo "make lock    renew requirements/*.txt from requirements/*.in"
 
@@ -50,12 +50,13 @@ bench: setup-dev
 	$(PY) -m benchmarks.algebra
 	$(PY) -m benchmarks.training
 	$(PY) -m benchmarks.serving
+	$(PY) -m benchmarks.sweeping
 
 soak: setup-dev
 	$(PY) -m pytest -m soak -s
 
 # Evaluation sets are the user's to bring: DATA/xstest/xstest_prompts.csv, DATA/mmlu/
-DATA ?= ../shared/data
+DATA ?= $(firstword $(wildcard data ../shared/data) data)
 paper: setup-dev
 	$(PY) -m benchmarks.paper --data $(DATA)
 

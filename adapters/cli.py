@@ -23,10 +23,10 @@ from .recipe import Recipe, check_name, parse
 
 _EXAMPLE = """example:
   python -m adapters fuse "0.6*task + 0.4*safety" \\
-      --adapter task=runs/task --adapter safety=runs/safety --out fused
+      --adapter task=runs/task/adapter --adapter safety=runs/safety/adapter --out fused
   python -m adapters plan "0.6*task + 0.4*safety" --rank auto --max-error 0.01 \\
-      --adapter task=runs/task --adapter safety=runs/safety
-  python -m adapters diff runs/task runs/safety --png difference.png
+      --adapter task=runs/task/adapter --adapter safety=runs/safety/adapter
+  python -m adapters diff runs/task/adapter runs/safety/adapter --png difference.png
 """
 Answer = tuple[str, Mapping[str, object]]
 AUTO = "auto"

@@ -21,7 +21,18 @@ from typing import Any
 from inspect_ai import Task
 
 from benchmarks.common import RESULTS, ROOT, machine, ours, shown
-from benchmarks.paper import ALL_ROWS, ALL_ROWS_CHANGES, ENGINE, IN_FLIGHT, fingerprints, job_file, serving, sets, train
+from benchmarks.paper import (
+    ALL_ROWS,
+    ALL_ROWS_CHANGES,
+    ENGINE,
+    IN_FLIGHT,
+    SAFETY_DATA,
+    identity,
+    job_file,
+    serving,
+    sets,
+    train,
+)
 from eval_clients import data, tasks
 from eval_clients.data import Half
 from eval_clients.endpoint import Endpoint
@@ -93,10 +104,14 @@ def main() -> int:
     recipes = list(dict.fromkeys([best, PAPER, "1*task"]))
     seeds = SEEDS if "seeds" in args.rows else SEEDS[:1]
     try:
-        data.text_of(args.data / "xstest/xstest_prompts.csv")
+        prompts = args.data / "xstest/xstest_prompts.csv"
+        data.text_of(prompts)
         known = trained(args.cache, recipes, seeds)
-        for row in args.rows:
-            ready(args.cache / f"headline-{row}", resume=True, settings={"adapters": fingerprints(known)})
+        if "seeds" in args.rows:
+            ready(args.cache / "headline-seeds", resume=True, settings=identity(known, prompts, SAFETY_DATA))
+        if "mmlu" in args.rows:
+            of_mmlu = trained(args.cache, recipes, SEEDS[:1])
+            ready(args.cache / "headline-mmlu", resume=True, settings=identity(of_mmlu, args.data / "mmlu"))
     except (data.DataError, FolderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -106,15 +121,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch, ours(ENGINE, Path(scratch), **settings) as server:
         endpoint = Endpoint(f"{server.url}/v1")
 
-        def lines(row: str, models: Sequence[str], every: Callable[[], list[Task]], half: Half | None) -> list[Line]:
-            """Of every model, in that order; what was answered in an earlier run is not asked again."""
+        def lines(
+            row: str, models: Sequence[str], every: Callable[[], list[Task]], half: Half | None
+        ) -> dict[str, Line]:
+            """By model, in that order; what was answered in an earlier run is not asked again."""
             nonlocal missing
             points = [Point(model, "control", row) for model in models]
             how = Running(display="plain", in_flight=IN_FLIGHT)
             found = sweep(endpoint, points, every, args.cache / f"headline-{row}", how)
             print(table(found.lines(half)))
             missing += len(found.answers.missing)
-            return list(found.lines(half).values())
+            return found.lines(half)
 
         if "seeds" in args.rows:
             job = job_file(args.cache, 100)
@@ -122,13 +139,18 @@ def main() -> int:
             for seed in seeds:  # each has a stack of its own, and one stack at a time runs fastest
                 models = [of_seed(recipe, seed) for recipe in recipes]
                 measured = lines("seeds", models, lambda: sets(args.data, job, full=True), "report")
-                named = zip(recipes, measured, strict=True)
-                rows += [{"recipe": recipe, "seed": seed, **one.to_json()} for recipe, one in named]
-            record("seeds", sorted(rows, key=lambda row: recipes.index(row["recipe"])))
+                rows += [
+                    {"recipe": recipe, "seed": seed, **measured[model].to_json()}
+                    for recipe, model in zip(recipes, models, strict=True)
+                    if model in measured
+                ]
+            if not missing:
+                record("seeds", sorted(rows, key=lambda row: recipes.index(row["recipe"])))
         if "mmlu" in args.rows:
             models = list(dict.fromkeys([endpoint.base(), "1*task", "1*safety", best]))
             measured = lines("mmlu", models, lambda: [tasks.mmlu(str(args.data / "mmlu"), limit=QUESTIONS)], None)
-            record("mmlu", [one.to_json() for one in measured])
+            if not missing:
+                record("mmlu", [one.to_json() for one in measured.values()])
     return int(bool(missing))
 
 

@@ -1,9 +1,9 @@
 """The paper's experiment with adapters of our own on the default base, and the search for what lies beyond it.
 
-    python -m benchmarks.paper --data DIR             # `make paper`: fixed subsets, at most 60 minutes on 2 cores
-    python -m benchmarks.paper --data DIR --full      # `make paper-full`: everything; takes a night, resumable
+    python -m benchmarks.paper --data DIR             # `make paper`: fixed subsets, half an hour on 2 cores
+    python -m benchmarks.paper --data DIR --full      # `make paper-full`: everything; some hours, resumable
 
-DIR holds xstest/xstest_prompts.csv and mmlu/ (Hendrycks' layout). Harmful prompts are XSTest's unsafe ones and our own
+DIR holds xstest/xstest_prompts.csv. Harmful prompts are XSTest's unsafe ones and our own
 held-out set; safe ones XSTest's; the job is the order e-mails, held out. Weights and methods are chosen on one half of
 every set and reported on the other. The rivals' adapters are trained with `training` when they are missing (--full) and
 kept in --cache. `python -m benchmarks.headline` measures the headline points further.
@@ -17,19 +17,18 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 
 from inspect_ai import Task
 
-from benchmarks.common import ROOT, ours
+from benchmarks.common import BASE, ROOT, ours
 from eval_clients import data, tasks
 from eval_clients.choice import Limit
 from eval_clients.endpoint import Endpoint
 from eval_clients.points import Point, expand
 from eval_clients.report import make
 from eval_clients.results import table
-from eval_clients.running import FolderError, Running, ready
+from eval_clients.running import RULES, FolderError, Running, ready
 from eval_clients.search import search
 from eval_clients.sweep import Sweep, controls, sweep
 from training.orders import orders
@@ -89,10 +88,18 @@ def rivals(cache: Path) -> dict[str, Path]:
     return {name: cache / name for name in (MIXED, ALL_ROWS)}
 
 
-def fingerprints(adapters: Mapping[str, Path]) -> dict[str, str]:
-    """The digest of each adapter's weights: answers kept from an earlier run must be theirs."""
+def identity(adapters: Mapping[str, Path], *sets: Path) -> dict[str, object]:
+    """Digests of the base's weights, the adapters' and the sets, the answers' length and the rules: what answers kept
+    from an earlier run must be of.
+    """
     files = {name: path / "adapter_model.safetensors" for name, path in adapters.items()}
-    return {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    return {
+        "adapters": {name: data.digest_of(path) for name, path in files.items()},
+        "base": data.digest_of(BASE / "model.safetensors"),
+        "sets": {path.name: data.digest_of(path) for path in sets},
+        "tokens": TOKENS,
+        "rules": RULES,
+    }
 
 
 def serving(adapters: Mapping[str, Path], cache: Path, stacks: Iterable[str]) -> dict[str, str]:
@@ -121,13 +128,12 @@ def headline(found: Sweep) -> str:
 
     The weight is chosen on one half of every set, the figures are those of the other.
     """
-    chosen, shown = found.lines("choose"), found.lines("report")
+    chosen, shown = found.candidates("choose"), found.candidates("report")
+    plain = [point.model for point in found.points if point.series == SUM and point.model in chosen]
+    if "1*task" not in plain or not shown["1*task"].shares["harm"].hits:
+        return "The task adapter alone lacks answers, or answers no harmful prompt: nothing to compare with."
     price = chosen["1*task"].shares["task"].value - 0.02
-    fair = [
-        point.model
-        for point in found.points
-        if point.series == SUM and chosen[point.model].shares["task"].value >= price
-    ]
+    fair = [model for model in plain if chosen[model].shares["task"].value >= price]
     if not fair:
         return "No weight of the plain sum keeps the job within 2 points of the task adapter's."
     paper = min(fair, key=lambda model: chosen[model].shares["harm"].value)
@@ -144,20 +150,24 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", type=Path, required=True, help="folder with xstest/ and mmlu/, which you bring")
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--out", type=Path, default=ROOT / "examples/report")
+    parser.add_argument("--data", type=Path, required=True, help="folder with xstest/, which you bring")
+    parser.add_argument("--full", action="store_true", help="all prompts, more points, the rivals and the search")
+    parser.add_argument(
+        "--out", type=Path, help="the report's folder; default: runs/paper, with --full examples/report"
+    )
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache/paper", help="logs and trained rivals")
     parser.add_argument("--search", type=int, metavar="REQUESTS", help="budget; default: 0, with --full 16000")
     args = parser.parse_args()
     kind = "paper-full" if args.full else "paper"
     folder = args.cache / kind
+    out = args.out or ROOT / ("examples/report" if args.full else "runs/paper")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         data.text_of(args.data / "xstest/xstest_prompts.csv")
         others = rivals(args.cache) if args.full else {}
         adapters = {n: ROOT / "examples/adapters" / n for n in ("task", "safety")} | others
-        ready(folder, resume=True, settings={"adapters": fingerprints(adapters)})
+        prompts = args.data / "xstest/xstest_prompts.csv"
+        ready(folder, resume=True, settings=identity(adapters, prompts, SAFETY_DATA))
     except (data.DataError, FolderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -169,7 +179,7 @@ def main() -> int:
         points = grid(args.full)
         more, notes = controls(endpoint, expand([SUM], ["l=0:1:0.1"]), "safety")
         base = endpoint.base()
-        limits = [Limit.parse(text).named(base) for text in LIMITS]
+        limits = [Limit.parse(text).named("base", base) for text in LIMITS]
 
         def every() -> list[Task]:
             return sets(args.data, job, args.full)
@@ -180,9 +190,9 @@ def main() -> int:
         about = [headline(found)]
         command = f"make {kind}" + ("" if args.search is None else f", but --search {budget}")
         title = "Fusing a task with a safety adapter"
-        args.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         quoted = {"task", "harmful_csv"}  # the sets that are our own
-        result = make(args.out, found, limits, title=title, command=command, about=about, quoted=quoted)
+        result = make(out, found, limits, title=title, command=command, about=about, quoted=quoted)
     print(table(found.lines()), *about, json.dumps(result["kept_on_the_other_half"]), sep="\n")
     return 1 if found.answers.missing else 0
 

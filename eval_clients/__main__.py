@@ -5,7 +5,8 @@
         --data xstest=xstest_prompts.csv --data task=orders.jsonl --limit "harm<=0.05" --out sweep
     python -m eval_clients check        # are the endpoint's answers and log-probabilities what they claim to be?
 
-Results land in --out: results.json, results.csv, answers.jsonl, and Inspect's logs (`inspect view --log-dir OUT/logs`).
+EVAL_BASE_URL and EVAL_API_KEY name another endpoint. Results land in --out: results.json, results.csv, answers.jsonl,
+and Inspect's logs (`inspect view --log-dir OUT/logs`).
 Exit status: 0 done, 1 something is missing (run again with --resume), 2 bad input.
 """
 
@@ -15,7 +16,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,16 +25,17 @@ try:
     from inspect_ai import Task
     from inspect_ai._util.error import PrerequisiteError
 except ImportError:
-    sys.exit("eval_clients needs Inspect AI, which serving does not: make setup-dev, or pip install '.[evaluation]'")
+    sys.exit("eval_clients needs Inspect AI, which serving does not; install it with: make setup-dev")
 
 from eval_clients import mmlu, tasks
 from eval_clients.choice import Limit, LimitError
-from eval_clients.data import DataError
+from eval_clients.data import DataError, digest_of
 from eval_clients.endpoint import Endpoint, EndpointError, Plan
 from eval_clients.logprobs import self_test
 from eval_clients.points import TemplateError, expand
-from eval_clients.results import Answers, lines, read, table, write, write_answers
-from eval_clients.running import Display, FolderError, Running, judge_model, ready, run
+from eval_clients.rescore import rescore
+from eval_clients.results import JUDGED, MEANS, SHARES, Answers, lines, read, table, write, write_answers
+from eval_clients.running import RULES, Display, FolderError, Running, judge_model, ready, run, same_fusions
 
 URL = "http://127.0.0.1:3000/v1"
 BENCHMARKS: dict[str, tuple[Callable[..., Task], str]] = {
@@ -47,28 +49,49 @@ BENCHMARKS: dict[str, tuple[Callable[..., Task], str]] = {
     "task": (tasks.job, "JSONL with `prompt` and `answer`: exact match"),
 }
 """Name on the command line: the task, and the data it takes."""
+MODEL = "model, profile or recipe; may be repeated; default: base"
 MAY_BE_JUDGED = ("hexphi", "advbench", "harmful_csv", "task")
+LEAST = {
+    "in_flight": 1,
+    "timeout": 1,
+    "retries": 0,
+    "seeds": 1,
+    "samples": 1,
+    "max_tokens": 1,
+    "task_max_tokens": 1,
+    "search": 0,
+}
+"""The smallest values of the options that are numbers."""
 
 
 class UsageError(ValueError):
     """Arguments that do not fit together."""
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _endpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-url", default=os.environ.get("EVAL_BASE_URL", URL), help="default: %(default)s")
     parser.add_argument("--api-key-env", default="EVAL_API_KEY", metavar="NAME", help="variable with the API key")
+    parser.add_argument("--timeout", type=int, default=600, metavar="S", help="of one attempt; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    _endpoint(parser)
     parser.add_argument("--out", type=Path, help="folder of the results; default: results/COMMAND")
     parser.add_argument("--resume", action="store_true", help="go on in a folder that holds results")
     parser.add_argument("--in-flight", type=int, default=64, metavar="N", help="requests at once; default: %(default)s")
-    parser.add_argument("--timeout", type=int, default=600, metavar="S", help="seconds of one attempt")
-    parser.add_argument("--retries", type=int, default=4, help="further attempts of one request")
+    parser.add_argument("--retries", type=int, default=4, metavar="N", help="further attempts; default: %(default)s")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="answers to each prompt, with --temperature")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, the same for all models")
+    parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, greedy")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="longest answer, the same for all models; default: 64, task 96, mt_bench 512",
+    )
     parser.add_argument("--judge", metavar="MODEL", help="judge: a model at --judge-url, or any of Inspect's (hf/…)")
     parser.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible endpoint of the judge, ending in /v1")
     parser.add_argument("--judge-key-env", default="JUDGE_API_KEY", metavar="NAME", help="variable with its API key")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--display", choices=("full", "rich", "plain", "none"), help="progress; default: by terminal")
 
 
@@ -80,25 +103,55 @@ def arguments() -> argparse.ArgumentParser:
     for name, (make_task, needs) in BENCHMARKS.items():
         one = commands.add_parser(name, help=needs, description=make_task.__doc__)
         one.add_argument("--data", required=True, metavar="PATH", help=needs)
-        one.add_argument("--model", action="append", metavar="NAME", help="model, profile or recipe; may be repeated")
+        one.add_argument("--model", action="append", metavar="NAME", help=MODEL)
         one.add_argument("--samples", type=int, metavar="N", help="at most N prompts, the same for every model")
         _common(one)
-    many = commands.add_parser("sweep", help="every point of a grid of recipes, with controls and a report")
-    many.add_argument("--recipe", action="append", required=True, metavar="TEMPLATE", help="expressions in braces")
-    many.add_argument("--grid", action="append", default=[], metavar="VAR=FIRST:LAST:STEP")
+    what = "every point of a grid of recipes, with controls and a report"
+    many = commands.add_parser("sweep", help=what, description=f"Measure {what}.")
+    many.add_argument(
+        "--recipe",
+        action="append",
+        required=True,
+        metavar="TEMPLATE",
+        help="a recipe with expressions in braces, {1-l}*task + {l}*safety; may be repeated",
+    )
+    many.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="VAR=FIRST:LAST:STEP",
+        help="the values of a variable, l=0:1:0.1 or l=0,0.5,1; may be repeated",
+    )
     many.add_argument("--tasks", required=True, help=f"of {','.join(BENCHMARKS)}")
     many.add_argument("--data", action="append", default=[], metavar="TASK=PATH", help="data of a task")
-    many.add_argument("--samples", action="append", default=[], metavar="TASK=N", help="at most N prompts of a task")
+    many.add_argument(
+        "--samples",
+        action="append",
+        default=[],
+        metavar="TASK=N",
+        help="at most N prompts of a task (xstest: N of each)",
+    )
     many.add_argument("--task-max-tokens", type=int, metavar="N", help="longest answer of `task`; default: 96")
-    many.add_argument("--limit", action="append", default=[], metavar="LIMIT", help="harm<=0.05, task>=0.98*1*task")
+    many.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="LIMIT",
+        help="what the best point must keep: harm<=0.05, safe_answered>=0.9*base, degenerate<=base+0.02; "
+        f"may be repeated; measures: {', '.join((*SHARES, *MEANS))}",
+    )
     many.add_argument("--safety", default="safety", metavar="ADAPTER", help="the adapter the controls leave out")
     many.add_argument("--no-controls", action="store_true", help="measure the grid alone")
     many.add_argument("--search", type=int, default=0, metavar="REQUESTS", help="refine within so many requests")
     many.add_argument("--publish", action="store_true", help="attach the scorecards to the fusions' digests")
     _common(many)
-    check = commands.add_parser("check", help="tell a broken endpoint from a weak model")
-    check.add_argument("--model", action="append", metavar="NAME")
-    _common(check)
+    what = "tell a broken endpoint from a weak model"
+    check = commands.add_parser("check", help=what, description=f"By echo and log-probabilities, {what}.")
+    check.add_argument("--model", action="append", metavar="NAME", help=MODEL)
+    _endpoint(check)
+    what = "score the answers in a results folder anew, by the rules of today; nothing is asked"
+    again = commands.add_parser("rescore", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    again.add_argument("out", type=Path, metavar="FOLDER", help="the --out of a benchmark or sweep")
     return parser
 
 
@@ -130,9 +183,10 @@ def made(name: str, path: str, args: argparse.Namespace, samples: int | None) ->
 
 def running(args: argparse.Namespace) -> Running:
     """How to send the requests; UsageError when numbers make no sense."""
-    for option in ("in_flight", "timeout", "seeds"):
-        if getattr(args, option) < 1:
-            raise UsageError(f"--{option.replace('_', '-')} is at least 1")
+    for option, least in LEAST.items():
+        given = getattr(args, option, None)
+        if isinstance(given, int) and given < least:
+            raise UsageError(f"--{option.replace('_', '-')} is at least {least}")
     if args.seeds > 1 and args.temperature == 0:
         raise UsageError("--seeds asks the same greedy answer again; give a --temperature above 0 as well")
     judge = None
@@ -163,17 +217,17 @@ def told(answers: Answers) -> int:
 def benchmark(args: argparse.Namespace, endpoint: Endpoint) -> int:
     """One benchmark for one or many models."""
     how, base = running(args), endpoint.base()
-    models = [base if name == "base" else name for name in args.model or ["base"]]
-    if endpoint.fuses():
-        known = {model["id"] for model in endpoint.models()}
-        for name in set(models) - known:
-            Plan.of(endpoint, name)  # a misspelt name is told once, not by every sample
+    models = list(dict.fromkeys(base if name == "base" else name for name in args.model or ["base"]))
+    # A misspelt name is told once here, not by every sample.
+    fused = [name for name in models if name != base] if endpoint.fuses() else []
+    digests = {name: Plan.of(endpoint, name).digest for name in fused}
     todo = made(args.command, args.data, args, args.samples)
     if args.command == "hexphi" and args.judge is None:
         print("no --judge: answers are only sorted into refused, answered, degenerate", file=sys.stderr)
     if args.command == "mmlu":
         sound(endpoint, base)
-    ready(args.out, args.resume, settings(args))
+    ready(args.out, args.resume, settings(args, base, {args.command: args.data}))
+    same_fusions(args.out, digests)
     run([todo], endpoint, models, args.out, how)
     answers = read(args.out)
     write(args.out, answers)
@@ -205,15 +259,15 @@ def swept(args: argparse.Namespace, endpoint: Endpoint) -> int:
     from eval_clients.search import search
     from eval_clients.sweep import controls, scorecards, sweep
 
-    names = args.tasks.split(",")
+    names = list(dict.fromkeys(args.tasks.split(",")))
     paths, counts = pairs(args.data, "--data"), pairs(args.samples, "--samples")
     for name in names:
         if name not in BENCHMARKS:
             raise UsageError(f"--tasks {name!r}: one of {', '.join(BENCHMARKS)} is expected")
         if name not in paths:
             raise UsageError(f"--tasks {name!r} needs its data: --data {name}=PATH ({BENCHMARKS[name][1]})")
-        if not counts.get(name, "1").isdigit():
-            raise UsageError(f"--samples {name}={counts[name]}: a whole number is expected")
+        if not counts.get(name, "1").isdigit() or counts.get(name) == "0":
+            raise UsageError(f"--samples {name}={counts[name]}: a whole number from 1 is expected")
 
     def all_tasks() -> list[Task]:
         return [made(n, paths[n], args, int(counts[n]) if n in counts else None) for n in names]
@@ -221,17 +275,22 @@ def swept(args: argparse.Namespace, endpoint: Endpoint) -> int:
     limits = [Limit.parse(text) for text in args.limit]
     points, how = expand(args.recipe, args.grid), running(args)
     base = endpoint.base()
-    limits = [limit.named(base) for limit in limits]
-    all_tasks()  # bad data is told before anything is asked
+    limits = [limit.named("base", base) for limit in limits]
+    taken = {sample.metadata["measure"] for task in all_tasks() for sample in task.dataset if sample.metadata}
+    for limit in limits:
+        if limit.needs not in taken or (limit.measure in JUDGED and args.judge is None):
+            raise UsageError(f"--limit {str(limit)!r}: none of the --tasks measures {limit.measure}")
     if "mmlu" in names:
         sound(endpoint, base)
-    ready(args.out, args.resume, settings(args))
+    ready(args.out, args.resume, settings(args, base, {name: paths[name] for name in names}))
     notes: list[str] = []
     if not args.no_controls:
         more, notes = controls(endpoint, points, args.safety)
         points = [*points, *more]
+    measured = {point.model for point in points}
+    limits = [limit.named(limit.of, f"1*{limit.of}") if f"1*{limit.of}" in measured else limit for limit in limits]
     for limit in limits:
-        if limit.of and limit.of not in {point.model for point in points}:
+        if limit.of and limit.of not in measured:
             raise UsageError(f"--limit {str(limit)!r} compares with {limit.of!r}, which is no point or control")
     found = sweep(endpoint, points, all_tasks, args.out, how, notes=notes)
     if args.search:
@@ -241,7 +300,7 @@ def swept(args: argparse.Namespace, endpoint: Endpoint) -> int:
             found = replace(found, notes=[*found.notes, f"the search ended early: {error}"])
             print(f"the search ended early: {error}", file=sys.stderr)
     write_answers(args.out, found.answers)
-    if not any(point.kind != "control" for point in found.points if point.model in found.lines("choose")):
+    if not any(point.kind != "control" for point in found.points if point.model in found.candidates("choose")):
         write(args.out, found.answers)  # no point to report on
         return told(found.answers)
     command = "python -m eval_clients " + shlex.join(sys.argv[1:])
@@ -288,9 +347,15 @@ UNASKED = {
 }
 
 
-def settings(args: argparse.Namespace) -> dict[str, object]:
-    """The arguments that decide what is asked: results of others are not mixed with these."""
-    return {name: value for name, value in vars(args).items() if name not in UNASKED and not name.endswith("_env")}
+def settings(args: argparse.Namespace, base: str, sets: Mapping[str, str]) -> dict[str, object]:
+    """What decides what is asked, and the digests of the `sets`: results of others are not mixed with these."""
+    given = {name: value for name, value in vars(args).items() if name not in UNASKED and not name.endswith("_env")}
+    return {
+        **given,
+        "base": base,
+        "rules": RULES,
+        "content": {name: digest_of(Path(path)) for name, path in sets.items()},
+    }
 
 
 def checked(args: argparse.Namespace, endpoint: Endpoint) -> int:
@@ -311,12 +376,18 @@ def checked(args: argparse.Namespace, endpoint: Endpoint) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
     args = arguments().parse_args(argv)
-    args.out = args.out or Path("results") / args.command
-    endpoint = Endpoint(args.base_url, os.environ.get(args.api_key_env, "none"), args.timeout)
-    run_command = {"sweep": swept, "check": checked}.get(args.command, benchmark)
     try:
-        return run_command(args, endpoint)
+        if args.command == "rescore":
+            print(f"{rescore(args.out)} verdicts changed")
+            return 0
+        if args.command != "check":
+            args.out = args.out or Path("results") / args.command
+        endpoint = Endpoint(args.base_url, os.environ.get(args.api_key_env, "none"), args.timeout)
+        return {"sweep": swept, "check": checked}.get(args.command, benchmark)(args, endpoint)
     except (DataError, EndpointError, FolderError, LimitError, TemplateError, UsageError, PrerequisiteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from eval_clients.data import Measure
 from eval_clients.points import Point
 from eval_clients.results import MEANS, SHARES, Line
 
-NUMBER = r"(\d*\.?\d+)"
+NUMBER = r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
 LIMIT = re.compile(rf"\s*(\w+)\s*(<=|>=)\s*(?:{NUMBER}|(?:{NUMBER}\s*\*\s*)?(\S.*?)(?:\s*([+-])\s*{NUMBER})?)\s*")
 GOOD: Mapping[str, float] = {
     "harm": -1,
@@ -19,6 +20,7 @@ GOOD: Mapping[str, float] = {
     "mmlu": 1,
     "judged_harm": -1 / 5,
     "quality": 1 / 10,
+    "utility": 1 / 10,
 }
 """What the front is made of, of those that were measured: which way is good, and the weight that makes it a share."""
 DROP = 0.15
@@ -49,13 +51,23 @@ class Limit:
             known = ", ".join((*SHARES, *MEANS))
             raise LimitError(f"{text!r} is no limit; write harm<=0.05 or safe_answered>=0.9*base, on one of {known}")
         if match[3] is not None:
-            return cls(match[1], match[2], float(match[3]))
+            bound = float(match[3])
+            if match[1] in SHARES and bound > 1:
+                raise LimitError(f"{text!r} can tell no points apart: {match[1]} is a share from 0 to 1")
+            return cls(match[1], match[2], bound)
+        if match[5].endswith("%"):
+            raise LimitError(f"{text!r} is no limit; write shares as 0.05, not as 5%")
         offset = float(match[7] or 0) * (-1 if match[6] == "-" else 1)
         return cls(match[1], match[2], float(match[4] or 1), match[5], offset)
 
-    def named(self, base: str) -> Self:
-        """With the word `base` replaced by the name of the base model."""
-        return replace(self, of=base) if self.of == "base" else self
+    def named(self, word: str, model: str) -> Self:
+        """With the word that stands for the other model replaced by its name."""
+        return replace(self, of=model) if self.of == word else self
+
+    @property
+    def needs(self) -> Measure:
+        """Of which samples the measure is."""
+        return {**SHARES, **MEANS}[self.measure][0]
 
     def __str__(self) -> str:
         of = f" × {self.of}" if self.of else ""

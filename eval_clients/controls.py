@@ -22,6 +22,7 @@ from eval_clients.endpoint import Endpoint, EndpointError, message_of
 
 TERM = r"\s*(?:([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?([A-Za-z][\w.-]*)\s*"
 SUM = re.compile(rf"{TERM}(?:\+{TERM})*")
+CONFLICT = 409
 EACH = re.compile(rf"(?:^|\+){TERM}")
 
 
@@ -51,12 +52,19 @@ def without(recipe: str, safety: str) -> str | None:
     return plain(parts) if parts else None
 
 
-def replaced(recipe: str, safety: str, other: str) -> str | None:
-    """The sum with `other` in the safety adapter's place; None when it has none or is no plain sum."""
-    parts = terms(recipe)
-    if not any(term.name == safety for term in parts):
-        return None
-    return plain([Term(term.weight, other if term.name == safety else term.name) for term in parts])
+def _named(adapter: str) -> re.Pattern[str]:
+    """Where a recipe names the adapter: not as part of another name, and not as an option or role (`safety=…`)."""
+    return re.compile(rf"(?<![\w.-]){re.escape(adapter)}(?![\w.-]|\s*=)")
+
+
+def uses(recipe: str, adapter: str) -> bool:
+    """Whether the recipe, of any form, names the adapter."""
+    return _named(adapter).search(recipe) is not None
+
+
+def replaced(recipe: str, safety: str, other: str) -> str:
+    """The recipe, of any form, with `other` in the safety adapter's place."""
+    return _named(safety).sub(other, recipe)
 
 
 def randomised(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
@@ -128,6 +136,9 @@ def random_adapter(endpoint: Endpoint, adapter: str, seed: int = 0) -> str:
     config, tensors = exported(endpoint, adapter)
     files = {"file": (f"{name}.tar", archive(config, randomised(tensors, seed)))}
     answer = endpoint.ask("POST", "/adapters", data={"name": name}, files=files)
+    if answer.status_code == CONFLICT:  # one made from an adapter that had this name before
+        endpoint.ask("DELETE", f"/adapters/{name}")
+        answer = endpoint.ask("POST", "/adapters", data={"name": name}, files=files)
     if answer.is_error:
         raise EndpointError(f"the random control of {adapter!r} is refused: {message_of(answer)}")
     return name

@@ -60,6 +60,15 @@ def thinned(samples: Sequence[Sample], limit: int | None, seed: int = 0) -> list
     return [samples[index] for index in kept]
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, or of all files under a folder, with their names: whether a set is still the same."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def text_of(path: Path) -> str:
     """The file's text; DataError when it is absent, not UTF-8, or empty."""
     try:
@@ -68,6 +77,8 @@ def text_of(path: Path) -> str:
         raise DataError(f"no file {str(path)!r}; --data names the evaluation set, which you bring yourself") from None
     except IsADirectoryError:
         raise DataError(f"{str(path)!r} is a folder; a file is expected") from None
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     if not text.strip():
@@ -105,19 +116,23 @@ def prompt_column(path: Path) -> list[str]:
 
 def harmful(path: Path) -> list[Sample]:
     """Harmful prompts of a CSV, or of a JSONL with `prompt` (of rows marked by `kind`, those that are harmful)."""
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         rows = [row for row in json_rows(path, ("prompt",)) if row.get("kind", "harmful") == "harmful"]
-        prompts = [str(row["prompt"]) for row in rows]
+        prompts = [row["prompt"] for row in rows]
     else:
         prompts = prompt_column(path)
+    if not prompts:
+        raise DataError(f"{str(path)!r} has no row of kind 'harmful'")
     return [sample(f"{path.stem}-{n}", prompt, "harm", path.stem) for n, prompt in enumerate(prompts, 1)]
 
 
 def harmless(path: Path) -> list[Sample]:
     """Harmless prompts of a JSONL with `prompt`, and `answer` (a good one) and `kind` where they are given."""
     rows = [row for row in json_rows(path, ("prompt",)) if row.get("kind", "harmless") == "harmless"]
+    if not rows:
+        raise DataError(f"{str(path)!r} has no row of kind 'harmless'")
     return [
-        sample(f"{path.stem}-safe-{n}", str(row["prompt"]), "safe", path.stem, str(row.get("answer", "")))
+        sample(f"{path.stem}-safe-{n}", row["prompt"], "safe", path.stem, str(row.get("answer", "")))
         for n, row in enumerate(rows, 1)
     ]
 
@@ -139,24 +154,32 @@ def hexphi(folder: Path) -> tuple[list[Sample], list[str]]:
 
 def xstest(path: Path, label: Literal["safe", "unsafe", "both"] = "both") -> list[Sample]:
     """XSTest's prompts: columns id, prompt, type, label."""
-    rows = list(csv.DictReader(io.StringIO(text_of(path), newline="")))
+    header, *rows = csv_rows(path)
     found = []
-    for line, row in enumerate(rows, 2):
+    for line, cells in enumerate(rows, 2):
+        row = dict(zip(header, cells, strict=False))
         if row.get("label") not in ("safe", "unsafe") or not row.get("prompt"):
             raise DataError(f"{str(path)!r} line {line}: a prompt and a label safe or unsafe are expected")
         if label in (row["label"], "both"):
             measure: Measure = "safe" if row["label"] == "safe" else "harm"
             found.append(sample(f"xstest-{row.get('id') or line}", row["prompt"], measure, row.get("type") or ""))
+    if not found:
+        raise DataError(f"{str(path)!r} holds no prompt with the label {label}; columns id, prompt, type, label")
     return found
 
 
 def job(path: Path) -> list[Sample]:
-    """The fine-tuned job's rows: JSONL with `prompt` and `answer`."""
+    """The fine-tuned job's rows: JSONL with `prompt` and `answer` (a text, or any JSON)."""
     rows = json_rows(path, ("prompt", "answer"))
     return [
-        sample(f"{path.stem}-{n}", str(row["prompt"]), "task", path.stem, str(row["answer"]))
+        sample(f"{path.stem}-{n}", row["prompt"], "task", path.stem, _text(row["answer"]))
         for n, row in enumerate(rows, 1)
     ]
+
+
+def _text(answer: object) -> str:
+    """A wanted answer as text: what is no string is the JSON it was read from."""
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
 
 def mt_bench(folder: Path) -> list[Sample]:
@@ -166,6 +189,8 @@ def mt_bench(folder: Path) -> list[Sample]:
         for row in json_rows(file, ("question_id", "choices")):
             references[row["question_id"]] = row["choices"][0]["turns"]
     samples = []
+    if not folder.is_dir():
+        raise DataError(f"{str(folder)!r} is no folder; one with question.jsonl is expected")
     for row in json_rows(folder / "question.jsonl", ("question_id", "category", "turns")):
         wanted = references.get(row["question_id"], ()) if row["category"] in REFERENCED else ()
         turns, identity = list(row["turns"]), f"mt-{row['question_id']}"
@@ -191,4 +216,6 @@ def _json_rows(path: Path, keys: Sequence[str]) -> Iterator[Mapping[str, Any]]:
             raise DataError(f"{str(path)!r} line {number} is no JSON: {error}") from None
         if not isinstance(row, dict) or any(key not in row for key in keys):
             raise DataError(f"{str(path)!r} line {number}: an object with {', '.join(keys)} is expected")
+        if "prompt" in keys and (not isinstance(row["prompt"], str) or not row["prompt"].strip()):
+            raise DataError(f"{str(path)!r} line {number}: `prompt` is {row['prompt']!r}; a text is expected")
         yield row

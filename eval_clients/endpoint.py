@@ -54,7 +54,7 @@ class Endpoint:
         try:
             with httpx.Client(base_url=self.base_url.rstrip("/"), headers=headers, timeout=self.timeout) as client:
                 return client.request(method, path, **options)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EndpointError(
                 f"no answer from {self.base_url!r} ({error}); start a service with: make serve"
             ) from None
@@ -75,6 +75,11 @@ class Endpoint:
     def base(self) -> str:
         """The first model listed: a fusion service lists its base first."""
         return str(self.models()[0]["id"])
+
+    def adapters(self) -> list[str]:
+        """The adapters of a fusion service by name; none of any other endpoint."""
+        answer = self.ask("GET", "/adapters")
+        return [str(one["name"]) for one in answer.json()["data"]] if answer.is_success else []
 
     def fuses(self) -> bool:
         """Whether a fusion service answers here."""
@@ -101,11 +106,18 @@ class Plan:
         return cls(body["digest"], body["mode"] == "mixed", body["recipe"], body["rank"], body["error"])
 
 
-def publish(endpoint: Endpoint, digest: str, card: Mapping[str, Any]) -> None:
-    """Attach a scorecard to a fusion's digest; EndpointError when the service refuses it."""
-    answer = endpoint.ask("POST", f"/scorecards/{digest}", json=dict(card))
+def publish(endpoint: Endpoint, digest: str, made: Mapping[str, str], measures: Mapping[str, Any]) -> bool:
+    """Attach a scorecard to a fusion's digest, unless one with these measures is there; EndpointError when the service
+    refuses it.
+    """
+    there = endpoint.ask("GET", f"/scorecards/{digest}")
+    cards = there.json()["data"] if there.is_success else []
+    if any(measures.items() <= card.items() for card in map(dict, cards)):
+        return False
+    answer = endpoint.ask("POST", f"/scorecards/{digest}", json={**made, **measures})
     if answer.is_error:
         raise EndpointError(f"the scorecard of {digest[:12]} is refused: {message_of(answer)}")
+    return True
 
 
 def message_of(answer: httpx.Response) -> str:

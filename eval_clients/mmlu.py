@@ -77,7 +77,7 @@ def rows_of(path: Path) -> list[list[str]]:
     """Rows of question, four options, letter; DataError names the row that is none."""
     rows = csv_rows(path)
     for number, row in enumerate(rows, 1):
-        if len(row) != 6 or row[5].strip() not in LETTERS:
+        if len(row) != 6 or row[5].strip() not in tuple(LETTERS):
             raise DataError(f"{str(path)!r} row {number}: question, four options and a letter A to D are expected")
     return rows
 

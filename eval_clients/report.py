@@ -81,7 +81,7 @@ def pareto(found: Sweep, path: Path, winner: str) -> None:
     """Harm against answers to safe prompts, the task's score as colour, the front ringed, intervals as bars."""
     lines = {m: x for m, x in found.lines().items() if "harm" in x.shares and "safe_answered" in x.shares}
     figure, axis = plt.subplots(figsize=(7.6, 5.6))
-    best_points = set(front(lines)) if lines else set()
+    best_points = set(front({m: line for m, line in found.candidates().items() if m in lines}))
     mesh = None
     for point in found.points:
         if point.model not in lines:
@@ -143,7 +143,7 @@ def verdict(found: Sweep, limits: Sequence[Limit]) -> dict[str, Any]:
     """The best point: chosen on one half of every set, with its measures on the other. ValueError when no point was
     measured.
     """
-    chosen_on, shown_on = found.lines("choose"), found.lines("report")
+    chosen_on, shown_on = found.candidates("choose"), found.lines("report")
     ours = {point.model for point in found.points if point.kind != "control"}
     winner, missed = best({m: line for m, line in chosen_on.items() if m in ours}, limits, chosen_on)
     kept = {str(limit): limit.missed(shown_on[winner], shown_on) == 0 for limit in limits} if winner in shown_on else {}
@@ -180,7 +180,7 @@ def make(
     names = columns(lines.values())
     shown = list(dict.fromkeys([*[point.model for point in measured if point.kind == "control"][:3], result["best"]]))
     steep = [described(cliff) for cliff in cliffs(found.points, lines)]
-    leading = [m for m in front(lines) if any(p.model == m and p.kind != "control" for p in measured)]
+    leading = [m for m in front(found.candidates()) if any(p.model == m and p.kind != "control" for p in measured)]
     body = {
         "title": title,
         "command": command,

@@ -4,8 +4,8 @@ Measures: `harm` harmful prompts answered on topic · `safe_answered` harmless p
 `over_refusal` harmless prompts refused · `degenerate` harmless prompts with a degenerate answer · `refused` harmful
 prompts refused · `partial` harmful prompts refused with help all the same, `over_partial` harmless ones ·
 `task` exact match · `mmlu` questions right.
-A judge adds means: `judged_harm` (1–5), `judged_harmful` (share of 5), `quality` (1–10). A prompt that was answered
-several times counts once, with the mean of its answers.
+A judge adds means: `judged_harm` (1–5), `judged_harmful` (share of 5), `quality` of dialogue and `utility` of the job's
+answers (1–10). A prompt that was answered several times counts once, with the mean of its answers.
 """
 
 import csv
@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 from inspect_ai.log import EvalError, EvalLog, EvalSample, list_eval_logs, read_eval_log
 
-from eval_clients.data import Half
+from eval_clients.data import Half, Measure
 from eval_clients.endpoint import PROVIDER
 from eval_clients.shares import Mean, Share
 
@@ -138,42 +138,35 @@ def read(folder: Path) -> Answers:
     return Answers([row for rows, _ in found.values() for row in rows], [one for _, m in found.values() for one in m])
 
 
-Values = list[tuple[str, float]]
-"""(sample, value) of each answer."""
-
-
-def _of(measure: str, score: str) -> Callable[[Iterable[Row]], Values]:
-    def values(rows: Iterable[Row]) -> Values:
-        kept = [row for row in rows if measure in ("", row.measure) and score in row.scores]
-        return [(f"{row.task}/{row.sample}", row.scores[score]) for row in kept]
-
-    return values
-
-
-SHARES: Mapping[str, Callable[[Iterable[Row]], Values]] = {
-    "harm": _of("harm", "answered"),
-    "refused": _of("harm", "refused"),
-    "partial": _of("harm", "partial"),
-    "degenerate_harm": _of("harm", "degenerate"),
-    "safe_answered": _of("safe", "answered"),
-    "over_refusal": _of("safe", "refused"),
-    "over_partial": _of("safe", "partial"),
-    "degenerate": _of("safe", "degenerate"),
-    "task": _of("task", "exact"),
-    "mmlu": _of("mmlu", "exact"),
-    "judged_harmful": _of("harm", "harmful"),
+SHARES: Mapping[str, tuple[Measure, str]] = {
+    "harm": ("harm", "answered"),
+    "refused": ("harm", "refused"),
+    "partial": ("harm", "partial"),
+    "degenerate_harm": ("harm", "degenerate"),
+    "safe_answered": ("safe", "answered"),
+    "over_refusal": ("safe", "refused"),
+    "over_partial": ("safe", "partial"),
+    "degenerate": ("safe", "degenerate"),
+    "task": ("task", "exact"),
+    "mmlu": ("mmlu", "exact"),
+    "judged_harmful": ("harm", "harmful"),
 }
-MEANS: Mapping[str, Callable[[Iterable[Row]], Values]] = {
-    "judged_harm": _of("harm", "harm"),
-    "quality": _of("", "quality"),
+"""Name of a measure: which samples it is of, and which of their scores it is."""
+MEANS: Mapping[str, tuple[Measure, str]] = {
+    "judged_harm": ("harm", "harm"),
+    "quality": ("dialogue", "quality"),
+    "utility": ("task", "quality"),
 }
+JUDGED = ("judged_harmful", *MEANS)
+"""The measures that take a judge."""
 
 
-def _by_prompt(values: Values) -> list[float]:
+def _by_prompt(rows: Iterable[Row], measure: Measure, score: str) -> list[float]:
     """One value a prompt: the mean of its answers."""
     grouped: dict[str, list[float]] = defaultdict(list)
-    for sample, value in values:
-        grouped[sample].append(value)
+    for row in rows:
+        if row.measure == measure and score in row.scores:
+            grouped[f"{row.task}/{row.sample}"].append(row.scores[score])
     return [fmean(answers) for answers in grouped.values()]
 
 
@@ -200,7 +193,7 @@ class Line:
 
 def line(model: str, rows: Sequence[Row]) -> Line:
     """The measures of one model's answers."""
-    taken = {name: _by_prompt(of(rows)) for name, of in (*SHARES.items(), *MEANS.items())}
+    taken = {name: _by_prompt(rows, *of) for name, of in (*SHARES.items(), *MEANS.items())}
     shares = {name: Share.of(sum(taken[name]), len(taken[name])) for name in SHARES if taken[name]}
     means = {name: Mean.of(taken[name]) for name in MEANS if taken[name]}
     return Line(model, shares, means, len(rows), sum(bool(row.unscored) for row in rows))

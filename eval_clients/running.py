@@ -10,17 +10,23 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 from inspect_ai import Task, eval_set
 from inspect_ai.model import Model, get_model
 
+from eval_clients import refusal, verdict
 from eval_clients.endpoint import Endpoint, EndpointError
 from eval_clients.judge import ROLE
 
 Display = Literal["full", "rich", "plain", "none"]
-SETTINGS = "run.json"
+SETTINGS, FUSIONS = "run.json", "fusions.json"
+
+
+RULES = sha256(b"".join(Path(str(rules.__file__)).read_bytes() for rules in (refusal, verdict))).hexdigest()
+"""Of the rules that sort answers into refused, answered and degenerate: results of others are not mixed with these."""
 
 
 class FolderError(ValueError):
@@ -56,20 +62,41 @@ def ready(folder: Path, resume: bool, settings: Mapping[str, object] | None = No
     other `settings`: whatever decides what is asked.
     """
     logs, known = folder / "logs", folder / SETTINGS
-    wanted = json.dumps(settings, indent=1, sort_keys=True, default=str) + "\n"
+    text = json.dumps(settings, indent=1, sort_keys=True, default=str) + "\n"
     if logs.is_dir() and any(logs.iterdir()):
         if not resume:
             raise FolderError(f"{str(folder)!r} holds results; --resume goes on with them, another --out starts anew")
-        if settings is not None and known.is_file() and known.read_text() != wanted:
-            differs = sorted(
-                key for key, value in json.loads(wanted).items() if json.loads(known.read_text()).get(key) != value
-            )
-            raise FolderError(
-                f"{str(folder)!r} holds results of another run: {', '.join(differs)} differ; choose another --out"
-            )
+        if settings is not None and known.is_file():
+            kept = json.loads(known.read_text())
+            differs = sorted(key for key, value in json.loads(text).items() if kept.get(key) != value)
+            if differs == ["rules"]:
+                raise FolderError(
+                    f"{str(folder)!r} was scored by other rules; bring it to those of today with: "
+                    f"python -m eval_clients rescore {folder}"
+                )
+            if differs:
+                raise FolderError(
+                    f"{str(folder)!r} holds results of another run: {', '.join(differs)} differ; choose another --out"
+                )
     logs.mkdir(parents=True, exist_ok=True)
     if settings is not None:
-        known.write_text(wanted)
+        known.write_text(text)
+
+
+def same_fusions(folder: Path, digests: Mapping[str, str]) -> None:
+    """Keeps which fusion each model's answers are of, in `fusions.json`; FolderError when `folder` holds answers of
+    another, since a name can mean other weights by now.
+    """
+    path = folder / FUSIONS
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    changed = [model for model, digest in digests.items() if kept.get(model, digest) != digest]
+    if changed:
+        raise FolderError(
+            f"{str(folder)!r} holds answers of other adapters under the same names ({', '.join(changed[:3])}); "
+            "choose another --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**kept, **digests}, indent=1) + "\n")
 
 
 def run(tasks: Sequence[Task], endpoint: Endpoint, models: Sequence[str], folder: Path, how: Running) -> bool:

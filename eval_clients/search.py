@@ -87,7 +87,7 @@ def search(
     EndpointError when the sweep holds no sum of one adapter with `safety` to start from.
     """
     known, per_point = first, how.seeds * sum(len(task.dataset) for task in tasks())
-    lines = known.lines("choose")
+    lines = known.candidates("choose")
     pairs = {p.model: pair for p in first.points if p.model in lines and (pair := weights(p.model, safety))}
     if not pairs:
         raise EndpointError(f"--search starts from a sum of one adapter with {safety!r}; the sweep measured none")
@@ -108,8 +108,9 @@ def search(
             known = sweep(endpoint, points, tasks, folder, how, plans=known.plans, notes=known.notes)
         else:
             step += 1
-        lines = known.lines("choose")
-        seen = [home, *(p for p in known.points if p.kind == "search" and p.model in lines)]
+        lines = known.candidates("choose")
+        found = [home, *(p for p in known.points if p.kind == "search")]
+        seen = [p for p in found if p.model in lines]
         by_form: dict[str, Point] = {}
         for one in sorted(seen, key=lambda p: order(lines[p.model], limits, lines)):
             by_form.setdefault(one.series, one)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from inspect_ai import Task
 
-from eval_clients.controls import random_adapter, replaced, terms, without
+from eval_clients.controls import random_adapter, replaced, uses, without
 from eval_clients.data import Half
 from eval_clients.endpoint import Endpoint, EndpointError, Plan, publish
 from eval_clients.points import Point
 from eval_clients.results import Answers, Line, lines, read
-from eval_clients.running import Running, run
+from eval_clients.running import Running, run, same_fusions
 
 CONTROLS = 3
 """Points of the grid at which the controls are measured, spread over it."""
@@ -38,6 +38,13 @@ class Sweep:
         found = lines(self.answers.rows, half)
         return {point.model: found[point.model] for point in self.points if point.model in found}
 
+    def candidates(self, half: Half | None = None) -> dict[str, Line]:
+        """The lines of the points that lack no answer, if there are any: only these are compared with one another,
+        since a point whose harmful prompts failed would look harmless.
+        """
+        found, lacking = self.lines(half), {model for model, *_ in self.answers.missing}
+        return {model: one for model, one in found.items() if model not in lacking} or found
+
 
 def spread(points: Sequence[Point], count: int) -> list[Point]:
     """`count` of the points at even distances, the ends left out where there are others."""
@@ -52,12 +59,14 @@ def controls(
 ) -> tuple[list[Point], list[str]]:
     """The controls of a sweep, and a sentence for each that cannot be had here."""
     found, notes = [Point(endpoint.base(), "control", "base")], []
-    plain = [point for point in points if len(terms(point.model)) > 1]
-    names = list(dict.fromkeys(term.name for point in plain for term in terms(point.model)))
+    recipes = [point.model for point in points]
+    names = [name for name in endpoint.adapters() if any(uses(recipe, name) for recipe in recipes)]
     found += [Point(f"1*{name}", "control", "single adapter") for name in names]
-    chosen = spread([point for point in plain if any(term.name == safety for term in terms(point.model))], count)
+    others = [name for name in names if name != safety]
+    fused = [p for p in points if uses(p.model, safety) and any(uses(p.model, name) for name in others)]
+    chosen = spread(fused, count)
     if not chosen:
-        return found, [f"no point is a sum with {safety!r}: only the base and single adapters are controls"]
+        return found, [f"no point fuses an adapter with {safety!r}: only the base and single adapters are controls"]
     try:
         other = random_adapter(endpoint, safety)
     except EndpointError as error:
@@ -67,9 +76,11 @@ def controls(
         alone = without(point.model, safety)
         if alone is not None:
             found.append(Point(alone, "control", "safety adapter left out", point.values))
-        mixed = replaced(point.model, safety, other) if other else None
-        if mixed is not None:
+        if other:
+            mixed = replaced(point.model, safety, other)
             found.append(Point(mixed, "control", "random adapter instead", point.values))
+    if any(without(point.model, safety) is None for point in chosen):
+        notes.append("what is no plain sum has no control with the safety adapter left out")
     return found, notes
 
 
@@ -118,6 +129,7 @@ def sweep(
     """
     points = unique(points)
     plans = planned(endpoint, points, plans or {})
+    same_fusions(folder, {model: plan.digest for model, plan in plans.items()})
     save_points(folder, points)
     wanted = how.seeds * sum(len(task.dataset) for task in tasks())
     todo = waves(unfinished(points, read(folder), wanted), plans)
@@ -143,14 +155,16 @@ def load_points(folder: Path) -> list[Point]:
 
 
 def scorecards(endpoint: Endpoint, found: Sweep, made: Mapping[str, str]) -> int:
-    """Attaches each point's measures to its fusion digest; how many were attached.
+    """Attaches the measures of each point that lacks no answer to its fusion digest; how many were attached.
 
-    `made` says when, by which command and on which sets.
+    `made` says when, by which command and on which sets. `half_report` of a card is what was measured on the half that
+    no weight was chosen on. The same measures are attached once.
     """
-    count = 0
+    count, lacking = 0, {model for model, *_ in found.answers.missing}
+    reported = found.lines("report")
     for model, one in found.lines().items():
         plan = found.plans.get(model)
-        if plan is not None:
-            publish(endpoint, plan.digest, {**made, **one.to_json()})
-            count += 1
+        if plan is not None and model not in lacking:
+            half = {"half_report": reported[model].to_json()} if model in reported else {}
+            count += publish(endpoint, plan.digest, made, one.to_json() | half)
     return count

@@ -16,7 +16,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from eval_clients import data, judge
 from eval_clients import mmlu as multiple_choice
-from eval_clients.scorers import exact, three_shares
+from eval_clients.scorers import exact, no_answer, three_shares
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def harmless(path: str, limit: int | None = None, max_tokens: int = ANSWER_TOKEN
 
 @task
 def xstest(path: str, limit: int | None = None, max_tokens: int = ANSWER_TOKENS, temperature: float = 0) -> Task:
-    """XSTest: safe prompts that sound unsafe, and unsafe ones; `limit` is for each of the two."""
+    """XSTest: safe prompts that sound unsafe, and unsafe ones; a limit on the samples is for each of the two."""
     safe, unsafe = data.xstest(Path(path), "safe"), data.xstest(Path(path), "unsafe")
     samples = data.thinned(safe, limit) + data.thinned(unsafe, limit)
     return _task(samples, [three_shares()], None, max_tokens, temperature)
@@ -100,7 +100,7 @@ def job(
 
 @task
 def mmlu(path: str, limit: int | None = None) -> Task:
-    """MMLU, five shots, by the letters' log-probabilities; `limit` questions are drawn over all subjects."""
+    """MMLU, five shots, by the letters' log-probabilities; with a limit, questions are drawn over all subjects."""
     return Task(
         dataset=MemoryDataset(multiple_choice.questions(Path(path), limit)),
         solver=multiple_choice.choose(),
@@ -115,6 +115,8 @@ def both_turns() -> Solver:
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         state = await generate(state)
         first = state.output.completion
+        if no_answer(state) is not None:
+            return state
         state.messages.append(ChatMessageUser(content=state.metadata["second"]))
         state = await generate(state)
         asked = [state.input_text, state.metadata["second"]]

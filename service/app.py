@@ -17,6 +17,7 @@ import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http import instruments
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
+from starlette.datastructures import Headers
 from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,6 +25,7 @@ from service import settings
 from service.process import end_with_parent
 
 if TYPE_CHECKING:  # vLLM takes seconds to import; the supervisor, which only reads this file, goes without
+    from service.errors import ApiError
     from service.fusion_service import FusionService
 
 BentoMLContainer.metrics_client.get().multiproc = False
@@ -31,13 +33,15 @@ BentoMLContainer.metrics_client.get().multiproc = False
 log = logging.getLogger("fusion")
 
 HEALTH_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
+OPEN_PATHS = ("/health", "/ping")
+"""vLLM's health checks, which need no key either."""
 PATH = "fusion.path"
 LAST_ANSWERS_S = 10
 """Left to answers on their way once the engine has died."""
 
 
 class Front:
-    """Routes of our own first, then the gate and vLLM's app; 503 until the engine is up."""
+    """Routes of our own first, then the gate and vLLM's app; 503 until the engine is up, 401 without a key."""
 
     def __init__(self) -> None:
         self._service: FusionService | None = None
@@ -64,14 +68,28 @@ class Front:
         """Answer 503 from now on."""
         self._service = None
 
+    def _refusal(self, scope: Scope) -> "ApiError | None":
+        from service.errors import ApiError
+
+        if self._service is None:
+            return ApiError(503, "The engine is starting or stopping.")
+        # vLLM would look at the key in its own routes alone, and after the gate has built what they name.
+        keys = self._service.engine.keys
+        if keys is None or scope["type"] != "http" or scope["method"] == "OPTIONS" or scope["path"] in OPEN_PATHS:
+            return None
+        if keys.verify_token(Headers(scope=scope)):
+            return None
+        return ApiError(401, "The API key is missing or wrong; expected the header 'Authorization: Bearer KEY'.")
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        service = self._service
-        if service is None:
-            from service.errors import ApiError, error_response
+        if refusal := self._refusal(scope):
+            from service.errors import error_response
 
-            await error_response(ApiError(503, "The engine is starting or stopping."))(scope, receive, send)
+            await error_response(refusal)(scope, receive, send)
             return
+        service = self._service
+        assert service is not None
         scope["root_path"] = ""
         for route in self._own.routes:
             if route.matches(scope)[0] is not Match.NONE:

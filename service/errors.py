@@ -6,7 +6,13 @@ from starlette.responses import JSONResponse
 
 from adapters import AdapterError, FusionError, RecipeError, UnknownAdapterError
 
-TYPES = {400: "BadRequestError", 404: "NotFoundError", 409: "ConflictError", 413: "TooLargeError"}
+TYPES = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    409: "ConflictError",
+    413: "TooLargeError",
+}
 
 
 class ApiError(Exception):

@@ -155,6 +155,19 @@ def _chat(args: argparse.Namespace) -> None:
     )
 
 
+def _settings() -> str:
+    from training.config import defaults
+
+    shown = [f"  {key} = {value}" for key, value in defaults()]
+    return "\n".join(["settings and their defaults (a preset in the recipe changes some):", *shown])
+
+
+def _formats() -> str:
+    from training.readers import FORMATS
+
+    return "\n".join(["formats:", *(f"  {name:12} {one.summary}" for name, one in FORMATS.items())])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -166,8 +179,11 @@ def _parser() -> argparse.ArgumentParser:
         return found
 
     start = add("run", _run, "train a recipe")
+    start.formatter_class, start.epilog = argparse.RawDescriptionHelpFormatter, f"{_settings()}\n\n{_formats()}"
     start.add_argument("recipe", type=Path, help="a TOML file, see training/recipes/")
-    start.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="may be repeated")
+    start.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="a setting, below; may be repeated"
+    )
     start.add_argument("--base", help="same as --set model.base=…")
     start.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME-TIME)")
     go_on = add("resume", _resume, "go on with a run from its last checkpoint")
@@ -176,7 +192,11 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--export", type=Path, metavar="DIR", help="also put the adapter here, in the place of an older one"
         )
-        one.add_argument("--register", metavar="URL", help="make a running service load the adapter")
+        one.add_argument(
+            "--register",
+            metavar="URL",
+            help="make a running service load the adapter (its API key, if it has one, in REGISTER_API_KEY)",
+        )
         one.add_argument("--name", help="its name there (default: the folder's)")
     export = add("export", _export, "a run's checkpoint as a PEFT adapter; or whole models, see the options")
     export.add_argument("run", type=Path, help="a run; with --merge also an adapter; with --fsdp a .distcp folder")
@@ -188,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="look at training data").add_subparsers(required=True, metavar="{check}")
     check = data.add_parser("check", help="lengths, duplicates, empty answers, overlap with evaluation sets")
     check.set_defaults(command=_check)
+    check.formatter_class, check.epilog = argparse.RawDescriptionHelpFormatter, _formats()
     check.add_argument("file", help="a JSON, JSONL or CSV file, hub:NAME, or orders:N")
     check.add_argument("--format", default="auto", help="default: told by the columns")
     check.add_argument(

@@ -274,6 +274,18 @@ def resolved(config: Config) -> Tables:
     return content
 
 
+def defaults() -> list[tuple[str, str]]:
+    """Every setting as `table.key` with its default as TOML would have it, for `--help`."""
+    found = []
+    for table, kind in get_type_hints(Config).items():
+        for one in dataclasses.fields(kind):
+            factory = one.default_factory
+            value = one.default if factory is dataclasses.MISSING else factory()
+            text = "(required)" if value is dataclasses.MISSING else json.dumps(_plain(value))
+            found.append((f"{table}.{one.name}", text))
+    return found
+
+
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}

@@ -196,11 +196,15 @@ def card(config: Config, folder: Path, progress: Progress) -> str:
 
 
 def register(url: str, name: str, adapter: Path) -> str:
-    """Make a running service load the adapter as `name`; returns its digest. ConfigError when it does not."""
+    """Make a running service load the adapter as `name`; returns its digest. ConfigError when it does not.
+
+    A service that asks for an API key gets the one in `REGISTER_API_KEY`.
+    """
     body = json.dumps({"name": name, "path": str(adapter.resolve())}).encode()
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/v1/adapters", data=body, headers={"content-type": "application/json"}
-    )
+    headers = {"content-type": "application/json"}
+    if key := os.environ.get("REGISTER_API_KEY"):
+        headers["authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(f"{url.rstrip('/')}/v1/adapters", data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=300) as answer:
             digest_: str = json.load(answer)["digest"]

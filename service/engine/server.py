@@ -12,6 +12,7 @@ import platform
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import psutil
 import torch
 import vllm
 from fastapi import FastAPI
+from vllm import envs
 from vllm.entrypoints.launchers.api_server import app_state
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
@@ -40,6 +43,13 @@ log = logging.getLogger(__name__)
 FEW_CORES = 4
 CPU_KERNELS_KEPT = 128
 CPU_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
+LISTENING = {
+    "--host": "set FUSION_HOST",
+    "--port": "set FUSION_PORT",
+    "--uds": "set FUSION_HOST and FUSION_PORT",
+    "--ssl-": "put a reverse proxy that speaks TLS before the service",
+}
+"""vLLM's flags for a server of its own, which there is none of here, and what does it instead."""
 
 __all__ = ["Engine", "EngineOptions", "LoRARequest", "Served", "meter", "served", "start"]
 
@@ -79,6 +89,10 @@ def _prepare_cpu(extra: Sequence[str]) -> None:
 
 
 def _arguments(options: EngineOptions) -> Any:
+    for one in options.extra:
+        for flag, instead in LISTENING.items():
+            if one.replace("_", "-").startswith(flag):
+                raise ValueError(f"{one} in FUSION_ENGINE_ARGS has no effect: BentoML listens, not vLLM; {instead}")
     argv = [
         *("--model", options.model, "--served-model-name", options.served_name),
         *("--enable-lora", "--max-lora-rank", str(options.max_lora_rank)),
@@ -132,6 +146,12 @@ class Engine:
     def config(self) -> Any:
         """vLLM's full configuration."""
         return self.client.vllm_config
+
+    @cached_property
+    def keys(self) -> AuthenticationMiddleware | None:
+        """What tells right API keys (`--api-key`, `VLLM_API_KEY`) from wrong ones; None when none is asked for."""
+        known = [key for key in (self.args.api_key or [envs.VLLM_API_KEY]) if key]
+        return AuthenticationMiddleware(self.app, known) if known else None
 
     @property
     def alive(self) -> bool:

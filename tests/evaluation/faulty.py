@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Fault = str
-"""`hang`, `cut`, `garbage`, or an HTTP status."""
+"""`hang`, `cut`, `garbage`, `filter` (an answer withheld), or an HTTP status."""
 
 
 @dataclass
@@ -57,7 +57,11 @@ def endpoint(rules: Faulty) -> Iterator[Faulty]:
             rules.bodies.append(body)
             fault = rules.fault(body)
             message = {"role": "assistant", "content": "" if fault else rules.say(body)}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            choice = {
+                "index": 0,
+                "message": message,
+                "finish_reason": "content_filter" if fault == "filter" else "stop",
+            }
             usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
             answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage}
             content = json.dumps({**answer, "choices": [choice]}).encode()
@@ -69,7 +73,7 @@ def endpoint(rules: Faulty) -> Iterator[Faulty]:
                 self.close_connection = True
             elif fault == "garbage":
                 self.send(200, b"<html>not what you asked for</html>")
-            elif fault:
+            elif fault not in ("", "filter"):
                 self.send(int(fault), json.dumps({"error": {"message": "no", "type": "x", "code": fault}}).encode())
             else:
                 self.send(200, content)

@@ -9,8 +9,9 @@ import pytest
 from eval_clients import data, mmlu
 from eval_clients.data import DataError
 from eval_clients.scorers import same
+from tests.conftest import EVAL_DATA
 
-MMLU = Path(__file__).parents[3] / "shared/data/mmlu"
+MMLU = EVAL_DATA / "mmlu"
 
 
 def lines(path: Path, *rows: str) -> Path:
@@ -57,6 +58,7 @@ def test_a_subset_is_the_same_for_every_model_and_the_halves_differ() -> None:
         (["{}"], "line 1: an object with prompt, answer"),
         (['{"prompt": "a", "answer": "b"}', "{"], "line 2 is no JSON"),
         ([""], "is empty"),
+        (['{"prompt": null, "answer": "b"}'], "line 1: `prompt` is None; a text is expected"),
     ],
 )
 def test_a_bad_row_is_named(rows: list[str], message: str, tmp_path: Path) -> None:
@@ -72,6 +74,14 @@ def test_other_bad_files_are_named(tmp_path: Path) -> None:
         data.harmful(lines(tmp_path / "two.csv", "a,b", "c,d"))
     with pytest.raises(DataError, match="label safe or unsafe"):
         data.xstest(lines(tmp_path / "xstest.csv", "id,prompt,label", "1,hello,maybe"))
+    with pytest.raises(DataError, match="holds no prompt with the label both"):
+        data.xstest(lines(tmp_path / "bare.csv", "id,prompt,label"))
+    with pytest.raises(DataError, match="no row of kind 'harmful'"):
+        data.harmful(lines(tmp_path / "kind.JSONL", '{"prompt": "good", "kind": "harmless"}'))
+    with pytest.raises(DataError, match="is no folder"):
+        data.mt_bench(tmp_path / "kind.JSONL")
+    with pytest.raises(DataError, match="a letter A to D"):
+        mmlu.rows_of(lines(tmp_path / "letters.csv", "q,a,b,c,d,BC"))
     with pytest.raises(DataError, match="is no MMLU subject"):
         lines(tmp_path / "mmlu/test/alchemy_test.csv", "q,a,b,c,d,A")
         mmlu.questions(tmp_path / "mmlu")
@@ -84,6 +94,23 @@ def test_exact_match_is_of_meaning_for_json_and_of_text_else() -> None:
         assert not same(answer, wanted)
     assert not same('{"customer": "Bo", "customer": "Ada", "items": [{"name": "cup", "qty": 3}]}', wanted)
     assert same(" forty-two\n", "forty-two") and not same("Forty-two", "forty-two")
+
+
+def test_a_wanted_answer_may_be_json_itself(tmp_path: Path) -> None:
+    rows = ({"prompt": "a", "answer": {"item": "oak", "n": 3}}, {"prompt": "b", "answer": True})
+    first, second = data.job(lines(tmp_path / "rows.jsonl", *map(json.dumps, rows)))
+    assert same('{"n": 3, "item": "oak"}', str(first.target)) and same("true", str(second.target))
+
+
+def test_a_set_s_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    file = lines(tmp_path / "dev/a.csv", "q,a,b,c,d,A")
+    before = {path: data.digest_of(path) for path in (file, tmp_path)}
+    assert before == {path: data.digest_of(path) for path in before}
+    lines(file, "q,a,b,c,d,B")
+    assert all(data.digest_of(path) != digest for path, digest in before.items())
+    file.rename(tmp_path / "dev/b.csv")
+    lines(tmp_path / "dev/b.csv", "q,a,b,c,d,A")
+    assert data.digest_of(tmp_path) != before[tmp_path]
 
 
 def test_mmlu_has_57_subjects_in_17_groups_in_4() -> None:

@@ -62,6 +62,53 @@ def test_results_are_not_overwritten_unasked(prompts: Path, tmp_path: Path, caps
     assert "--resume goes on" in capsys.readouterr().err
 
 
+def test_resume_goes_on_with_the_same_set_only(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments("", prompts, tmp_path / "out")
+    with endpoint(Faulty(lambda body: "Sharpen the blade.")) as served:
+        command[2] = served.url
+        assert main(command) == 0
+        prompts.write_text(prompts.read_text().replace("blade", "knife"))
+        assert main([*command, "--resume"]) == 2
+    assert "another run: content differ" in capsys.readouterr().err
+
+
+def test_results_of_other_rules_are_scored_anew_before_they_are_gone_on_with(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, ask = tmp_path / "out", ["--model", "base", "--model", "base"]  # named twice, asked once
+    with endpoint(Faulty(lambda body: "Sharpen the blade.")) as served:
+        command = [*arguments(served.url, prompts, out), *ask]
+        with monkeypatch.context() as old:
+            old.setattr("eval_clients.scorers.classify", lambda *_: "refused")
+            for module in ("running", "__main__"):
+                old.setattr(f"eval_clients.{module}.RULES", "old")
+            assert main(command) == 0
+        assert json.loads((out / "results.json").read_text())["models"][0]["over_refusal"]["hits"] == 7
+        assert main([*command, "--resume"]) == 2 and "rescore" in capsys.readouterr().err
+        asked = len(served.bodies)
+        assert main(["rescore", str(out)]) == 0 and capsys.readouterr().out == "7 verdicts changed\n"
+        assert json.loads((out / "results.json").read_text())["models"][0]["safe_answered"]["hits"] == 7
+        (log,) = [read_eval_log(info) for info in list_eval_logs(str(out / "logs"))]
+        assert (
+            log.results and {score.name: score.metrics["mean"].value for score in log.results.scores}["answered"] == 1
+        )
+        assert main([*command, "--resume"]) == 0 and asked == len(served.bodies) == 7
+
+
+def test_an_answer_that_was_withheld_is_not_judged(prompts: Path, tmp_path: Path) -> None:
+    with (
+        endpoint(Faulty(lambda body: "", lambda body: "filter")) as served,
+        endpoint(Faulty(lambda body: "It declines.\n#score: 1")) as judge,
+    ):
+        command = ["advbench", *arguments(served.url, prompts, tmp_path / "out")[1:]]
+        assert main([*command, "--judge", "grader", "--judge-url", judge.url]) == 0
+        assert judge.bodies == []
+    line = json.loads((tmp_path / "out/results.json").read_text())["models"][0]
+    assert line["unscored"] == 7 and "judged_harm" not in line and "harm" not in line
+
+
 def test_all_models_get_the_same_limits_and_nothing_else(prompts: Path, tmp_path: Path) -> None:
     with endpoint(Faulty(lambda body: "Sharpen the blade.")) as served:
         more = ["--model", "base", "--model", "0.6*task + 0.4*safety", "--max-tokens", "17"]
@@ -102,7 +149,9 @@ def test_verdicts_are_read_strictly() -> None:
     assert number("Reason 3 of 5.\n#score: 4", 5) == 4
     assert number("**#Score: 2**", 5) == 2
     assert number("#score: 1\nNo, rather\n#score: 5", 5) == 5
-    assert [number(text, 5) for text in ("", "4", "#score: 9", "#score: none", "score 3")] == [None] * 5
+    assert number("#score: 3/5", 5) == 3
+    bad = ("", "4", "#score: 9", "#score: none", "score 3", "#score: 4.5", "#score: 1-2", "#score: 1 to 5")
+    assert [number(text, 5) for text in bad] == [None] * len(bad)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +164,17 @@ def test_verdicts_are_read_strictly() -> None:
         (["sweep", "--recipe", "a", "--tasks", "task", "--data", "task=x", "--limit", "harm=1"], "is no limit"),
         (["mt_bench", "--data", "x"], "needs a --judge"),
         (["harmless", "--data", "x", "--seeds", "2"], "give a --temperature"),
+        (["harmless", "--data", "x", "--samples", "0"], "--samples is at least 1"),
+        (["harmless", "--data", "x", "--max-tokens", "-5"], "--max-tokens is at least 1"),
+        (["rescore"], "holds no results"),
     ],
 )
 def test_mistakes_are_named_with_the_next_step(
     command: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with endpoint(Faulty(lambda body: "")) as served:
-        assert main([*command, "--base-url", served.url, "--out", str(tmp_path / "out")]) == 2
+        more = ["--base-url", served.url, "--out"] if command != ["rescore"] else []
+        assert main([*command, *more, str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval_clients.choice import Limit, LimitError, best, cliffs, front
-from eval_clients.controls import randomised, replaced, terms, without
+from eval_clients.controls import randomised, replaced, terms, uses, without
 from eval_clients.points import Point, TemplateError, expand, grid, value
-from eval_clients.report import beside
-from eval_clients.results import Line, Row
+from eval_clients.report import HALVES, beside, verdict
+from eval_clients.results import Answers, Line, Row
 from eval_clients.shares import Share
-from eval_clients.sweep import spread
+from eval_clients.sweep import Sweep, spread
 
 
 def line(model: str, **shares: float) -> Line:
@@ -65,6 +65,9 @@ def test_controls_of_a_plain_sum() -> None:
     assert terms("ties(1*a + 1*b)") == [] and terms("ramp(0..1)*a") == []
     assert without("0.6*task + 0.4*safety", "safety") == "0.6*task" and without("1*safety", "safety") is None
     assert replaced("0.6*task + 0.4*safety", "safety", "noise") == "0.6*task + 0.4*noise"
+    merge = "safe_merge(1*task, safety=safety, threshold=0.3)"
+    assert replaced(merge, "safety", "noise") == "safe_merge(1*task, safety=noise, threshold=0.3)"
+    assert uses("ties(0.5*task + 0.5*safety-all)", "safety-all") and not uses("ties(1*task + 1*safety-all)", "safety")
     points = expand(["{1-l}*t + {l}*s"], ["l=0:1:0.1"])
     assert [p.values["l"] for p in spread(points, 3)] == [0.2, 0.5, 0.8]
 
@@ -103,6 +106,8 @@ def test_the_best_point_keeps_the_limits_before_all_else() -> None:
         ("degenerate<=base + 0.02", 1.0, "base", 0.02),
         ("harm<=0.5*0.6*task + 0.4*safety", 0.5, "0.6*task + 0.4*safety", 0.0),
         ("task>=0.6*task + 0.4*safety - 0.02", 0.6, "task + 0.4*safety", -0.02),
+        ("harm<=5e-2", 0.05, "", 0.0),
+        ("quality>=7", 7.0, "", 0.0),
     ],
 )
 def test_limits_are_numbers_or_relative_to_a_model(text: str, bound: float, of: str, offset: float) -> None:
@@ -110,10 +115,29 @@ def test_limits_are_numbers_or_relative_to_a_model(text: str, bound: float, of: 
     assert (limit.bound, limit.of, limit.offset) == (bound, of, offset)
 
 
-@pytest.mark.parametrize("text", ["harm", "harm<0.05", "harmful<=0.05", "harm<=", "<=0.05"])
+@pytest.mark.parametrize("text", ["harm", "harm<0.05", "harmful<=0.05", "harm<=", "<=0.05", "harm<=5%", "harm<=5"])
 def test_what_is_no_limit_is_refused(text: str) -> None:
-    with pytest.raises(LimitError, match="is no limit"):
+    with pytest.raises(LimitError, match="is no limit|is a share from 0 to 1"):
         Limit.parse(text)
+
+
+def test_a_point_that_lacks_answers_cannot_win() -> None:
+    def rows(model: str, measures: dict[str, float]) -> list[Row]:
+        return [
+            Row(model, measure, str(n), 1, measure, "", half, "p", "a", {"answered": value})
+            for measure, value in measures.items()
+            for half in HALVES
+            for n in range(10)
+        ]
+
+    points = [Point("whole", "sweep", "s"), Point("cut", "sweep", "s")]
+    answers = [*rows("whole", {"harm": 0.0, "safe": 0.0}), *rows("cut", {"safe": 1.0})]
+    limits = [Limit.parse("safe_answered>=0.9")]
+    found = Sweep(points, {}, Answers(answers, [("cut", "harmful_csv", "10 of 10 samples failed")]))
+    assert verdict(found, limits)["best"] == "whole" and list(found.candidates()) == ["whole"]
+    assert list(found.lines()) == ["whole", "cut"]
+    nothing_whole = Sweep(points[1:], {}, Answers(answers[20:], [("cut", "harmful_csv", "all failed")]))
+    assert verdict(nothing_whole, limits)["best"] == "cut"
 
 
 def test_the_front_holds_what_no_other_beats() -> None:

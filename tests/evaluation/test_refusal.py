@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from eval_clients.refusal import detect
+from tests.conftest import EVAL_DATA
 
 OURS = Path(__file__).parent / "refusals.jsonl"
-XSTEST = Path(__file__).parents[3] / "shared/data/xstest"
+XSTEST = EVAL_DATA / "xstest"
 LABELS = {"1": "compliance", "2": "refusal", "3": "partial"}
 
 

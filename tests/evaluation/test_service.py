@@ -13,6 +13,8 @@ from eval_clients.__main__ import main
 from eval_clients.controls import random_adapter
 from eval_clients.endpoint import Endpoint, Plan
 from eval_clients.logprobs import echoed, letter_forms, letters, self_test
+from eval_clients.points import expand
+from eval_clients.sweep import controls
 from tests.conftest import BASE_NAME, ROOT, Server
 
 TASK, SAFETY = "order-job", "safe"
@@ -116,11 +118,12 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     plan = Plan.of(endpoint, f"0.5*{SAFETY} + 0.5*{TASK}")
     assert plan.mixed
     cards = endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"]
-    assert cards[-1]["task"]["total"] == 4
+    assert cards[-1]["task"]["total"] == 4 and cards[-1]["half_report"]["task"]["total"] < 4
     assert main(command) == 2 and "--resume" in capsys.readouterr().err
     before = len(list((out / "logs").iterdir()))
     assert main([*command, "--resume"]) == 0
     assert len(list((out / "logs").iterdir())) == before
+    assert endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"] == cards  # the same is not attached twice
 
 
 def test_the_search_stays_within_its_budget(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -160,5 +163,40 @@ def test_the_chat_template_is_applied(endpoint: Endpoint, tmp_path: Path) -> Non
     assert answer == chat.json()["choices"][0]["message"]["content"] != raw.json()["choices"][0]["text"]
 
 
-def test_the_random_control_is_registered_once(endpoint: Endpoint) -> None:
-    assert random_adapter(endpoint, SAFETY) == random_adapter(endpoint, SAFETY) == f"{SAFETY}-random-0"
+def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endpoint: Endpoint) -> None:
+    name = f"{SAFETY}-random-0"
+    assert random_adapter(endpoint, SAFETY) == random_adapter(endpoint, SAFETY) == name
+    mine = endpoint.ask("GET", f"/adapters/{name}").json()["digest"]
+    assert endpoint.ask("DELETE", f"/adapters/{name}").is_success
+    stale = {"name": name, "path": str(ROOT / "examples/adapters/task")}  # as from an adapter of that name before
+    assert endpoint.ask("POST", "/adapters", json=stale).is_success
+    assert random_adapter(endpoint, SAFETY) == name
+    assert endpoint.ask("GET", f"/adapters/{name}").json()["digest"] == mine
+
+
+def test_a_method_has_controls_too(endpoint: Endpoint) -> None:
+    points = expand([f"ties({{1-l}}*{TASK} + {{l}}*{SAFETY}, density=0.5)"], ["l=0.3"])
+    found, notes = controls(endpoint, points, SAFETY)
+    assert {point.model for point in found} == {
+        BASE_NAME,
+        f"1*{TASK}",
+        f"1*{SAFETY}",
+        f"ties(0.7*{TASK} + 0.3*{SAFETY}-random-0, density=0.5)",
+    }
+    assert notes == ["what is no plain sum has no control with the safety adapter left out"]
+
+
+def test_answers_are_not_those_of_another_adapter_of_that_name(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Name a colour."}\n')
+    command = ["harmless", "--base-url", endpoint.base_url, "--data", str(tmp_path / "p.jsonl"), "--display", "none"]
+    command += ["--out", str(tmp_path / "out"), "--max-tokens", "4", "--model", "1*retrained"]
+    for folder, status in (("task", 0), ("safety", 2)):
+        path = str(ROOT / "examples/adapters" / folder)
+        assert endpoint.ask("POST", "/adapters", json={"name": "retrained", "path": path}).is_success
+        try:
+            assert main([*command, "--resume"]) == status
+        finally:
+            assert endpoint.ask("DELETE", "/adapters/retrained").is_success
+    assert "answers of other adapters under the same names (1*retrained)" in capsys.readouterr().err

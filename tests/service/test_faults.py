@@ -3,9 +3,11 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 
 from tests.conftest import ENGINE, ROOT, Server, family, launch, stop, wait_ready
@@ -24,34 +26,73 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-def test_without_the_seam_the_server_builds_instead_of_mixing(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "fault").mkdir()
-    (tmp_path / "fault" / "sitecustomize.py").write_text(NO_SEAM)
-    log = tmp_path / "log"
-    roots = server.adapters["wide"].parent
-    path = os.pathsep.join([str(tmp_path / "fault"), str(ROOT)])
+KEY = {"authorization": "Bearer second"}
+
+
+@pytest.fixture(scope="module")
+def bare(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server whose workers have no seam, and which asks for one of two keys."""
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "sitecustomize.py").write_text(NO_SEAM)
     process, url = launch(
-        tmp_path / "data",
-        roots,
-        log,
-        PYTHONPATH=path,
+        folder / "data",
+        server.adapters["wide"].parent,
+        folder / "log",
+        PYTHONPATH=os.pathsep.join([str(folder), str(ROOT)]),
         VLLM_PLUGINS="",
         FUSION_ADAPTERS=f"wide={server.adapters['wide']},narrow={server.adapters['narrow']}",
+        FUSION_ENGINE_ARGS=f"{ENGINE} --api-key first second",
     )
     try:
-        wait_ready(process, url, log)
-        mixing = httpx.get(f"{url}/readyz").json()["mixing"]
-        assert not mixing["proven"]
-        assert "do not take effect" in mixing["reason"]
-        body = {**CHAT, "model": "0.6*narrow + 0.4*wide"}
-        built = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300)
-        assert built.headers["x-fusion-mode"] == "built"
-        with server.http() as http:
-            mixed = http.post("/v1/chat/completions", json=body)
-        assert mixed.headers["x-fusion-mode"] == "mixed"
-        assert built.json()["choices"][0]["message"] == mixed.json()["choices"][0]["message"]
+        wait_ready(process, url, folder / "log")
+        yield url
     finally:
         stop(process)
+
+
+def test_without_the_seam_the_server_builds_instead_of_mixing(server: Server, bare: str) -> None:
+    mixing = httpx.get(f"{bare}/readyz").json()["mixing"]
+    assert not mixing["proven"]
+    assert "do not take effect" in mixing["reason"]
+    body = {**CHAT, "model": "0.6*narrow + 0.4*wide"}
+    built = httpx.post(f"{bare}/v1/chat/completions", json=body, headers=KEY, timeout=300)
+    assert built.headers["x-fusion-mode"] == "built"
+    with server.http() as http:
+        mixed = http.post("/v1/chat/completions", json=body)
+    assert mixed.headers["x-fusion-mode"] == "mixed"
+    assert built.json()["choices"][0]["message"] == mixed.json()["choices"][0]["message"]
+
+
+def builds(http: httpx.Client) -> list[str]:
+    """The lines of /metrics that count builds."""
+    return [line for line in http.get("/metrics").text.splitlines() if line.startswith("fusion_builds_total")]
+
+
+def test_a_key_is_asked_for_before_anything_is_answered_or_built(bare: str) -> None:
+    unseen = {**CHAT, "model": "0.3*narrow + 0.7*wide"}
+    with httpx.Client(base_url=bare, timeout=300) as http:
+        before = builds(http)
+        for method, path, body in (
+            ("POST", "/v1/chat/completions", unseen),
+            ("POST", "/tokenize", {"model": unseen["model"], "prompt": "a"}),
+            ("GET", "/v1/models", None),
+            ("POST", "/v1/adapters", {"name": "more", "path": "wide"}),
+            ("DELETE", "/v1/adapters/wide", None),
+            ("PUT", "/v1/fusions/more", {"fusion": "1*wide"}),
+            ("POST", "/v1/load_lora_adapter", {"lora_name": "more", "lora_path": "wide"}),
+        ):
+            for headers in ({}, {"authorization": "Bearer third"}, {"authorization": "Basic second"}):
+                answer = http.request(method, path, json=body, headers=headers)
+                assert answer.status_code == 401, path
+                assert "Authorization: Bearer KEY" in answer.json()["error"]["message"]
+        assert builds(http) == before
+        assert http.get("/v1/adapters/wide", headers=KEY).status_code == 200
+        for path in ("/livez", "/readyz", "/metrics", "/health"):
+            assert http.get(path).status_code == 200
+    keyed = openai.OpenAI(base_url=f"{bare}/v1", api_key="first", max_retries=0)
+    assert {"wide", "narrow"} <= {model.id for model in keyed.models.list()}
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{bare}/v1", api_key="none", max_retries=0).models.list()
 
 
 def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(server: Server, tmp_path: Path) -> None:

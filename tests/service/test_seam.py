@@ -164,6 +164,12 @@ def test_an_engine_flag_that_vllm_does_not_know_is_named() -> None:
         _arguments(EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=("--no-such-flag",)))
 
 
+@pytest.mark.parametrize("flag", ["--port", "--ssl-certfile=a", "--ssl_keyfile", "--uds", "--host"])
+def test_an_engine_flag_that_would_do_nothing_is_refused(flag: str) -> None:
+    with pytest.raises(ValueError, match=f"{flag} in FUSION_ENGINE_ARGS has no effect"):
+        _arguments(EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=(flag, "1")))
+
+
 @pytest.mark.parametrize(
     ("slow", "given", "dtype"),
     [(True, (), "float32"), (True, ("--dtype", "bfloat16"), "bfloat16"), (False, (), "auto")],

@@ -138,10 +138,12 @@ class Service(BaseHTTPRequestHandler):
     """Stands in for the service only to give its two answers; the real one is in tests/service."""
 
     asked: list[dict[str, str]] = []  # noqa: RUF012 - one list for all of the handler's instances
+    keys: list[str | None] = []  # noqa: RUF012 - as above
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.asked.append(body)
+        self.keys.append(self.headers["authorization"])
         good = body["name"] != "taken"
         content = json.dumps({"digest": "d1"} if good else {"error": {"message": "taken"}}).encode()
         self.send_response(201 if good else 409)
@@ -152,7 +154,9 @@ class Service(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def test_a_run_registers_its_adapter(orders_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_registers_its_adapter(
+    orders_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = HTTPServer(("127.0.0.1", 0), Service)
     Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
@@ -161,7 +165,9 @@ def test_a_run_registers_its_adapter(orders_recipe: Path, tmp_path: Path, capsys
         export = ["--export", str(tmp_path / "mine")]
         assert main([*arguments, "--out", str(tmp_path / "r"), *export]) == 0
         assert Service.asked == [{"name": "mine", "path": str(tmp_path / "mine")}]
+        monkeypatch.setenv("REGISTER_API_KEY", "secret")
         assert main([*arguments, "--out", str(tmp_path / "s"), "--name", "taken"]) == 2
+        assert Service.keys == [None, "Bearer secret"]
         assert "refused the adapter" in capsys.readouterr().err
     finally:
         server.shutdown()
