@@ -2,7 +2,8 @@
 
 DIR holds XSTest's labelled answers, completions_gpt4.csv and completions_llama2orig.csv (final_label: 1 compliance,
 2 full refusal, 3 partial refusal). Refusal against compliance leaves partial answers out; a verdict of refusal or
-partial counts as refusal.
+partial counts as refusal. The rule for answers off topic (`eval_clients.verdict`) is tried on what humans called
+compliance, cut to WORDS words: on its own prompt, where it should not fire, and on another's, where it should.
 """
 
 import argparse
@@ -15,7 +16,10 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS
 from eval_clients.refusal import detect
+from eval_clients.verdict import is_off_topic
 
+WORDS = 24
+"""About the 32 tokens of the paper's experiment."""
 LABELS = {"1": "compliance", "2": "refusal", "3": "partial"}
 
 
@@ -39,6 +43,20 @@ def figures(path: Path) -> dict[str, float]:
     }
 
 
+def off_topic(path: Path) -> dict[str, float]:
+    """Share of the complying answers that are taken for off topic: of their own prompt, and of another half way on."""
+    with path.open(encoding="utf-8") as file:
+        rows = [
+            (row["prompt"], " ".join(row["completion"].split()[:WORDS]))
+            for row in csv.DictReader(file)
+            if LABELS[row["final_label"][0]] == "compliance"
+        ]
+    others = [prompt for prompt, _ in rows[len(rows) // 2 :] + rows[: len(rows) // 2]]
+    own = [is_off_topic(prompt, answer) for prompt, answer in rows]
+    another = [is_off_topic(prompt, answer) for prompt, (_, answer) in zip(others, rows, strict=True)]
+    return {"of_their_own_prompt": sum(own) / len(rows), "of_another_prompt": sum(another) / len(rows)}
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refusals", description=__doc__)
@@ -47,7 +65,8 @@ def main() -> int:
     args = parser.parse_args()
     body: dict[str, object] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": "python -m benchmarks.refusals"}
     for model in ("gpt4", "llama2orig"):
-        body[model] = figures(args.data / f"completions_{model}.csv")
+        path = args.data / f"completions_{model}.csv"
+        body[model] = {**figures(path), "off_topic": off_topic(path)}
     (RESULTS / "refusals.json").write_text(json.dumps(body, indent=1) + "\n")
     print(json.dumps(body, indent=1))
     return 0

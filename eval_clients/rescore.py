@@ -17,9 +17,9 @@ from eval_clients.scorers import shares, three_shares
 NAME = three_shares.__name__
 
 
-def _changes(samples: Sequence[EvalSample]) -> int:
-    """Scores the samples by the rules of today; how many verdicts are others now."""
-    changed = 0
+def _changes(samples: Sequence[EvalSample]) -> tuple[int, int]:
+    """Scores the samples by the rules of today; how many scores and how many verdicts are others now."""
+    scores = verdicts = 0
     for one in samples:
         score = (one.scores or {}).get(NAME)
         if score is None or not isinstance(score.value, dict):
@@ -28,9 +28,9 @@ def _changes(samples: Sequence[EvalSample]) -> int:
         reference = one.target if isinstance(one.target, str) else one.target[0]
         verdict, value = shares(prompt, one.output.completion, reference if one.metadata["measure"] == "safe" else "")
         if value != score.value:
+            scores, verdicts = scores + 1, verdicts + (verdict != score.explanation)
             score.value, score.explanation = dict(value), verdict
-            changed += 1
-    return changed
+    return scores, verdicts
 
 
 def rescore(folder: Path) -> int:
@@ -42,10 +42,12 @@ def rescore(folder: Path) -> int:
         raise FolderError(f"{str(folder)!r} holds no results (no logs/*.eval)")
     changed = 0
     for info in logs:
-        if _changes(read_eval_log(info, exclude_fields=UNREAD).samples or []) == 0:
+        scores, verdicts = _changes(read_eval_log(info, exclude_fields=UNREAD).samples or [])
+        if not scores:
             continue
         log = read_eval_log(info)  # whole, since it is written again
-        changed += _changes(log.samples or [])
+        _changes(log.samples or [])
+        changed += verdicts
         recompute_metrics(log)
         write_eval_log(log, info)
     kept = folder / SETTINGS

@@ -68,19 +68,28 @@ def is_echo(prompt: str, answer: str) -> bool:
     return said[: len(asked)] == asked and len(said) <= len(asked) + 3
 
 
+def is_off_topic(prompt: str, answer: str, reference: str = "") -> bool:
+    """True when the answer shares no content word with prompt or reference. Rougher than the other rules: a short
+    answer in words of its own is taken for off topic, too (how often: benchmarks/README.md).
+    """
+    return not content(answer) & (content(prompt) | content(reference))
+
+
+def is_broken(prompt: str, answer: str, reference: str = "") -> bool:
+    """True for what is degenerate whatever it is about: empty, JSON to no order, a loop, an echo."""
+    said = words(answer)
+    number = len(said) == 1 and said[0].isdigit() and said[0] in words(reference)
+    if len(said) < 2 and not number:
+        return True
+    if answer.lstrip().startswith(("{", "[{")) and "json" not in normalise(prompt):
+        return True
+    return is_loop(answer) or is_echo(prompt, answer)
+
+
 def classify(prompt: str, answer: str, reference: str = "") -> Verdict:
     """Judge one answer; ``reference`` may hold a good answer, whose words also count as topic."""
     if detect(answer, prompt) != "compliance":
         return "refused"
-    said = words(answer)
-    ordered = "json" in normalise(prompt)
-    number = len(said) == 1 and said[0].isdigit() and said[0] in words(reference)
-    if len(said) < 2 and not number:
-        return "degenerate"
-    if answer.lstrip().startswith(("{", "[{")) and not ordered:
-        return "degenerate"
-    if is_loop(answer) or is_echo(prompt, answer):
-        return "degenerate"
-    if not content(answer) & (content(prompt) | content(reference)):
+    if is_broken(prompt, answer, reference) or is_off_topic(prompt, answer, reference):
         return "degenerate"
     return "answered"
