@@ -28,7 +28,7 @@ from eval_clients.endpoint import Endpoint
 from eval_clients.points import Point, expand
 from eval_clients.report import make
 from eval_clients.results import table
-from eval_clients.running import RULES, FolderError, Running, ready
+from eval_clients.running import FolderError, Running, ready
 from eval_clients.search import search
 from eval_clients.sweep import Sweep, controls, sweep
 from training.orders import orders
@@ -89,8 +89,8 @@ def rivals(cache: Path) -> dict[str, Path]:
 
 
 def identity(adapters: Mapping[str, Path], *sets: Path) -> dict[str, object]:
-    """Digests of the base's weights, the adapters' and the sets, the answers' length and the rules: what answers kept
-    from an earlier run must be of.
+    """Digests of the base's weights, the adapters' and the sets, and the answers' length: what answers kept from an
+    earlier run must be of.
     """
     files = {name: path / "adapter_model.safetensors" for name, path in adapters.items()}
     return {
@@ -98,7 +98,6 @@ def identity(adapters: Mapping[str, Path], *sets: Path) -> dict[str, object]:
         "base": data.digest_of(BASE / "model.safetensors"),
         "sets": {path.name: data.digest_of(path) for path in sets},
         "tokens": TOKENS,
-        "rules": RULES,
     }
 
 

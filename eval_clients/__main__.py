@@ -33,9 +33,8 @@ from eval_clients.data import DataError, digest_of
 from eval_clients.endpoint import Endpoint, EndpointError, Plan
 from eval_clients.logprobs import self_test
 from eval_clients.points import TemplateError, expand
-from eval_clients.rescore import rescore
 from eval_clients.results import JUDGED, MEANS, SHARES, Answers, lines, read, table, write, write_answers
-from eval_clients.running import RULES, Display, FolderError, Running, judge_model, ready, run, same_fusions
+from eval_clients.running import Display, FolderError, Running, judge_model, ready, run, same_fusions
 
 URL = "http://127.0.0.1:3000/v1"
 BENCHMARKS: dict[str, tuple[Callable[..., Task], str]] = {
@@ -149,9 +148,6 @@ def arguments() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help=what, description=f"By echo and log-probabilities, {what}.")
     check.add_argument("--model", action="append", metavar="NAME", help=MODEL)
     _endpoint(check)
-    what = "score the answers in a results folder anew, by the rules of today; nothing is asked"
-    again = commands.add_parser("rescore", help=what, description=f"{what[0].upper()}{what[1:]}.")
-    again.add_argument("out", type=Path, metavar="FOLDER", help="the --out of a benchmark or sweep")
     return parser
 
 
@@ -350,12 +346,7 @@ UNASKED = {
 def settings(args: argparse.Namespace, base: str, sets: Mapping[str, str]) -> dict[str, object]:
     """What decides what is asked, and the digests of the `sets`: results of others are not mixed with these."""
     given = {name: value for name, value in vars(args).items() if name not in UNASKED and not name.endswith("_env")}
-    return {
-        **given,
-        "base": base,
-        "rules": RULES,
-        "content": {name: digest_of(Path(path)) for name, path in sets.items()},
-    }
+    return {**given, "base": base, "content": {name: digest_of(Path(path)) for name, path in sets.items()}}
 
 
 def checked(args: argparse.Namespace, endpoint: Endpoint) -> int:
@@ -377,9 +368,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
     args = arguments().parse_args(argv)
     try:
-        if args.command == "rescore":
-            print(f"{rescore(args.out)} verdicts changed")
-            return 0
         if args.command != "check":
             args.out = args.out or Path("results") / args.command
         endpoint = Endpoint(args.base_url, os.environ.get(args.api_key_env, "none"), args.timeout)

@@ -25,6 +25,7 @@ from inspect_ai.log import EvalError, EvalLog, EvalSample, list_eval_logs, read_
 
 from eval_clients.data import Half, Measure
 from eval_clients.endpoint import PROVIDER
+from eval_clients.scorers import shares
 from eval_clients.shares import Mean, Share
 
 
@@ -76,7 +77,10 @@ def _row(model: str, task: str, one: EvalSample) -> Row:
         elif isinstance(score.value, float) and math.isnan(score.value):
             unscored = str(score.reason or "unscored")
     text = one.input if isinstance(one.input, str) else one.input[-1].text
-    told = one.metadata
+    told, answer = one.metadata, one.output.completion if one.output.choices else ""
+    if "refused" in scores:  # by the rules of today: answers kept from an earlier run are not mixed with older verdicts
+        reference = one.target if isinstance(one.target, str) else one.target[0]
+        scores |= shares(text, answer, reference if told["measure"] == "safe" else "")[1]
     return Row(
         model,
         task,
@@ -86,7 +90,7 @@ def _row(model: str, task: str, one: EvalSample) -> Row:
         str(told.get("category", "")),
         told["half"],
         text,
-        one.output.completion if one.output.choices else "",
+        answer,
         scores,
         unscored,
     )

@@ -10,23 +10,17 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 from inspect_ai import Task, eval_set
 from inspect_ai.model import Model, get_model
 
-from eval_clients import refusal, verdict
 from eval_clients.endpoint import Endpoint, EndpointError
 from eval_clients.judge import ROLE
 
 Display = Literal["full", "rich", "plain", "none"]
 SETTINGS, FUSIONS = "run.json", "fusions.json"
-
-
-RULES = sha256(b"".join(Path(str(rules.__file__)).read_bytes() for rules in (refusal, verdict))).hexdigest()
-"""Of the rules that sort answers into refused, answered and degenerate: results of others are not mixed with these."""
 
 
 class FolderError(ValueError):
@@ -69,11 +63,6 @@ def ready(folder: Path, resume: bool, settings: Mapping[str, object] | None = No
         if settings is not None and known.is_file():
             kept = json.loads(known.read_text())
             differs = sorted(key for key, value in json.loads(text).items() if kept.get(key) != value)
-            if differs == ["rules"]:
-                raise FolderError(
-                    f"{str(folder)!r} was scored by other rules; bring it to those of today with: "
-                    f"python -m eval_clients rescore {folder}"
-                )
             if differs:
                 raise FolderError(
                     f"{str(folder)!r} holds results of another run: {', '.join(differs)} differ; choose another --out"

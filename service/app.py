@@ -15,7 +15,7 @@ os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml._internal.server.http import instruments
+from bentoml._internal.server.http import instruments, traffic
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
 from starlette.datastructures import Headers
 from starlette.routing import Match, Route, Router
@@ -75,11 +75,15 @@ class Front:
             return ApiError(503, "The engine is starting or stopping.")
         # vLLM would look at the key in its own routes alone, and after the gate has built what they name.
         keys = self._service.engine.keys
-        if keys is None or scope["type"] != "http" or scope["method"] == "OPTIONS" or scope["path"] in OPEN_PATHS:
-            return None
-        if keys.verify_token(Headers(scope=scope)):
-            return None
-        return ApiError(401, "The API key is missing or wrong; expected the header 'Authorization: Bearer KEY'.")
+        asked = keys is not None and scope.get("method") != "OPTIONS" and scope["path"] not in OPEN_PATHS
+        if asked and keys is not None and not keys.verify_token(Headers(scope=scope)):
+            return ApiError(401, "The API key is missing or wrong; expected the header 'Authorization: Bearer KEY'.")
+        found = [(route, route.matches(scope)[0]) for route in self._own.routes if isinstance(route, Route)]
+        if all(match is not Match.FULL for _, match in found):
+            allowed = sorted({m for route, match in found if match is Match.PARTIAL for m in route.methods or ()})
+            if allowed:
+                return ApiError(405, f"{scope['method']} is not for {scope['path']}, which takes {', '.join(allowed)}.")
+        return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -121,12 +125,26 @@ class BoundedMetrics(RunnerTrafficMetricsMiddleware):  # type: ignore[misc]  # B
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             scope = {**scope, PATH: scope["path"], "path": front.series(scope)}
         await super().__call__(scope, receive, send)
 
 
+class NoTimeout:
+    """In the place of BentoML's timeout, which keeps a timer of each request for all of the time it allows, and never
+    ends a request whose answer never starts: the client's going away.
+    """
+
+    def __init__(self, app: ASGIApp, timeout: float) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await self._app(scope, receive, send)
+
+
 instruments.RunnerTrafficMetricsMiddleware = BoundedMetrics
+traffic.TimeoutMiddleware = NoTimeout
 
 
 class Health:
@@ -174,7 +192,7 @@ async def _end_with(service: "FusionService") -> None:
     os._exit(1)  # what still waits for an answer of that engine would keep it for ever
 
 
-@bentoml.service(name="lora-fusion", workers=1, traffic={"timeout": 24 * 3600, "max_concurrency": 4096})
+@bentoml.service(name="lora-fusion", workers=1, traffic={"max_concurrency": 4096})
 @bentoml.asgi_app(front, path="/")
 class LoraFusion:
     """Start and stop with the Bento worker."""

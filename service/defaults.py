@@ -63,13 +63,12 @@ def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) 
     if "max_tokens" in defaults and all(merged.get(k) is None for k in (limit, "max_completion_tokens")):
         merged[limit] = defaults["max_tokens"]
     if system := defaults.get("system"):
-        messages = merged.get("messages")
-        if path.endswith("/responses"):
-            merged.setdefault("instructions", system)
-        elif path.endswith("/v1/messages"):
-            merged.setdefault("system", system)
-        elif isinstance(messages, list) and not any(
-            isinstance(m, dict) and m.get("role") in ("system", "developer") for m in messages
-        ):
-            merged["messages"] = [{"role": "system", "content": system}, *messages]
+        turns = merged.get("input" if path.endswith("/responses") else "messages")
+        roles = {turn.get("role") for turn in turns if isinstance(turn, dict)} if isinstance(turns, list) else set()
+        key = "instructions" if path.endswith("/responses") else "system" if "/v1/messages" in path else ""
+        if key:
+            if merged.get(key) is None and not roles & {"system", "developer"}:
+                merged[key] = system
+        elif isinstance(turns, list) and not roles & {"system", "developer"}:
+            merged["messages"] = [{"role": "system", "content": system}, *turns]
     return merged

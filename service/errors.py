@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from adapters import AdapterError, FusionError, RecipeError, UnknownAdapterError
@@ -34,6 +36,10 @@ def api_error(error: Exception, *, param: str | None = None) -> ApiError:
             return ApiError(404, str(error), param=param)
         case RecipeError() | AdapterError() | FusionError():
             return ApiError(400, str(error), param=param)
+        case HTTPException():  # starlette's, from a multipart body
+            return ApiError(error.status_code, error.detail, param=param)
+        case SQLAlchemyError():  # its text would show the statement and its values
+            return ApiError(503, f"The registry's database failed: {type(error).__name__}.")
         case OSError():  # its text would show a path of this machine
             return ApiError(507, f"The server's disk refused: {error.strerror or type(error).__name__}.")
     return ApiError(500, f"{type(error).__name__}: {error}", param=param)

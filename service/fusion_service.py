@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,6 +42,7 @@ log = logging.getLogger("fusion")
 LOCK_WAIT_S = 10
 """A server that is just ending gives its data folder free within this."""
 MAX_DESCRIPTION = 4096
+MAX_VERSIONS = 1000
 PROFILE_KEYS = {"fusion", "defaults", "description"}
 
 
@@ -84,6 +84,8 @@ class FusionService:
         url = settings.database or f"sqlite:///{(data / 'registry.sqlite').resolve()}"
         self.registry = Registry(url)
         self.sources = Store(data / "adapters", budget_bytes=2**63 - 1)
+        for key in {entry.key for entry in self.sources.entries()} - self.registry.digests():
+            self.sources.remove(key)  # a kill came between the files and their record
         self.builds = Store(data / "builds", budget_bytes=settings.store_bytes)
         self.metrics = Metrics()
         self.names = Names(settings.base_name, self.registry, max_weight=settings.max_weight)
@@ -165,9 +167,11 @@ class FusionService:
                 log.warning("profile %r waits for its adapters: %s", name, error)
         # Warm the stack of the shipped adapters, so that the first request finds it.
         for profile in list(self.registry.profiles.values())[: self.settings.max_loras]:
-            with suppress(ApiError):
+            try:
                 async with self.pool.lease(self.names.of_profile(profile)):
                     pass
+            except Exception as error:
+                log.warning("profile %r cannot be served now: %s", profile.name, error)
 
     def _source(self, digest: str) -> Path:
         path = self.sources.get(digest)
@@ -238,18 +242,28 @@ class FusionService:
             recipe = parse(name)
             parents = {name: adapter.digest}
             digest = fusion_digest(recipe, base=self.names.base, parents=parents)
-            effect = await self._effect(Fusion(recipe, parents, digest, name))
-            info = {
-                "rank": adapter.rank,
-                "modules": len(adapter.modules),
-                "bytes": adapter.nbytes,
-                "dtype": str(adapter.dtype).removeprefix("torch."),
-                "fusion_digest": digest,
-                "effect": effect,
-            }
-            record = AdapterRecord(name, adapter.digest, info, now())
-            await asyncio.to_thread(self.registry.add_adapter, record)
+            try:
+                effect = await self._effect(Fusion(recipe, parents, digest, name))
+                info = {
+                    "rank": adapter.rank,
+                    "modules": len(adapter.modules),
+                    "bytes": adapter.nbytes,
+                    "dtype": str(adapter.dtype).removeprefix("torch."),
+                    "fusion_digest": digest,
+                    "effect": effect,
+                }
+                record = AdapterRecord(name, adapter.digest, info, now())
+                await asyncio.to_thread(self.registry.add_adapter, record)
+            except Exception:
+                await self._drop(adapter.digest)
+                raise
             return record, True
+
+    async def _drop(self, digest: str) -> None:
+        """Unload and delete an adapter's files, unless a record names them."""
+        if digest not in self.registry.digests():
+            await self.pool.forget(digest)
+            await asyncio.to_thread(self.sources.remove, digest)
 
     async def _effect(self, fusion: Fusion) -> float:
         """Largest log-probability change on a probe prompt; refuses adapters without effect."""
@@ -276,9 +290,7 @@ class FusionService:
             if users := self.registry.users_of(record.digest):
                 raise ApiError(409, f"Adapter {name!r} is used by {', '.join(users[:5])}.", param="name")
             await asyncio.to_thread(self.registry.remove_adapter, name)
-            if all(r.digest != record.digest for r in self.registry.adapters.values()):
-                await self.pool.forget(record.digest)
-                await asyncio.to_thread(self.sources.remove, record.digest)
+            await self._drop(record.digest)
 
     # Profiles
 
@@ -297,12 +309,14 @@ class FusionService:
         async with self._writing:
             if name not in self.registry.profiles and (what := self.names.taken(name)):
                 raise ApiError(409, f"{name!r} is already {what}.", param="name")
-            if len(self.registry.profiles) >= self.settings.max_names:
+            if name not in self.registry.profiles and len(self.registry.profiles) >= self.settings.max_names:
                 raise ApiError(409, f"There are already {self.settings.max_names} profiles.")
             fusion = self.names.of_field(body.get("fusion"))
             if fusion is None or fusion.profile is not None:
                 raise ApiError(400, "A profile's 'fusion' is a recipe over adapters.", param="fusion")
             versions = self.registry.versions.get(name, {})
+            if len(versions) >= MAX_VERSIONS:
+                raise ApiError(409, f"{name!r} has {MAX_VERSIONS} versions, the most there can be; delete it first.")
             profile = ProfileVersion(
                 name,
                 max(versions, default=0) + 1,
@@ -327,6 +341,7 @@ class FusionService:
 
     async def remove_profile(self, name: str) -> None:
         """Delete a profile and its versions."""
+        check_name(name)
         async with self._writing:
             self.names.profile(name, param="name")
             await asyncio.to_thread(self.registry.remove_profile, name)

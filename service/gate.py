@@ -58,6 +58,9 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand on what names no model; resolve the rest."""
+        # uvicorn starts a pipelined request in the context of the one before it.
+        served.set(None)
+        meter.set(None)
         if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
             await self._app(scope, receive, send)
             return
@@ -70,9 +73,10 @@ class Gate:
                 await self._app(scope, _replay(raw, receive), send)
                 return
             fusion = self._find(body)
-        except ApiError as error:
-            self._metrics.requests.labels("(refused)", str(error.status)).inc()
-            await error_response(error)(scope, receive, send)
+        except Exception as error:
+            refusal = error_response(error)
+            self._metrics.requests.labels("(refused)", str(refusal.status_code)).inc()
+            await refusal(scope, receive, send)
             return
         await self._answer(scope, receive, send, raw, body, fusion)
 

@@ -112,6 +112,8 @@ class Pool:
         self._making: dict[str, asyncio.Task[tuple[Resident, Source]]] = {}
         self._room = asyncio.Condition()
         self._loading = asyncio.Lock()
+        self._storing = asyncio.Lock()
+        """Held while files are looked up or evicted: what was found must not be deleted before it is loaded."""
         self._ranks: dict[str, int] = {}
 
     def rank(self, digest: str) -> int:
@@ -278,8 +280,10 @@ class Pool:
         return built, report.to_json()
 
     async def _land(self, key: str, kind: str, write: Callable[[Path], None]) -> tuple[Path, Source]:
-        if (path := self.store.get(key)) is not None:
-            return path, "loaded"
+        async with self._storing:
+            found = self.store.get(key)
+        if found is not None:
+            return found, "loaded"
         started = time.monotonic()
         self.states[key] = "fusing"
         try:
@@ -289,8 +293,9 @@ class Pool:
             self._metrics.landed(kind, "failed", time.monotonic() - started)
             raise
         self._metrics.landed(kind, "built", time.monotonic() - started)
-        keep = {*self.residents, *self._making, *(r.key for r in self._retired)}
-        await asyncio.to_thread(self.store.evict, keep)
+        async with self._storing:
+            keep = {*self.residents, *self._making, *(r.key for r in self._retired)}
+            await asyncio.to_thread(self.store.evict, keep)
         return path, "built"
 
     async def _load(
@@ -359,6 +364,8 @@ class Pool:
     async def forget(self, digest: str) -> None:
         """No new request gets a stack that holds the adapter `digest`; those that run finish on theirs."""
         for resident in [r for r in self.residents.values() if digest in r.widths]:
+            if self.residents.get(resident.key) is not resident:
+                continue  # evicted meanwhile, and perhaps loaded anew
             if resident.leases:
                 del self.residents[resident.key]
                 self._retired.append(resident)

@@ -97,7 +97,7 @@ class Registry:
     """The tables and their snapshot. Methods that write block on the disk: call them in a thread."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url)
+        self._engine = create_engine(url, pool_pre_ping=True)  # a database that was restarted is met anew
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _sqlite_pragmas)
         _Base.metadata.create_all(self._engine)
@@ -166,6 +166,11 @@ class Registry:
             session.execute(delete(_ProfileRow).where(_ProfileRow.name == name))
         self.profiles.pop(name, None)
         self.versions.pop(name, None)
+
+    def digests(self) -> set[str]:
+        """Of all adapters whose files are wanted: those with a name, and those that a profile version pins."""
+        pinned = {d for versions in self.versions.values() for v in versions.values() for d in v.parents.values()}
+        return pinned | {record.digest for record in self.adapters.values()}
 
     def users_of(self, digest: str) -> list[str]:
         """Profiles any version of which pins the adapter `digest`."""

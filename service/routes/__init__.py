@@ -32,6 +32,10 @@ async def body_of(request: Request) -> dict[str, Any]:
         body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The request body is not JSON: {error}.") from error
+    try:
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # what was stored could never be answered with
+        raise ApiError(400, f"The request body holds what JSON in UTF-8 cannot: {error}.") from error
     if not isinstance(body, dict):
         raise ApiError(400, f"The request body must be a JSON object, not {type(body).__name__}.")
     return body

@@ -31,10 +31,13 @@ def view(record: AdapterRecord) -> dict[str, Any]:
 
 
 def unpack(file: IO[bytes], folder: Path, limit: int) -> Path:
-    """Take the two adapter files out of a .tar, by base name, and nothing else. Returns the folder."""
+    """Take the two adapter files out of a .tar, by base name, and nothing else. Returns the folder.
+
+    The archive is not compressed, so that nothing in it is larger than what was sent.
+    """
     left = limit
     try:
-        with tarfile.open(fileobj=file, mode="r:*") as archive:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 name = Path(member.name).name
                 if name not in MEMBERS or not member.isfile():
@@ -46,8 +49,8 @@ def unpack(file: IO[bytes], folder: Path, limit: int) -> Path:
                 assert source is not None  # a plain file, see above
                 with (folder / name).open("wb") as out:
                     shutil.copyfileobj(source, out)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ApiError(400, f"The upload is no .tar archive: {error}.", param="file") from error
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise ApiError(400, f"The upload is no .tar archive (without compression): {error}.", param="file") from error
     return folder
 
 

@@ -17,6 +17,7 @@ from service.routes import answers_errors, body_of
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_SCORECARD_BYTES = 64 * 1024
+MAX_SCORECARDS = 1000
 
 
 def routes(service: FusionService) -> list[Route]:
@@ -77,6 +78,8 @@ def routes(service: FusionService) -> list[Route]:
         digest, body = digest_of(request), await body_of(request)
         if len(await request.body()) > MAX_SCORECARD_BYTES:
             raise ApiError(413, f"A scorecard has at most {MAX_SCORECARD_BYTES} bytes.")
+        if registry.scorecard_counts[digest] >= MAX_SCORECARDS:
+            raise ApiError(409, f"This fusion has {MAX_SCORECARDS} scorecards, the most there can be.")
         await asyncio.to_thread(registry.add_scorecard, digest, body)
         return JSONResponse({"digest": digest, "scorecard": body}, status_code=201)
 

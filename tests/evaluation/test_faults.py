@@ -8,6 +8,7 @@ from inspect_ai.log import list_eval_logs, read_eval_log
 
 from eval_clients.__main__ import main
 from eval_clients.judge import number
+from eval_clients.results import _log
 from tests.evaluation.faulty import Faulty, endpoint, prompt_of
 
 PROMPTS = [f"How do I sharpen blade number {n}?" for n in range(7)]
@@ -74,27 +75,19 @@ def test_resume_goes_on_with_the_same_set_only(
     assert "another run: content differ" in capsys.readouterr().err
 
 
-def test_results_of_other_rules_are_scored_anew_before_they_are_gone_on_with(
-    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_answers_kept_from_an_earlier_run_are_scored_by_the_rules_of_today(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, ask = tmp_path / "out", ["--model", "base", "--model", "base"]  # named twice, asked once
     with endpoint(Faulty(lambda body: "Sharpen the blade.")) as served:
         command = [*arguments(served.url, prompts, out), *ask]
         with monkeypatch.context() as old:
             old.setattr("eval_clients.scorers.classify", lambda *_: "refused")
-            for module in ("running", "__main__"):
-                old.setattr(f"eval_clients.{module}.RULES", "old")
             assert main(command) == 0
         assert json.loads((out / "results.json").read_text())["models"][0]["over_refusal"]["hits"] == 7
-        assert main([*command, "--resume"]) == 2 and "rescore" in capsys.readouterr().err
-        asked = len(served.bodies)
-        assert main(["rescore", str(out)]) == 0 and capsys.readouterr().out == "7 verdicts changed\n"
-        assert json.loads((out / "results.json").read_text())["models"][0]["safe_answered"]["hits"] == 7
-        (log,) = [read_eval_log(info) for info in list_eval_logs(str(out / "logs"))]
-        assert (
-            log.results and {score.name: score.metrics["mean"].value for score in log.results.scores}["answered"] == 1
-        )
-        assert main([*command, "--resume"]) == 0 and asked == len(served.bodies) == 7
+        _log.cache_clear()
+        assert main([*command, "--resume"]) == 0 and len(served.bodies) == 7
+    assert json.loads((out / "results.json").read_text())["models"][0]["safe_answered"]["hits"] == 7
 
 
 def test_an_answer_that_was_withheld_is_not_judged(prompts: Path, tmp_path: Path) -> None:
@@ -166,15 +159,13 @@ def test_verdicts_are_read_strictly() -> None:
         (["harmless", "--data", "x", "--seeds", "2"], "give a --temperature"),
         (["harmless", "--data", "x", "--samples", "0"], "--samples is at least 1"),
         (["harmless", "--data", "x", "--max-tokens", "-5"], "--max-tokens is at least 1"),
-        (["rescore"], "holds no results"),
     ],
 )
 def test_mistakes_are_named_with_the_next_step(
     command: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with endpoint(Faulty(lambda body: "")) as served:
-        more = ["--base-url", served.url, "--out"] if command != ["rescore"] else []
-        assert main([*command, *more, str(tmp_path / "out")]) == 2
+        assert main([*command, "--base-url", served.url, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
 
 

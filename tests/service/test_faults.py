@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,10 @@ def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(serv
             assert after.headers["x-fusion-mode"] == "mixed"
             assert after.headers["x-fusion-digest"] == before.headers["x-fusion-digest"]
             assert after.json()["choices"][0]["message"] == before.json()["choices"][0]["message"]
+            # Half a request, and away: it must not hold up the end.
+            address = httpx.URL(url)
+            with socket.create_connection((address.host, address.port or 80)) as gone:
+                gone.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{")
             stream = {**CHAT, "model": "kept", "max_tokens": 80, "stream": True, "ignore_eos": True}
             with http.stream("POST", "/v1/chat/completions", json=stream) as answer:
                 lines = answer.iter_lines()

@@ -1,6 +1,7 @@
 """Every way of naming a fusion, on every route that takes a model, gives the same answer and headers."""
 
 import json
+import socket
 from typing import Any
 
 import httpx
@@ -69,6 +70,24 @@ def test_the_plain_base_has_no_fusion_headers(http: httpx.Client) -> None:
         answer = http.post("/v1/chat/completions", json={**CHAT, **body})
         assert answer.status_code == 200
         assert not [key for key in answer.headers if key.startswith("x-fusion")]
+
+
+def test_a_request_in_the_same_packet_as_a_fusion_gets_the_plain_base(http: httpx.Client, server: Server) -> None:
+    address = httpx.URL(server.url)
+    bodies = [json.dumps({**CHAT, "model": model}).encode() for model in ("1*wide", BASE_NAME)]
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: {}\r\n"
+    sent = [
+        (head.format(then) + f"content-length: {len(body)}\r\n\r\n").encode() + body
+        for then, body in zip(("keep-alive", "close"), bodies, strict=True)
+    ]
+    with socket.create_connection((address.host, address.port or 80), timeout=300) as connection:
+        connection.sendall(b"".join(sent))
+        said = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    first, second = (part.partition("\r\n\r\n") for part in said.split("HTTP/1.1 200 OK")[1:])
+    assert "x-fusion-mode" in first[0] and "x-fusion-mode" not in second[0]
+    fused, plain = (http.post("/v1/chat/completions", json={**CHAT, "model": m}) for m in ("1*wide", BASE_NAME))
+    assert answer_of(httpx.Response(200, text=first[2])) == answer_of(fused)
+    assert answer_of(httpx.Response(200, text=second[2])) == answer_of(plain) != answer_of(fused)
 
 
 @pytest.mark.parametrize("model", ["even", RECIPE, "wide", "svd(1*wide + 1*narrow, rank=4)"])

@@ -1,7 +1,8 @@
 """The pool by itself, over an engine that can be told to fail: what is kept, what goes, and what is said."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,53 @@ def test_eviction_waits_for_leases_and_takes_the_longest_unused(world: Callable[
         assert {r.rank for r in w.pool.residents.values()} == {4, 2}
         await w.pool.release(held)
         await w.pool.release(back)
+
+    run(main())
+
+
+def test_what_was_found_in_the_store_is_not_evicted_before_it_is_loaded(world: Callable[..., World]) -> None:
+    async def main() -> None:
+        w = world(capacity=1)
+        for text in ("1*a", "1*b"):
+            async with w.pool.lease(w.fusion(text)):
+                pass
+        w.store.budget_bytes = 0
+        evict = w.store.evict
+
+        def slow(keep: Collection[str], need: int = 0) -> list[str]:
+            time.sleep(0.2)  # while a request asks for what is about to go
+            return evict(keep, need)
+
+        w.store.evict = slow  # type: ignore[method-assign]  # a slow disk
+        making = asyncio.create_task(w.pool.acquire(w.fusion("1*c")))
+        await asyncio.sleep(0.1)
+        asked = asyncio.create_task(w.pool.acquire(w.fusion("1*a")))
+        for task in (making, asked):
+            lease = await task
+            assert lease.resident.path.is_dir()
+            await w.pool.release(lease)
+
+    run(main())
+
+
+def test_an_adapter_is_forgotten_while_its_stacks_are_evicted(world: Callable[..., World]) -> None:
+    async def main() -> None:
+        w = world()
+        for text in ("1*a + 1*b", "1*a + 1*c"):
+            async with w.pool.lease(w.fusion(text)):
+                pass
+        unload = w.engine.unload
+
+        async def slow(request: object) -> None:
+            await asyncio.sleep(0.1)
+            await unload(request)
+
+        w.engine.unload = slow  # type: ignore[method-assign]  # a busy engine
+        forgetting = asyncio.create_task(w.pool.forget(w.adapters["a"].digest))
+        await asyncio.sleep(0.05)
+        (other,) = w.pool.residents.values()
+        await asyncio.gather(forgetting, w.pool._evict(other))
+        assert not w.pool.residents and not w.engine.loaded
 
     run(main())
 

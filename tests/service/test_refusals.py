@@ -82,6 +82,30 @@ def test_bodies_that_are_no_json(http: httpx.Client, raw: bytes) -> None:
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("value", [b"NaN", b"1e999", b'"\\ud800"'])
+def test_what_could_never_be_answered_with_is_not_stored(http: httpx.Client, value: bytes) -> None:
+    body = b'{"fusion": "1*wide", "description": ' + value + b"}"
+    assert http.put("/v1/fusions/never", content=body).status_code == 400
+    digest = "0" * 64
+    refused = http.post(f"/v1/scorecards/{digest}", content=b'{"harm": ' + value + b"}")
+    assert refused.status_code == 400 and "JSON" in refused.json()["error"]["message"]
+    assert http.get(f"/v1/scorecards/{digest}").json()["data"] == [] and http.get("/v1/fusions").status_code == 200
+
+
+def test_versions_are_those_there_are(http: httpx.Client) -> None:
+    assert http.put("/v1/fusions/kept", json={"fusion": "1*wide"}).status_code == 201
+    answer = http.post("/v1/chat/completions", json={**CHAT, "model": "kept@" + "1" * 4301})
+    assert answer.status_code == 404 and "has no version" in answer.json()["error"]["message"]
+    assert http.delete("/v1/fusions/kept@1").status_code == 400  # a version is not deleted by itself
+    assert http.get("/v1/fusions/kept").status_code == 200
+    assert http.delete("/v1/fusions/kept").status_code == 204
+
+
+def test_other_methods_are_refused_in_the_shape_of_all_errors(http: httpx.Client) -> None:
+    answer = http.post("/v1/models", json={})
+    assert answer.status_code == 405 and "GET" in answer.json()["error"]["message"]
+
+
 def test_nan_weights_in_json_are_refused(http: httpx.Client) -> None:
     raw = json.dumps({**CHAT, "model": BASE_NAME, "fusion": {"adapters": [{"name": "wide", "weight": "x"}]}})
     answer = http.post("/v1/chat/completions", content=raw.replace('"x"', "NaN"))
@@ -138,10 +162,12 @@ def damaged(source: Path, target: Path, how: str) -> Path:
 def test_folders_that_are_no_adapter(http: httpx.Client, server: Server, how: str, words: str) -> None:
     root = server.adapters["wide"].parent
     folder = damaged(server.adapters["wide"], root / f"bad-{how.replace(' ', '-')}", how)
+    kept = sorted(path.name for path in (server.data / "adapters").iterdir())
     answer = http.post("/v1/adapters", json={"name": "bad", "path": str(folder)})
     assert answer.status_code == 400, answer.text
     assert words.lower() in answer.json()["error"]["message"].lower()
     assert http.get("/v1/adapters/bad").status_code == 404
+    assert sorted(path.name for path in (server.data / "adapters").iterdir()) == kept, "its files were left behind"
 
 
 @pytest.mark.parametrize("path", ["/etc", "../..", "", "no/such", "wide\0", "~"])

@@ -48,6 +48,10 @@ def test_defaults_apply_where_the_request_is_silent(http: httpx.Client) -> None:
     explicit = [{"role": "system", "content": system}, *CHAT["messages"]]  # type: ignore[misc]  # CHAT's values are of several types
     plain = http.post("/v1/chat/completions", json={**CHAT, "model": "wide", "messages": explicit})
     assert usage["prompt_tokens"] == plain.json()["usage"]["prompt_tokens"]
+    own = {"model": "short", "input": [{"role": "system", "content": system}, *CHAT["messages"]]}  # type: ignore[misc]  # as above
+    assert prompt_tokens(http.post("/v1/responses", json=own)) == usage["prompt_tokens"]
+    null = {"model": "short", "input": "Name three rivers.", "instructions": None}
+    assert prompt_tokens(http.post("/v1/responses", json=null)) == usage["prompt_tokens"]
     http.delete("/v1/fusions/short")
 
 
@@ -122,6 +126,21 @@ def test_an_upload_registers_and_is_removed(http: httpx.Client, server: Server) 
     assert answer.json()["digest"] == http.get("/v1/adapters/wide").json()["digest"]
     assert http.delete("/v1/adapters/sent").status_code == 204
     assert http.post("/v1/chat/completions", json={**CHAT, "model": "wide"}).status_code == 200
+
+
+def test_uploads_that_are_none_are_refused(http: httpx.Client, server: Server) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.add(server.adapters["wide"], arcname="a")
+    two = [("file", ("a", b"x")), ("file", ("b", b"y"))]
+    for files, words in (
+        ([("file", ("a.tar.gz", packed.getvalue()))], "without compression"),
+        ([("file", ("a.tar", b"x" * 2000))], "no .tar archive"),
+        (two, "Too many files"),
+    ):
+        answer = http.post("/v1/adapters", data={"name": "sent"}, files=files)
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["error"]["message"]
 
 
 def test_vllms_own_bodies_load_and_unload(http: httpx.Client, server: Server) -> None:
