@@ -74,7 +74,7 @@ def test_the_plain_base_has_no_fusion_headers(http: httpx.Client) -> None:
 
 def test_a_request_in_the_same_packet_as_a_fusion_gets_the_plain_base(http: httpx.Client, server: Server) -> None:
     address = httpx.URL(server.url)
-    bodies = [json.dumps({**CHAT, "model": model}).encode() for model in ("1*wide", BASE_NAME)]
+    bodies = [json.dumps({**CHAT, "model": model}).encode() for model in ("-6*wide", BASE_NAME)]
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: {}\r\n"
     sent = [
         (head.format(then) + f"content-length: {len(body)}\r\n\r\n").encode() + body
@@ -85,7 +85,7 @@ def test_a_request_in_the_same_packet_as_a_fusion_gets_the_plain_base(http: http
         said = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     first, second = (part.partition("\r\n\r\n") for part in said.split("HTTP/1.1 200 OK")[1:])
     assert "x-fusion-mode" in first[0] and "x-fusion-mode" not in second[0]
-    fused, plain = (http.post("/v1/chat/completions", json={**CHAT, "model": m}) for m in ("1*wide", BASE_NAME))
+    fused, plain = (http.post("/v1/chat/completions", json={**CHAT, "model": m}) for m in ("-6*wide", BASE_NAME))
     assert answer_of(httpx.Response(200, text=first[2])) == answer_of(fused)
     assert answer_of(httpx.Response(200, text=second[2])) == answer_of(plain) != answer_of(fused)
 
