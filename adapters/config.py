@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from .adapter import LoraAdapter, LoraModule
 from .errors import AdapterError, quoted
 
-HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Ways to start the training that leave the base's weights alone; the others (PiSSA, OLoRA, …)
-change them.
+HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
+"""Ways to start the training that leave the base's weights alone; the others (PiSSA, OLoRA,
+LoRA-GA, …) change them.
 """
+MAX_KEYS, MAX_PATTERNS, MAX_REPEATS = 4096, 16, 2
 
 _REFUSED = (
     ("use_dora", "dora", "DoRA rescales the whole weight"),
@@ -126,12 +127,16 @@ def _patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
         return []
     if not isinstance(raw, dict):
         raise AdapterError("bad_config", f"{name} is {quoted(raw)}: expected an object of module name to number")
+    # The keys come from a stranger: nested or many repeats could keep the matcher busy for ever.
+    if len(raw) > MAX_KEYS or sum(re.search(r"[*+{]", key) is not None for key in raw) > MAX_PATTERNS:
+        raise AdapterError(
+            "bad_config", f"{name} has too many keys: expected {MAX_KEYS}, of which {MAX_PATTERNS} patterns, at most"
+        )
     return [(_pattern(key, name), value) for key, value in raw.items()]
 
 
 def _pattern(key: str, name: str) -> re.Pattern[str]:
-    # The key comes from a stranger: nested or many repeats could keep the matcher busy for ever.
-    if len(key) > 1024 or re.search(r"\)[*+{]", key) or len(re.findall(r"(?<!\\)[*+{]", key)) > 3:
+    if len(key) > 1024 or re.search(r"\)[*+{]", key) or len(re.findall(r"(?<!\\)[*+{]", key)) > MAX_REPEATS:
         raise AdapterError(
             "bad_config", f"{name} has the key {quoted(key)}: expected a module name or a simple pattern"
         )

@@ -146,10 +146,12 @@ def fusion_digest(recipe: Recipe, *, base: str, parents: Mapping[str, str]) -> s
             raise UnknownAdapterError(name, parents)
     method = METHODS[recipe.method]
     kinds = {option.name: option.kind for option in method.options}
-    options = {
-        name: parents[str(value)] if kinds[name] in ("adapter", "term") else value
-        for name, value in method.filled(dict(recipe.options)).items()
-    }
+    weights = {term.adapter: weight_text(term.weight) for term in recipe.terms}
+    options: dict[str, object] = {}
+    for name, value in method.filled(dict(recipe.options)).items():
+        digest = parents[str(value)] if kinds[name] in ("adapter", "term") else value
+        # Two terms may hold the same content: which one is meant shows in its weight.
+        options[name] = [digest, weights[str(value)]] if kinds[name] == "term" else digest
     content = {
         "base": base,
         "method": [method.name, method.version],

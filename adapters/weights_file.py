@@ -169,11 +169,10 @@ def _entry(name: str, entry: object, data: int) -> Entry:
             raise wrong()
         lists.append(numbers)
     shape, offsets = lists
-    if entry.get("dtype") not in _DTYPES:
-        raise AdapterError(
-            "dtype", f"tensor {quoted(name)} is {quoted(entry.get('dtype'))}: expected one of {tuple(_DTYPES)}"
-        )
-    dtype = _DTYPES[entry["dtype"]]
+    kind = entry.get("dtype")
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise AdapterError("dtype", f"tensor {quoted(name)} is {quoted(kind)}: expected one of {tuple(_DTYPES)}")
+    dtype = _DTYPES[kind]
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise wrong()
     return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])

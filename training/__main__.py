@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; exit 0 done, 1 failed while it ran, 2 bad input."""
     arguments = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(arguments)
+    from adapters import FusionError
     from training.config import ConfigError
     from training.loop import NonFiniteLoss
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     args.typed = f"python -m training {' '.join(arguments)}"
     try:
         command(args)
-    except ConfigError as error:
+    except (ConfigError, FusionError) as error:
         return _say(str(error), 2)
     except (NonFiniteLoss, OSError) as error:
         return _say(str(error), 1)
@@ -66,8 +67,10 @@ def _left_alone(error: RuntimeError) -> bool:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from training import config, run
+    from training import config, convert, run
 
+    if args.export:
+        convert.check_place(args.export, replace=True)  # now, not after hours
     overrides = [*args.set, *([f"model.base={json.dumps(args.base)}"] if args.base else [])]
     settings, warnings = config.load(args.recipe, overrides)
     if os.environ.get("RANK", "0") == "0":
@@ -80,8 +83,10 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    from training import run
+    from training import convert, run
 
+    if args.export:
+        convert.check_place(args.export, replace=True)
     _finish(args, args.run, run.resume(args.run).step)
 
 

@@ -253,7 +253,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{str(path)!r} is not TOML: {error}") from None
     preset = tables.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise ConfigError(f"preset is {preset!r}: expected one of {', '.join(PRESETS)}")
     _relocate(tables, path.parent)
     for text in overrides:

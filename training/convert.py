@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +26,24 @@ WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "REA
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
+def check_place(out: Path, *, replace: bool = False) -> None:
+    """ConfigError when `out` holds something, unless it is an adapter, and nothing else, that may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not replace:
+        raise ConfigError(f"{str(out)!r} exists already: choose another place or remove it first")
+    held = {one.name for one in out.iterdir()} if out.is_dir() else set()
+    if CONFIG not in held or held - {WEIGHTS, CONFIG, CARD}:
+        what = sorted(held - {WEIGHTS, CONFIG, CARD}) or ["no adapter"]
+        raise ConfigError(f"{str(out)!r} holds {what[0]!r}: only an adapter's own folder is replaced, choose another")
+
+
 @contextmanager
 def landing(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder beside `out` that takes its place when all went well; ConfigError when `out` holds something,
     unless it may be replaced.
     """
-    if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{str(out)!r} exists already: choose another place or remove it first")
+    check_place(out, replace=replace)
     out.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -42,8 +54,13 @@ def landing(out: Path, *, replace: bool = False) -> Iterator[Path]:
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
             out.rename(old / out.name)
-            place.rename(out)
-            shutil.rmtree(old)
+            try:
+                place.rename(out)
+            except OSError:
+                (old / out.name).rename(out)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             place.rename(out)
     finally:
@@ -92,8 +109,13 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, weight: float = 
     modules = dict(model.named_modules())
     if unknown := [name for name in loaded.modules if name not in modules]:
         raise ConfigError(f"the adapter has {unknown[0]!r}, which {folder!r} has not: it is of another base")
+    tied = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
     for name in loaded.modules:
         parameter = modules[name].weight
+        if tied[id(parameter)] > 1:
+            raise ConfigError(
+                f"the adapter changes {name!r}, whose weight the base uses elsewhere, too: merged it would change both"
+            )
         parameter.data = (parameter.data.float() + weight * loaded.delta(name)).to(parameter.dtype)
     _save_model(model, folder, out)
     return out

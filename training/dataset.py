@@ -105,7 +105,12 @@ def build(config: DataConfig, tokenizer: Any) -> Dataset:
     aside = round(config.validation * len(rows))
     if aside >= len(rows):
         raise ConfigError(f"data.validation = {config.validation} leaves nothing of {len(rows)} rows to train on")
-    return Dataset(rows[aside:], rows[:aside], _report(chats, rows, empty, long, overlap))
+    # What is repeated, mixed in for one, must not be trained on as well.
+    held = {row.ids.tobytes() for row in rows[:aside]}
+    train = [row for row in rows[aside:] if row.ids.tobytes() not in held]
+    if not train:
+        raise ConfigError(f"data.validation = {config.validation} leaves no row to train on that it does not hold")
+    return Dataset(train, rows[:aside], _report(chats, rows, empty, long, overlap))
 
 
 def gather(config: DataConfig) -> list[Chat]:

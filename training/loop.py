@@ -37,6 +37,8 @@ class Progress:
     """Read, prompts included, padding not."""
     seconds: float = 0.0
     scale: float = 1.0
+    good: int = 0
+    """Steps since the scale was changed."""
 
 
 Watch = Callable[[Mapping[str, float]], None]
@@ -89,7 +91,7 @@ def fit(
     progress = Progress(scale=FIRST_SCALE if config.policy.precision == "fp16" else 1.0)
     if resume and (known := checkpoints.steps()):
         progress = Progress(**checkpoints.load(known[-1], tensors(parameters, optimizer)))
-    scale = LossScale(progress.scale)
+    scale = LossScale(progress.scale, progress.good, dynamic=config.policy.precision == "fp16")
     model.train()
     began, before = time.monotonic(), progress.seconds
     for step in range(progress.step, schedule.total):
@@ -99,9 +101,10 @@ def fit(
         numbers = schedule.numbers(step)
         loss = _gradients(model, data.train, numbers, step, config, group, scale.value, pad)
         norm = _clip(list(parameters.values()), config.train.clip_norm, scale.value)
-        if scale.passed(norm):
+        exhausted = scale.exhausted
+        if passed := scale.passed(norm):
             optimizer.step()
-        elif config.policy.precision != "fp16":
+        elif exhausted:
             raise NonFiniteLoss(f"the gradients of step {step + 1} are not finite ({norm}): lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
         progress = replace(
@@ -110,8 +113,10 @@ def fit(
             tokens=progress.tokens + sum(len(data.train[number].ids) for number in numbers),
             seconds=before + time.monotonic() - began,
             scale=scale.value,
+            good=scale.good,
         )
-        seen = {"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        seen = {"step": step + 1, "loss": loss, "learning_rate": rate}
+        seen |= {"gradient_norm": norm} if passed else {"skipped": 1}  # a norm that is not finite is no JSON
         seen |= {"tokens": progress.tokens, "seconds": round(progress.seconds, 3)}
         last = step + 1 == schedule.total
         if data.validation and (last or (step + 1) % schedule.per_epoch == 0):

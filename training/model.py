@@ -40,9 +40,14 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Causal attention inside every row of a packed line, each also seeing the `shared` tokens ahead of all; without
     `row_lengths` inside every line, where padding on the right needs no mask. Tensors lines×heads×tokens×width;
-    transformers' attention interface.
+    transformers' attention interface. ConfigError for a base whose attention is more than this.
     """
+    if other := sorted(name for name in ("softcap", "s_aux") if unused.get(name) is not None):
+        raise ConfigError(f"the base's attention has {other[0]}, which this training does not compute")
     lengths = (shared, *(row_lengths if row_lengths is not None else [query.shape[2]]))
+    window = unused.get("sliding_window")
+    if window is not None and (longest := shared + max(lengths[1:])) > window:
+        raise ConfigError(f"the base sees {window} tokens back and a row has {longest}: set data.max_tokens = {window}")
     if query.is_cuda and len(lengths) > 2 and sum(lengths) <= MASKED_TOKENS:
         return masked(query, key, value, rows_mask(lengths, query.device), scaling, dropout), None
     (head, *rows) = zip(*(torch.split(x, list(lengths), 2) for x in (query, key, value)), strict=True)
@@ -142,6 +147,9 @@ def load_model(config: Config, base: str) -> AnswerLoss:
         causal = AutoModelForCausalLM.from_pretrained(base, **options)
     except OSError as error:
         raise ConfigError(f"model.base {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for name, plain in (("final_logit_softcapping", None), ("logits_scaling", 1), ("logit_scale", 1)):
+        if getattr(causal.config, name, None) not in (None, plain):
+            raise ConfigError(f"model.base {base!r} has {name}, which this training does not compute")
     if config.model.quantize == "4bit":
         causal = prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False)
     targets = list(config.lora.targets)
@@ -229,6 +237,11 @@ def set_weight(model: nn.Module, weight: float) -> None:
             layer.set_scale("default", weight)
 
 
+def base_name(base: str) -> str:
+    """What an adapter says of its base: a folder's name, or the name on the hub."""
+    return os.path.basename(os.path.normpath(base)) if os.path.isdir(base) else base
+
+
 def adapter_config(config: Config, names: Mapping[str, object], base: str) -> dict[str, object]:
     """adapter_config.json of the trained adapter: PEFT's own keys, sorted targets, no path of this machine."""
     targets = sorted({name.removesuffix(".weight").rpartition(".lora_")[0].rpartition(".")[2] for name in names})
@@ -236,7 +249,7 @@ def adapter_config(config: Config, names: Mapping[str, object], base: str) -> di
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": os.path.basename(base) if os.path.isdir(base) else base,
+        "base_model_name_or_path": base_name(base),
         "r": config.lora.r,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": config.lora.dropout,

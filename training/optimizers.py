@@ -86,22 +86,32 @@ def learning_rate(config: TrainConfig, step: int, steps: int, per_epoch: int) ->
     return config.learning_rate * factor
 
 
+LOWEST_SCALE = 1.0
+
+
 @dataclass(slots=True)
 class LossScale:
     """Dynamic scale of float16 losses: halved, and the step left out, when a gradient overflows; doubled after
-    `patience` good steps. 1 and constant for other precisions.
+    `patience` good steps. 1 and constant, not `dynamic`, for other precisions.
     """
 
     value: float = 1.0
     good: int = 0
     patience: int = 1000
+    dynamic: bool = False
 
     def passed(self, norm: float) -> bool:
         """Whether the step may be taken, given the norm of its gradients."""
         if math.isfinite(norm):
             self.good += 1
-            if self.value != 1.0 and self.good % self.patience == 0:
+            if self.dynamic and self.good % self.patience == 0:
                 self.value *= 2
             return True
-        self.value, self.good = max(1.0, self.value / 2), 0
+        if self.dynamic:
+            self.value, self.good = max(LOWEST_SCALE, self.value / 2), 0
         return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether gradients that are not finite are no matter of the scale."""
+        return not self.dynamic or self.value <= LOWEST_SCALE

@@ -50,9 +50,18 @@ def _columns(*names: str) -> Callable[[Any], bool]:
     return lambda row: isinstance(row, Mapping) and all(name in row for name in names)
 
 
-def _asked(question: str, context: object, answer: str) -> list[Message]:
-    whole = f"{question}\n\n{context}" if isinstance(context, str) and context.strip() else question
+def _asked(question: object, context: object, answer: str) -> list[Message]:
+    if not isinstance(question, str) or not isinstance(context, str | None):
+        wrong = context if isinstance(question, str) else question
+        raise ValueError(f"the question holds {str(wrong)[:60]!r}: expected a text")
+    whole = f"{question}\n\n{context}" if context is not None and context.strip() else question
     return [("user", whole), ("assistant", answer)]
+
+
+def _summary(document: object, summary: str) -> list[Message]:
+    if not isinstance(document, str) or not document.strip():
+        raise ValueError(f"the document is {str(document)[:60]!r}: expected a text")
+    return _asked("Summarize this article in one sentence.", document, summary)
 
 
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant"}
@@ -106,7 +115,7 @@ FORMATS: Mapping[str, Format] = {
     "xsum": Format(
         "{document, summary, id}",
         _columns("document", "summary"),
-        lambda row: _asked("Summarize this article in one sentence.", row["document"], row["summary"]),
+        lambda row: _summary(row["document"], row["summary"]),
     ),
     "pairs": Format(
         "{prompt, answer}",
@@ -154,6 +163,10 @@ def _chat(row: Any, where: str, name: str) -> Chat:
             raise ConfigError(f"{where} has a turn of role {role!r}: expected system, user or assistant")
         if not isinstance(content, str):
             raise ConfigError(f"{where} has a {role} turn that is {str(content)[:60]!r}: expected a text")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{where} has half a surrogate pair in its {role} turn: it is no Unicode text") from None
     roles = [role for role, _ in messages]
     if "user" not in roles or roles[-1] != "assistant":
         raise ConfigError(f"{where} has the turns {', '.join(roles)}: expected a user's and, last, an assistant's")
@@ -192,7 +205,7 @@ def _file(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".json" and text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path.name} is not JSON: {error}") from None
         for i, row in enumerate(rows, 1):
             yield f"{path.name}:[{i}]", row
@@ -201,7 +214,7 @@ def _file(path: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{path.name}:{number} is not JSON: {error}") from None
             yield f"{path.name}:{number}", row
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy
 import torch
 from numpy.typing import NDArray
@@ -123,17 +124,27 @@ def encode(tokenizer: Any, chat: Chat) -> Row:
     for i, (role, _) in enumerate(chat.messages):
         if role != "assistant":
             continue
-        head = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+        try:
+            head = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+        except (ValueError, jinja2.TemplateError) as error:
+            raise ConfigError(f"{chat.where}: the chat template refuses these turns: {error}") from None
         if not (head.startswith(done) and whole.startswith(head)):
             raise ConfigError(
                 f"{chat.where}: the chat template writes the turns before an answer differently once it is there"
             )
         end = whole.rstrip("\n")
-        for text, loss in ((head[len(done) :], False), (end[len(head) :], True)):
-            new = tokenizer(text, add_special_tokens=False).input_ids
-            ids += new
-            wanted += [loss] * len(new)
+        before, after = (tokenizer(text, add_special_tokens=False).input_ids for text in (head, end))
+        if before[: len(ids)] == ids and after[: len(before)] == before:
+            new = (len(before) - len(ids), len(after) - len(before))
+            ids = after
+        else:  # a token would reach over the end of a prompt, where a served model begins to answer
+            parts = [
+                tokenizer(text, add_special_tokens=False).input_ids for text in (head[len(done) :], end[len(head) :])
+            ]
+            new = (len(parts[0]), len(parts[1]))
+            ids = [*ids, *parts[0], *parts[1]]
+        wanted += [False] * new[0] + [True] * new[1]
         done = end
     return Row(numpy.array(ids, numpy.int32), numpy.array(wanted, bool), chat.where)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -21,7 +22,7 @@ from training.checkpoints import Checkpoints
 from training.config import Config, ConfigError, resolved, restore
 from training.dataset import Dataset, build
 from training.loop import Progress, Schedule, Watch, fit
-from training.model import find_base, load_model, load_tokenizer
+from training.model import base_name, find_base, load_model, load_tokenizer
 from training.processes import Group, distribute, processes
 from training.rows import set_template
 
@@ -106,13 +107,23 @@ def describe(data: Dataset, command: str, group: Group) -> dict[str, Any]:
     }
 
 
+def _step(line: str) -> float:
+    """The step a line of metrics is of; of one that was cut off, none that is kept."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
+
+
 def _watchers(config: Config, folder: Path, done: int, total: int, stack: ExitStack) -> Watch:
     """Progress bar, metrics.jsonl (what lies after the checkpoint is taken off), TensorBoard, W&B."""
     from tqdm import tqdm
 
     path = folder / METRICS
     kept = path.read_text().splitlines() if done and path.exists() else []
-    path.write_text("".join(f"{line}\n" for line in kept if json.loads(line)["step"] <= done))
+    anew = path.with_suffix(".new")
+    anew.write_text("".join(f"{line}\n" for line in kept if _step(line) <= done))
+    anew.replace(path)
     stream = stack.enter_context(path.open("a"))
     bar = stack.enter_context(tqdm(total=total, initial=done, unit="step", desc="training", mininterval=1.0))
     boards: list[Callable[[Mapping[str, float]], None]] = []
@@ -191,7 +202,7 @@ def card(config: Config, folder: Path, progress: Progress) -> str:
         ("versions", versions),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    name = os.path.basename(config.model.base)
+    name = base_name(config.model.base)
     return f"# LoRA adapter for {name}\n\n```\n{about['command']}\n```\n\n| what | value |\n| --- | --- |\n{table}\n"
 
 

@@ -286,6 +286,8 @@ def test_the_digest_tells_different_fusions_apart() -> None:
         for parents in (PARENTS, {"a": "33" * 32, "b": "22" * 32})
     ]
     cases.append(("svd(0.6*a + 0.4*b, rank=3)", "m", PARENTS))
+    twins = {"a": "33" * 32, "b": "33" * 32}  # one content under two names: from which one it goes still matters
+    cases += [(f"slerp(1*a + 2*b, t=0.3, from={name})", "m", twins) for name in "ab"]
     digests = {fusion_digest(parse(text), base=base, parents=parents) for text, base, parents in cases}
     assert len(digests) == len(cases)
 

@@ -17,7 +17,7 @@ import adapters
 from training import convert
 from training.__main__ import main
 from training.config import ConfigError
-from training.model import load_tokenizer
+from training.model import base_name, load_tokenizer
 
 
 @pytest.fixture
@@ -45,7 +45,8 @@ def test_a_run_leaves_all_that_it_was_made_from(finished: Path) -> None:
     readme = (finished / "adapter/README.md").read_text()
     assert "orders:12" in readme and "rsLoRA" in readme and str(finished.parent) not in readme.split("```")[2]
     config = json.loads((finished / "adapter/adapter_config.json").read_text())
-    assert config["target_modules"] == ["q_proj", "v_proj"] and "/" not in config["base_model_name_or_path"]
+    assert config["target_modules"] == ["q_proj", "v_proj"] and config["base_model_name_or_path"] == "tiny"
+    assert base_name(f"{finished}/") == finished.name
 
 
 def test_an_exported_checkpoint_opens_in_peft_and_merges_as_peft_does(
@@ -62,6 +63,23 @@ def test_an_exported_checkpoint_opens_in_peft_and_merges_as_peft_does(
     torch.testing.assert_close(logits(merged, tiny_base), expected, rtol=1e-4, atol=1e-5)
     assert float((expected - plain).abs().max()) > 1e-3
     assert load_tokenizer(str(tmp_path / "merged")).chat_template
+
+
+def test_an_adapter_takes_the_place_of_an_older_one(finished: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert main(["resume", str(finished), "--export", str(tmp_path / "mine")]) == 0
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {convert.WEIGHTS, convert.CONFIG, convert.CARD}
+
+
+def test_a_weight_that_the_base_uses_twice_is_not_merged(tiny_base: Path, tmp_path: Path) -> None:
+    head = adapters.LoraModule(torch.ones(1, 32), torch.ones(load_vocabulary(tiny_base), 1), 1.0)
+    adapters.save(adapters.make_adapter({"lm_head": head}, "tiny"), tmp_path / "head")
+    with pytest.raises(ConfigError, match="'lm_head', whose weight the base uses elsewhere"):
+        convert.merge(tmp_path / "head", tmp_path / "out", base=str(tiny_base))
+
+
+def load_vocabulary(base: Path) -> int:
+    return int(json.loads((base / "config.json").read_text())["vocab_size"])
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "_fsdp_wrapped_module."])
@@ -105,6 +123,9 @@ def test_bad_input_is_one_line(
         (["export", str(tmp_path), str(tmp_path / "n")], "holds no run with a checkpoint"),
         (["export", str(finished), str(tmp_path / "n"), "--step", "3"], "no checkpoint of step 3: there are 2, 4"),
         (["export", str(finished), str(finished)], "exists already"),
+        (["run", str(orders_recipe), "--export", str(finished.parent)], "only an adapter's own folder is replaced"),
+        (["resume", str(finished), "--export", str(finished)], "only an adapter's own folder is replaced"),
+        (["chat", str(tmp_path)], "adapter_config.json"),
     ):
         capsys.readouterr()
         assert main(arguments) == 2, arguments

@@ -95,6 +95,11 @@ def test_generated_orders() -> None:
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "auto", r"has the turns user: expected"),
         ('{"messages": [{"role": "tool", "content": "a"}]}\n', "auto", r"role 'tool'"),
         ('{"messages": []}\n', "auto", r"rows\.jsonl:1: expected a list of turns"),
+        ('{"instruction": null, "input": "i", "output": "o"}\n', "auto", r"jsonl:1: the question holds 'None'"),
+        ('{"instruction": "q", "context": ["a"], "response": "o"}\n', "auto", "the question holds \"\\['a'\\]\""),
+        ('{"document": null, "summary": "s"}\n', "auto", r"jsonl:1: the document is 'None': expected a text"),
+        ('{"prompt": "\\ud800", "answer": "b"}\n', "auto", r"jsonl:1 has half a surrogate pair in its user turn"),
+        ('{"messages": ' + "[" * 100_000 + "\n", "auto", r"jsonl:1 is not JSON"),
         ("", "auto", "has no rows"),
         ("\n\n", "auto", "has no rows"),
         ('{"prompt": "a", "answer": "b"}\n', "llama", "data.format is 'llama': expected auto or one of"),
@@ -146,7 +151,7 @@ def test_the_report_and_what_is_refused(tmp_path: Path, tiny_tokenizer: Any) -> 
     with pytest.raises(ConfigError, match=r"1 rows have more than data.max_tokens = 200 tokens: rows\.jsonl:11"):
         build(DataConfig(path=path, max_tokens=200), tiny_tokenizer)
     data = build(DataConfig(path=path, max_tokens=200, too_long="drop", validation=0.25), tiny_tokenizer)
-    assert (len(data.train), len(data.validation)) == (7, 2)
+    assert (len(data.train), len(data.validation)) == (6, 2)  # the ninth row's twin is among the two
     assert not {row.where for row in data.train} & {row.where for row in data.validation}
     report = data.report
     assert report.duplicates == ["rows.jsonl:9"] and report.empty == ["rows.jsonl:10"] and report.rows == 9
@@ -155,6 +160,16 @@ def test_the_report_and_what_is_refused(tmp_path: Path, tiny_tokenizer: Any) -> 
     assert cut.report.rows == 10
     with pytest.raises(ConfigError, match="no row of .* is left"):
         build(DataConfig(path=path, max_tokens=20, too_long="cut"), tiny_tokenizer)
+
+
+def test_what_validation_holds_is_not_trained_on(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in rows_of(2, "Mixed")))
+    config = DataConfig(path=written(tmp_path, rows_of(20)), mix={str(mixed): 0.5}, validation=0.3)
+    data = build(config, tiny_tokenizer)
+    held = {row.ids.tobytes() for row in data.validation}
+    assert data.train and not held & {row.ids.tobytes() for row in data.train}
+    assert len({row.ids.tobytes() for row in data.validation + data.train}) == 22
 
 
 def test_rows_of_an_evaluation_set_are_refused_unless_allowed(tmp_path: Path, tiny_tokenizer: Any) -> None:

@@ -250,9 +250,56 @@ def test_bf16_states_follow_adamw_and_small_updates_are_not_lost(orders_recipe: 
 
 
 def test_a_loss_scale_halves_at_an_overflow_and_grows_again() -> None:
-    scale = LossScale(8.0, patience=2)
+    scale = LossScale(8.0, patience=2, dynamic=True)
     assert [scale.passed(norm) for norm in (1.0, math.inf, math.nan, 1.0, 1.0)] == [True, False, False, True, True]
     assert scale.value == 4.0
+    for _ in range(2):
+        assert not scale.passed(math.inf) and not (scale.value > 1 and scale.exhausted)
+    assert scale.value == 1.0 and scale.exhausted
+    assert scale.passed(1.0) and scale.passed(1.0) and scale.value == 2.0
+    plain = LossScale()
+    assert plain.exhausted and all(plain.passed(1.0) for _ in range(2000)) and plain.value == 1.0
+
+
+def test_a_run_whose_gradients_never_are_finite_does_not_end_well(
+    orders_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.loop._clip", lambda *_: math.inf)
+    monkeypatch.setattr("training.loop.FIRST_SCALE", 4.0)
+    config, _ = load(orders_recipe, ["policy.precision=fp16", "train.epochs=3"])
+    with pytest.raises(NonFiniteLoss, match="the gradients of step 3 are not finite"):
+        run.start(config, tmp_path / "run", "")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [1, 1]
+
+
+def test_a_line_of_metrics_that_was_cut_off_costs_only_itself(orders_recipe: Path, tmp_path: Path) -> None:
+    config, _ = load(orders_recipe)
+    run.start(config, tmp_path / "run", "")
+    metrics = tmp_path / "run/metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole + '{"step": 5, "lo')
+    run.resume(tmp_path / "run")
+    assert metrics.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"logits_scaling": 8}, "has logits_scaling"),
+        ({"sliding_window": 8, "model_type": "mistral"}, "sees 8 tokens back"),
+    ],
+)
+def test_a_base_that_computes_otherwise_is_refused(
+    orders_recipe: Path, tiny_base: Path, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    other = shutil.copytree(tiny_base, tmp_path / "other")
+    told = json.loads((other / "config.json").read_text())
+    told.pop("architectures")
+    (other / "config.json").write_text(json.dumps(told | change))
+    config, _ = load(orders_recipe, [f"model.base={other}"])
+    with pytest.raises(ConfigError, match=words):
+        run.start(config, tmp_path / "run", "")
 
 
 def test_targets_that_match_nothing_name_the_layers(orders_recipe: Path, tiny_base: Path) -> None:

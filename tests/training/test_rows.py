@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaTokenizer
 
 from training.config import ConfigError
 from training.model import attend, masked, rows_mask
@@ -34,6 +35,37 @@ def test_every_answer_with_its_end_carries_the_loss_and_nothing_else(tiny_tokeni
     assert tiny_tokenizer.decode(found.ids[found.wanted]) == "Hello.<|im_end|>See you.<|im_end|>"
     turns = [{"role": role, "content": content} for role, content in TALK.messages]
     assert tiny_tokenizer.decode(found.ids) == tiny_tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+
+
+def test_an_answer_begins_as_it_will_be_generated() -> None:
+    pieces = ["\u2581", "\n", "|", "<", ">", *"abcdefghijklmnopqrstuvwxyz", *"HBSTWACEY", ".", " "]
+    vocabulary = {piece: i for i, piece in enumerate(["<unk>", "<s>", "</s>", *pieces])}
+    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=[])  # puts a space before every text that it is given
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    found = encode(tokenizer, TALK)
+    assert tokenizer.convert_ids_to_tokens(found.ids[found.wanted].tolist()) == [
+        *"Hello.",
+        "</s>",
+        *"See",
+        "\u2581",
+        *"you.",
+        "</s>",
+    ]
+    turns = [{"role": role, "content": content} for role, content in TALK.messages]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+    assert found.ids.tolist() == tokenizer(whole, add_special_tokens=False).input_ids
+
+
+def test_turns_that_a_template_refuses_are_named(tiny_tokenizer: Any) -> None:
+    strict = deepcopy(tiny_tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ConfigError, match="t:1: the chat template refuses these turns: roles must alternate"):
+        encode(strict, TALK)
+    with pytest.raises(ConfigError, match="t:2: the chat template refuses"):
+        encode(tiny_tokenizer, Chat((("assistant", "Hi"), ("user", "a"), ("assistant", "b")), "t:2"))
 
 
 def test_a_base_without_a_template_gets_a_choice(tiny_tokenizer: Any, tmp_path: Any) -> None:
