@@ -75,8 +75,8 @@ class Front:
             return ApiError(503, "The engine is starting or stopping.")
         # vLLM would look at the key in its own routes alone, and after the gate has built what they name.
         keys = self._service.engine.keys
-        asked = keys is not None and scope.get("method") != "OPTIONS" and scope["path"] not in OPEN_PATHS
-        if asked and keys is not None and not keys.verify_token(Headers(scope=scope)):
+        free = keys is None or scope.get("method") == "OPTIONS" or scope["path"] in OPEN_PATHS
+        if keys is not None and not free and not keys.verify_token(Headers(scope=scope)):
             return ApiError(401, "The API key is missing or wrong; expected the header 'Authorization: Bearer KEY'.")
         found = [(route, route.matches(scope)[0]) for route in self._own.routes if isinstance(route, Route)]
         if all(match is not Match.FULL for _, match in found):
@@ -192,7 +192,7 @@ async def _end_with(service: "FusionService") -> None:
     os._exit(1)  # what still waits for an answer of that engine would keep it for ever
 
 
-@bentoml.service(name="lora-fusion", workers=1, traffic={"max_concurrency": 4096})
+@bentoml.service(name="lora-fusion", workers=1, traffic={"timeout": 24 * 3600, "max_concurrency": 4096})
 @bentoml.asgi_app(front, path="/")
 class LoraFusion:
     """Start and stop with the Bento worker."""

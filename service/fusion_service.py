@@ -84,8 +84,6 @@ class FusionService:
         url = settings.database or f"sqlite:///{(data / 'registry.sqlite').resolve()}"
         self.registry = Registry(url)
         self.sources = Store(data / "adapters", budget_bytes=2**63 - 1)
-        for key in {entry.key for entry in self.sources.entries()} - self.registry.digests():
-            self.sources.remove(key)  # a kill came between the files and their record
         self.builds = Store(data / "builds", budget_bytes=settings.store_bytes)
         self.metrics = Metrics()
         self.names = Names(settings.base_name, self.registry, max_weight=settings.max_weight)

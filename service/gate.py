@@ -69,16 +69,17 @@ class Gate:
             return  # the client went away before its request was whole
         try:
             body = _parse(raw)
-            if not isinstance(body, dict) or not ({"model", "fusion"} & body.keys()):
-                await self._app(scope, _replay(raw, receive), send)
-                return
-            fusion = self._find(body)
+            named = isinstance(body, dict) and bool({"model", "fusion"} & body.keys())
+            fusion = self._find(body) if named else None
         except Exception as error:
             refusal = error_response(error)
             self._metrics.requests.labels("(refused)", str(refusal.status_code)).inc()
             await refusal(scope, receive, send)
             return
-        await self._answer(scope, receive, send, raw, body, fusion)
+        if named:
+            await self._answer(scope, receive, send, raw, body, fusion)
+        else:
+            await self._app(scope, _replay(raw, receive), send)
 
     def _find(self, body: dict[str, Any]) -> Fusion | None:
         model, value = body.get("model"), body.get("fusion")
