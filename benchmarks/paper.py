@@ -129,7 +129,7 @@ def headline(found: Sweep) -> str:
     """
     chosen, shown = found.candidates("choose"), found.candidates("report")
     plain = [point.model for point in found.points if point.series == SUM and point.model in chosen]
-    if "1*task" not in plain or not shown["1*task"].shares["harm"].hits:
+    if "1*task" not in chosen or not shown["1*task"].shares["harm"].hits:
         return "The task adapter alone lacks answers, or answers no harmful prompt: nothing to compare with."
     price = chosen["1*task"].shares["task"].value - 0.02
     fair = [model for model in plain if chosen[model].shares["task"].value >= price]
