@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -120,7 +121,10 @@ def test_weights_and_builds_without_end(small: Server) -> None:
     assert ratio <= 1.05
     # The first build brings series of its own; from the fiftieth of a kind on nothing grows.
     for first, last in ((50, MIXES), (MIXES + 50, MIXES + BUILDS)):
-        assert states[last]["open_files"] <= states[first]["open_files"] + 4
+        # A single count holds the connections of that moment, some eight more or fewer: halves are compared.
+        counts = [state["open_files"] for at, state in states.items() if first <= at <= last]
+        half = len(counts) // 2
+        assert median(counts[half:]) <= median(counts[:half]) + 4
         assert states[last]["series"] == states[first]["series"]
     assert after["store_bytes"] <= STORE_BYTES
     assert [m["id"] for m in again] == [BASE_NAME, *sorted(small.adapters)]
