@@ -3,10 +3,10 @@
     python -m benchmarks.paper --data DIR             # `make paper`: fixed subsets, half an hour on 2 cores
     python -m benchmarks.paper --data DIR --full      # `make paper-full`: everything; some hours, resumable
 
-DIR holds xstest/xstest_prompts.csv. Harmful prompts are XSTest's unsafe ones and our own
-held-out set; safe ones XSTest's; the job is the order e-mails, held out. Weights and methods are chosen on one half of
-every set and reported on the other. The rivals' adapters are trained with `training` when they are missing (--full) and
-kept in --cache. `python -m benchmarks.headline` measures the headline points further.
+DIR holds xstest/xstest_prompts.csv. Harmful prompts are XSTest's unsafe ones and our own held-out set; safe ones
+XSTest's; the job is the order e-mails, held out. Weights and methods are chosen on one half of every set and reported
+on the other. The rivals' adapters are trained with `training` when they are missing (--full) and kept in --cache.
+`python -m benchmarks.headline` measures the headline points further.
 """
 
 import argparse

@@ -19,7 +19,6 @@ from benchmarks.quality import rendered
 
 PAIRS_FOR_95 = 6
 """The fewest values between whose lowest and highest the median lies with 95 %."""
-FEW = "three pairs: lowest to highest"
 
 
 def recorded(*names: str) -> list[dict[str, Any]]:
@@ -63,7 +62,10 @@ def scaling() -> str:
 
 def highlights() -> str:
     """What the README opens with: figure, peer, ratio."""
-    lines = [f"| on 2 CPU cores | against | ratio (95 % interval; * {FEW}) |", "| --- | --- | --- |"]
+    lines = [
+        "| on 2 CPU cores | against | ratio (95 % interval; * three pairs: lowest to highest) |",
+        "| --- | --- | --- |",
+    ]
     for row in (row for row in recorded() if "peer" in row):
         less = "times the memory" if row["unit"] == "GB" else "times the time"
         (low, high), sign = row["interval"], "times" if row["aim"][0] == ">=" else less

@@ -78,12 +78,16 @@ class Front:
         free = keys is None or scope.get("method") == "OPTIONS" or scope["path"] in OPEN_PATHS
         if keys is not None and not free and not keys.verify_token(Headers(scope=scope)):
             return ApiError(401, "The API key is missing or wrong; expected the header 'Authorization: Bearer KEY'.")
-        found = [(route, route.matches(scope)[0]) for route in self._own.routes if isinstance(route, Route)]
-        if all(match is not Match.FULL for _, match in found):
-            allowed = sorted({m for route, match in found if match is Match.PARTIAL for m in route.methods or ()})
-            if allowed:
-                return ApiError(405, f"{scope['method']} is not for {scope['path']}, which takes {', '.join(allowed)}.")
-        return None
+        allowed: set[str] = set()
+        for route in self._own.routes:
+            match, _ = route.matches(scope)
+            if match is Match.FULL:
+                return None
+            if match is Match.PARTIAL and isinstance(route, Route):
+                allowed |= route.methods or set()
+        if not allowed:
+            return None
+        return ApiError(405, f"{scope['method']} is not for {scope['path']}, which takes {', '.join(sorted(allowed))}.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
