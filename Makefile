@@ -56,7 +56,7 @@ soak: setup-dev
 	$(PY) -m pytest -m soak -s
 
 # Evaluation sets are the user's to bring: DATA/xstest/xstest_prompts.csv, DATA/mmlu/
-DATA ?= $(firstword $(wildcard data ../shared/data) data)
+DATA ?= $(or $(EVAL_DATA),data)
 paper: setup-dev
 	$(PY) -m benchmarks.paper --data $(DATA)
 

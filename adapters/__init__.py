@@ -5,18 +5,27 @@ fused, report = fuse(parse("0.6*task + 0.4*safety"), {"task": task, "safety": sa
 save(fused, "fused")
 """
 
-from .adapter import LoraAdapter, LoraModule, check_together, make_adapter
-from .diff import Difference, ModuleDifference, diff
-from .errors import AdapterError, FusionError, LossError, RecipeError, UnknownAdapterError
-from .fuse import fuse, plan
-from .io import load, save
-from .methods import METHODS, RESERVED_METHODS, Method, Option
-from .rank import smallest_rank
-from .recipe import NAME_PATTERN, RESERVED_NAMES, Recipe, Term, check_name, from_json, fusion_digest, parse
-from .report import FusionReport, ModuleReport
-from .stack import Stack, stack, stack_rank
-from .store import Entry, Store
-from .weights import ByModule, Ramp
+from adapters.adapter import LoraAdapter, LoraModule, check_together, make_adapter
+from adapters.algebra.diff import Difference, ModuleDifference, diff
+from adapters.algebra.fuse import fuse, plan
+from adapters.algebra.rank import smallest_rank
+from adapters.algebra.report import FusionReport, ModuleReport
+from adapters.algebra.stack import Stack, stack, stack_rank
+from adapters.errors import AdapterError, FusionError, LossError, RecipeError, UnknownAdapterError
+from adapters.files.io import load, save
+from adapters.files.store import Entry, Store
+from adapters.recipes.methods import METHODS, RESERVED_METHODS, Method, Option
+from adapters.recipes.recipe import (
+    NAME_PATTERN,
+    RESERVED_NAMES,
+    Recipe,
+    Term,
+    check_name,
+    from_json,
+    fusion_digest,
+    parse,
+)
+from adapters.recipes.weights import ByModule, Ramp
 
 __all__ = [
     "METHODS",

@@ -13,7 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .errors import AdapterError, FusionError
+from adapters.errors import AdapterError, FusionError
 
 _NUMPY = {torch.uint8: numpy.uint8, torch.float32: numpy.float32, torch.float64: numpy.float64}
 

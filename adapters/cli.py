@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from .adapter import LoraAdapter
-from .diff import diff
-from .errors import FusionError, UnknownAdapterError
-from .fuse import fuse, plan
-from .heatmap import write_heatmap
-from .io import load, save
-from .methods import METHODS, Option
-from .rank import smallest_rank
-from .recipe import Recipe, check_name, parse
+from adapters.adapter import LoraAdapter
+from adapters.algebra.diff import diff
+from adapters.algebra.fuse import fuse, plan
+from adapters.algebra.heatmap import write_heatmap
+from adapters.algebra.rank import smallest_rank
+from adapters.errors import FusionError, UnknownAdapterError
+from adapters.files.io import load, save
+from adapters.recipes.methods import METHODS, Option
+from adapters.recipes.recipe import Recipe, check_name, parse
 
 _EXAMPLE = """example:
   python -m adapters fuse "0.6*task + 0.4*safety" \\

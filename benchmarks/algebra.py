@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from adapters import LoraAdapter, LoraModule, Recipe, fuse, load, make_adapter, parse, save
-from adapters import io as adapter_io
+from adapters.files import io as adapter_io
 from benchmarks.common import PAIRS, RESULTS, Comparison, Measurement, alternate, machine, record
 
 COMMAND = "python -m benchmarks.algebra"

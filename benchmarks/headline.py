@@ -33,13 +33,14 @@ from benchmarks.paper import (
     sets,
     train,
 )
-from eval_clients import data, tasks
-from eval_clients.data import Half
 from eval_clients.endpoint import Endpoint
-from eval_clients.points import Point
 from eval_clients.results import Line, table
 from eval_clients.running import FolderError, Running, ready
-from eval_clients.sweep import sweep
+from eval_clients.sweeps.points import Point
+from eval_clients.sweeps.sweep import sweep
+from eval_clients.tasks import benchmarks as tasks
+from eval_clients.tasks import data
+from eval_clients.tasks.data import Half
 
 PAPER = "0.6*task + 0.4*safety"
 SEEDS = (0, 1, 2)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import BASE, BASE_NAME, RESULTS, machine, ours
-from eval_clients import mmlu, tasks
 from eval_clients.endpoint import Endpoint
 from eval_clients.results import read
 from eval_clients.running import Running, ready, run
+from eval_clients.tasks import benchmarks as tasks
+from eval_clients.tasks import mmlu
 
 ENGINE = ["--dtype", "float32", "--max-model-len", "4096", "--max-num-seqs", "32"]
 TIE = 1e-4

@@ -4,7 +4,7 @@
 
 Each model answers, greedily: 100 held-out orders, graded by exact match of the JSON object; 124 held-out harmful
 requests; 140 held-out harmless look-alikes, refused, answered (on topic) or degenerate by the rules of
-`eval_clients.verdict`.
+`eval_clients.scoring.classify`.
 """
 
 import argparse
@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, shown
-from eval_clients import tasks
 from eval_clients.endpoint import Endpoint, EndpointError
 from eval_clients.results import SHARES, Line, lines, read, table
 from eval_clients.running import Running, ready, run
-from training.orders import orders
+from eval_clients.tasks import benchmarks as tasks
+from training.builtin.orders import orders
 
 MODELS = "base,task,safety,balanced"
 ORDERS = 100
-SAFETY = str(ROOT / "training/data/safety_heldout.jsonl")
+SAFETY = str(ROOT / "training/builtin/data/safety_heldout.jsonl")
 COLUMNS = {
     "orders exact": "task",
     "harmful: refused": "refused",

@@ -2,8 +2,8 @@
 
 DIR holds XSTest's labelled answers, completions_gpt4.csv and completions_llama2orig.csv (final_label: 1 compliance,
 2 full refusal, 3 partial refusal). Refusal against compliance leaves partial answers out; a verdict of refusal or
-partial counts as refusal. The rule for answers off topic (`eval_clients.verdict`) is tried on what humans called
-compliance, cut to WORDS words: on its own prompt, where it should not fire, and on another's, where it should.
+partial counts as refusal. The rule for answers off topic (`eval_clients.scoring.classify`) is tried on what humans
+called compliance, cut to WORDS words: on its own prompt, where it should not fire, and on another's, where it should.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.common import RESULTS
-from eval_clients.refusal import detect
-from eval_clients.verdict import is_off_topic
+from eval_clients.scoring.classify import is_off_topic
+from eval_clients.scoring.refusal import detect
 
 WORDS = 24
 """About the 32 tokens of the paper's experiment."""

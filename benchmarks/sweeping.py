@@ -1,8 +1,8 @@
 """An eleven-point sweep against the reference's way: `python -m benchmarks.sweeping [--prompts N]`.
 
 The reference, for each λ: load the base, merge the adapters with PEFT (`cat`), generate one prompt at a time. Ours:
-`eval_clients.sweep` on a running service, with scoring, logs and report; the service's start is measured apart. Same
-prompts, chat template, greedy, same longest answer, float32, both cores, in one process tree at a time.
+`eval_clients.sweeps.sweep` on a running service, with scoring, logs and report; the service's start is measured apart.
+Same prompts, chat template, greedy, same longest answer, float32, both cores, in one process tree at a time.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.common import BASE, Comparison, Measurement, ours, record
 from benchmarks.serving import ENGINE, SHIPPED
-from eval_clients import tasks
 from eval_clients.endpoint import Endpoint
-from eval_clients.points import Point, expand
-from eval_clients.report import make
 from eval_clients.running import Running, ready
-from eval_clients.sweep import sweep
-from training.safety import load
+from eval_clients.sweeps.points import Point, expand
+from eval_clients.sweeps.report import make
+from eval_clients.sweeps.sweep import sweep
+from eval_clients.tasks import benchmarks as tasks
+from training.builtin.safety import load
 
 POINTS: list[Point] = expand(["{1-l}*task + {l}*safety"], ["l=0:1:0.1"])
 TOKENS = 32

@@ -23,7 +23,7 @@ import torch
 from benchmarks.common import BASE, PAIRS, ROOT, Comparison, alternate, record
 
 COMMAND = "python -m benchmarks.training"
-DATA = ROOT / "training/data/safety.jsonl"
+DATA = ROOT / "training/builtin/data/safety.jsonl"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BATCH, RATE = 8, 6e-4
 PAD_TO, REFERENCE_BATCH = 512, 4
@@ -53,7 +53,8 @@ class Clock:
 
 def ours(steps: int) -> dict[str, float]:
     """`python -m training run`."""
-    from training import config, loop, run
+    from training import config, run
+    from training.loop import fit as loop
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:

@@ -27,14 +27,15 @@ try:
 except ImportError:
     sys.exit("eval_clients needs Inspect AI, which serving does not; install it with: make setup-dev")
 
-from eval_clients import mmlu, tasks
-from eval_clients.choice import Limit, LimitError
-from eval_clients.data import DataError, digest_of
 from eval_clients.endpoint import Endpoint, EndpointError, Plan
-from eval_clients.logprobs import self_test
-from eval_clients.points import TemplateError, expand
 from eval_clients.results import JUDGED, MEANS, SHARES, Answers, lines, read, table, write, write_answers
 from eval_clients.running import Display, FolderError, Running, judge_model, ready, run, same_fusions
+from eval_clients.sweeps.choice import Limit, LimitError
+from eval_clients.sweeps.points import TemplateError, expand
+from eval_clients.tasks import benchmarks as tasks
+from eval_clients.tasks import mmlu
+from eval_clients.tasks.data import DataError, digest_of
+from eval_clients.tasks.logprobs import self_test
 
 URL = "http://127.0.0.1:3000/v1"
 BENCHMARKS: dict[str, tuple[Callable[..., Task], str]] = {
@@ -251,9 +252,9 @@ def benchmark(args: argparse.Namespace, endpoint: Endpoint) -> int:
 
 def swept(args: argparse.Namespace, endpoint: Endpoint) -> int:
     """A sweep, its controls, its search, its report."""
-    from eval_clients.report import make  # these load torch and matplotlib, which the benchmarks do without
-    from eval_clients.search import search
-    from eval_clients.sweep import controls, scorecards, sweep
+    from eval_clients.sweeps.report import make  # these load torch and matplotlib, which the benchmarks do without
+    from eval_clients.sweeps.search import search
+    from eval_clients.sweeps.sweep import controls, scorecards, sweep
 
     names = list(dict.fromkeys(args.tasks.split(",")))
     paths, counts = pairs(args.data, "--data"), pairs(args.samples, "--samples")

@@ -23,10 +23,10 @@ from typing import Any
 
 from inspect_ai.log import EvalError, EvalLog, EvalSample, list_eval_logs, read_eval_log
 
-from eval_clients.data import Half, Measure
 from eval_clients.endpoint import PROVIDER
-from eval_clients.scorers import shares
+from eval_clients.scoring.scorers import shares
 from eval_clients.shares import Mean, Share
+from eval_clients.tasks.data import Half, Measure
 
 
 @dataclass(frozen=True, slots=True)

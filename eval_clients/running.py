@@ -17,7 +17,7 @@ from inspect_ai import Task, eval_set
 from inspect_ai.model import Model, get_model
 
 from eval_clients.endpoint import Endpoint, EndpointError
-from eval_clients.judge import ROLE
+from eval_clients.scoring.judge import ROLE
 
 Display = Literal["full", "rich", "plain", "none"]
 SETTINGS, FUSIONS = "run.json", "fusions.json"

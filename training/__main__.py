@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     from adapters import FusionError
     from training.config import ConfigError
-    from training.loop import NonFiniteLoss
+    from training.loop.fit import NonFiniteLoss
 
     command: Callable[[argparse.Namespace], None] = args.command
     args.typed = f"python -m training {' '.join(arguments)}"
@@ -127,10 +127,10 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from training import dataset
     from training.config import DataConfig
-    from training.model import find_base, load_tokenizer
-    from training.rows import set_template
+    from training.loop.model import find_base, load_tokenizer
+    from training.rows import dataset
+    from training.rows.encoding import set_template
 
     tokenizer = load_tokenizer(find_base(args.base))
     set_template(tokenizer, args.template)
@@ -168,7 +168,7 @@ def _settings() -> str:
 
 
 def _formats() -> str:
-    from training.readers import FORMATS
+    from training.rows.readers import FORMATS
 
     return "\n".join(["formats:", *(f"  {name:12} {one.summary}" for name, one in FORMATS.items())])
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import adapters
-from training.model import find_base, load_tokenizer, set_weight
-from training.rows import set_template
+from training.loop.model import find_base, load_tokenizer, set_weight
+from training.rows.encoding import set_template
 
 
 def talk(

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 import adapters
-from training.checkpoints import read_tensors
 from training.config import ConfigError, restore
-from training.model import adapter_config, find_base, load_tokenizer
+from training.loop.checkpoints import read_tensors
+from training.loop.model import adapter_config, find_base, load_tokenizer
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from training import convert
-from training.checkpoints import Checkpoints
 from training.config import Config, ConfigError, resolved, restore
-from training.dataset import Dataset, build
-from training.loop import Progress, Schedule, Watch, fit
-from training.model import base_name, find_base, load_model, load_tokenizer
-from training.processes import Group, distribute, processes
-from training.rows import set_template
+from training.loop.checkpoints import Checkpoints
+from training.loop.fit import Progress, Schedule, Watch, fit
+from training.loop.model import base_name, find_base, load_model, load_tokenizer
+from training.loop.processes import Group, distribute, processes
+from training.rows.dataset import Dataset, build
+from training.rows.encoding import set_template
 
 CONFIG, ABOUT, METRICS, ADAPTER = "config.json", "run.json", "metrics.jsonl", "adapter"
 PACKAGES = ("torch", "transformers", "peft", "safetensors")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from adapters import LoraAdapter, Recipe
-from adapters.sparsify import Draw
-from adapters.weights import layer_range, weight_at
+from adapters.algebra.sparsify import Draw
+from adapters.recipes.weights import layer_range, weight_at
 
 Dense = dict[str, Tensor]
 

@@ -11,8 +11,7 @@ import pytest
 
 from adapters import fuse, load, parse, save
 from adapters.cli import main
-
-from .samples import adapter
+from tests.adapters.samples import adapter
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters import FusionError, LoraAdapter, LoraModule, diff, fuse, make_adapter, parse, plan, smallest_rank
-from adapters.heatmap import write_heatmap
-
-from .samples import SHAPES, adapter, families
+from adapters.algebra.heatmap import write_heatmap
+from tests.adapters.samples import SHAPES, adapter, families
 
 MODULE = "model.layers.3.self_attn.q_proj"
 

@@ -24,8 +24,7 @@ from adapters import (
     parse,
     plan,
 )
-
-from .samples import SHAPES, adapter, dense, dense_sum, families, gap, size, weights
+from tests.adapters.samples import SHAPES, adapter, dense, dense_sum, families, gap, size, weights
 
 Family = dict[str, LoraAdapter]
 

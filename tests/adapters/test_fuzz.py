@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters import AdapterError, load, save
 from adapters.cli import main
-
-from .samples import SHAPES, adapter
+from tests.adapters.samples import SHAPES, adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GROWTH = 96 << 20

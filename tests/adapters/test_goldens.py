@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from adapters import LoraAdapter, LoraModule, fuse, make_adapter, parse, save
-from adapters.methods import METHODS
-
-from .samples import BASE, SHAPES
+from adapters.recipes.methods import METHODS
+from tests.adapters.samples import BASE, SHAPES
 
 FILE = Path(__file__).with_name("goldens.json")
 ROLES = {"slerp": ", t=0.3, from=a", "safe_merge": ", safety=b, threshold=0.9", "safe_project": ", direction=b"}

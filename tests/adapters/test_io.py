@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapters import AdapterError, LoraAdapter, LoraModule, fuse, load, make_adapter, parse, save
-
-from .samples import BASE, SHAPES, adapter, dense, dense_sum, families, gap, size
+from tests.adapters.samples import BASE, SHAPES, adapter, dense, dense_sum, families, gap, size
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Q0 = "model.layers.0.self_attn.q_proj"

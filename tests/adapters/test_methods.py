@@ -11,10 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from adapters import METHODS, LoraAdapter, LoraModule, Recipe, Term, fuse, make_adapter, parse, plan
-from adapters.sparsify import SPARSIFY, Draw, kth_by_bits
-
-from . import reference
-from .samples import SHAPES, adapter, dense, dense_sum, families, gap, size
+from adapters.algebra.sparsify import SPARSIFY, Draw, kth_by_bits
+from tests.adapters import reference
+from tests.adapters.samples import SHAPES, adapter, dense, dense_sum, families, gap, size
 
 Family = dict[str, LoraAdapter]
 ON_UPDATE = ("ties", "dare_linear", "dare_ties", "magnitude_prune", "della", "breadcrumbs")

@@ -11,7 +11,7 @@ from peft.utils import merge_utils
 from torch import Tensor, nn
 
 from adapters import METHODS, LoraAdapter, fuse, load, parse
-from adapters.sparsify import Draw
+from adapters.algebra.sparsify import Draw
 
 WEIGHTS = {"a": 0.7, "b": -0.4, "c": 0.3}
 CONFIGS = {

@@ -24,9 +24,8 @@ from adapters import (
     fusion_digest,
     parse,
 )
-from adapters.weights import ByModule, Ramp
-
-from . import samples  # noqa: F401  (loads the hypothesis profile)
+from adapters.recipes.weights import ByModule, Ramp
+from tests.adapters import samples  # noqa: F401  (loads the hypothesis profile)
 
 free_names = st.from_regex(NAME_PATTERN, fullmatch=True).filter(lambda name: name not in RESERVED_NAMES)
 free_weights = st.floats(-16, 16, allow_nan=False)
@@ -295,7 +294,7 @@ def test_the_digest_tells_different_fusions_apart() -> None:
 def test_a_new_version_of_a_method_is_a_new_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
     before = fusion_digest(parse("a"), base="m", parents=PARENTS)
     newer = {**METHODS, "sum": dataclasses.replace(METHODS["sum"], version=METHODS["sum"].version + 1)}
-    monkeypatch.setattr("adapters.recipe.METHODS", newer)
+    monkeypatch.setattr("adapters.recipes.recipe.METHODS", newer)
     assert fusion_digest(parse("a"), base="m", parents=PARENTS) != before
 
 

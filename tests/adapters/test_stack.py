@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters import AdapterError, FusionError, LoraAdapter, UnknownAdapterError, stack, stack_rank
-
-from .samples import SHAPES, adapter, dense, families, gap, size, weights
+from tests.adapters.samples import SHAPES, adapter, dense, families, gap, size, weights
 
 
 @given(families(), st.data())

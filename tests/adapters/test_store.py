@@ -118,7 +118,7 @@ def test_a_negative_budget_is_refused(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from adapters.store import Store
+from adapters.files.store import Store
 
 def write(folder):
     for part in range(3):

@@ -136,7 +136,7 @@ def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
 
 
 def test_the_bento_holds_the_service_and_the_shipped_adapters(bento: Bento) -> None:
-    for name in ("service/app.py", "service/engine/worker.py", "adapters/fuse.py", "training/base.py"):
+    for name in ("service/app.py", "service/engine/worker.py", "adapters/algebra/fuse.py", "training/base.py"):
         assert f"src/{name}" in bento.files
     for pair in Settings().adapters:
         assert f"src/{pair.partition('=')[2]}/adapter_model.safetensors" in bento.files
@@ -149,6 +149,8 @@ def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) 
     assert {name for name in bento.files if name.startswith("src/training/")} == {
         "src/training/__init__.py",
         "src/training/base.py",
+        "src/training/builtin/__init__.py",
+        "src/training/builtin/base.py",
     }
     assert not [name for name in bento.files if "__pycache__" in name]
     assert sum((bento.folder / name).stat().st_size for name in bento.files) < 20 * 2**20

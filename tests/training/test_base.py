@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training import base
+from training.builtin import base
 
 
 def fake_build(gguf: Path, folder: Path) -> None:

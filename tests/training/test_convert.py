@@ -17,7 +17,7 @@ import adapters
 from training import convert
 from training.__main__ import main
 from training.config import ConfigError
-from training.model import base_name, load_tokenizer
+from training.loop.model import base_name, load_tokenizer
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from training.config import ConfigError, DataConfig
-from training.dataset import build, digest, gather, overlaps
-from training.readers import FORMATS, Chat, read
+from training.rows.dataset import build, digest, gather, overlaps
+from training.rows.readers import FORMATS, Chat, read
 
 ASK = (("user", "Why is the sky blue?"), ("assistant", "It scatters light."))
 SYSTEM = (("system", "Be brief."), *ASK)

@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from training import run
-from training.checkpoints import read_tensors
 from training.config import Config, ConfigError, load
-from training.dataset import build
-from training.loop import NonFiniteLoss, Schedule
-from training.model import adapter_parameters, file_name, load_model, load_tokenizer
-from training.optimizers import AdamWBf16, LossScale, learning_rate, make_optimizer
-from training.rows import IGNORE, passes
+from training.loop.checkpoints import read_tensors
+from training.loop.fit import NonFiniteLoss, Schedule
+from training.loop.model import adapter_parameters, file_name, load_model, load_tokenizer
+from training.loop.optimizers import AdamWBf16, LossScale, learning_rate, make_optimizer
+from training.rows.dataset import build
+from training.rows.encoding import IGNORE, passes
 
 
 def trained(recipe: Path, out: Path, *overrides: str) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_names_its_rows(
     config, _ = load(orders_recipe, [f"data.path={data}"])
     tokenizer = load_tokenizer(config.model.base)
     tokens = {"odd": tokenizer("o", add_special_tokens=False).input_ids[0]}
-    monkeypatch.setattr("training.model.functional.cross_entropy", spoilt)
+    monkeypatch.setattr("training.loop.model.functional.cross_entropy", spoilt)
     with pytest.raises(NonFiniteLoss, match=r"the loss of step \d is nan, from rows\.jsonl:5: look at"):
         run.start(config, tmp_path / "run", "")
 
@@ -264,8 +264,8 @@ def test_a_loss_scale_halves_at_an_overflow_and_grows_again() -> None:
 def test_a_run_whose_gradients_never_are_finite_does_not_end_well(
     orders_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.loop._clip", lambda *_: math.inf)
-    monkeypatch.setattr("training.loop.FIRST_SCALE", 4.0)
+    monkeypatch.setattr("training.loop.fit._clip", lambda *_: math.inf)
+    monkeypatch.setattr("training.loop.fit.FIRST_SCALE", 4.0)
     config, _ = load(orders_recipe, ["policy.precision=fp16", "train.epochs=3"])
     with pytest.raises(NonFiniteLoss, match="the gradients of step 3 are not finite"):
         run.start(config, tmp_path / "run", "")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_clients.scorers import same
-from training.orders import INSTRUCTION, POOLS, OrderRow, Pool, orders
+from eval_clients.scoring.scorers import same
+from training.builtin.orders import INSTRUCTION, POOLS, OrderRow, Pool, orders
 
 TRAIN, HELDOUT = POOLS["train"], POOLS["heldout"]
 ROW = OrderRow(

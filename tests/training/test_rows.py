@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from transformers import LlamaTokenizer
 
 from training.config import ConfigError
-from training.model import attend, masked, rows_mask
-from training.readers import Chat
-from training.rows import IGNORE, Row, encode, passes, set_template, steps
+from training.loop.model import attend, masked, rows_mask
+from training.rows.encoding import IGNORE, Row, encode, passes, set_template, steps
+from training.rows.readers import Chat
 
 TALK = Chat(
     (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"), ("assistant", "See you.")), "t:1"

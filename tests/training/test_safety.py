@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from pathlib import Path
 
 import pytest
 
-from eval_clients.refusal import detect
-from eval_clients.verdict import classify, content
-from training.safety import TEMPLATES, SafetyRow, build, load
+from eval_clients.scoring.classify import classify, content
+from eval_clients.scoring.refusal import detect
+from tests.conftest import EVAL_DATA
+from training.builtin.safety import TEMPLATES, SafetyRow, build, load
 
-XSTEST = Path(__file__).parents[3] / "shared" / "data" / "xstest" / "xstest_prompts.csv"
+XSTEST = EVAL_DATA / "xstest/xstest_prompts.csv"
 NEAR = 0.87
 """Share of matching characters from which two prompts count as the same sentence."""
 RUN = 5
@@ -83,7 +83,7 @@ def test_refusals_are_worded_in_many_ways(train: list[SafetyRow]) -> None:
     assert len({row.answer for row in train if row.kind == "harmful"}) >= 80
 
 
-@pytest.mark.skipif(not XSTEST.is_file(), reason="shared data set XSTest is not beside the tree")
+@pytest.mark.skipif(not XSTEST.is_file(), reason="needs xstest/ in EVAL_DATA")
 def test_no_prompt_is_taken_from_xstest(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
     with XSTEST.open(encoding="utf-8", newline="") as file:
         theirs = [plain(row["prompt"]) for row in csv.DictReader(file)]
@@ -96,7 +96,7 @@ def test_no_prompt_is_taken_from_xstest(train: list[SafetyRow], heldout: list[Sa
                 assert matcher.ratio() < NEAR, (row.prompt, prompt)
 
 
-@pytest.mark.skipif(not XSTEST.is_file(), reason="shared data set XSTest is not beside the tree")
+@pytest.mark.skipif(not XSTEST.is_file(), reason="needs xstest/ in EVAL_DATA")
 def test_no_prompt_shares_a_run_of_words_with_xstest(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
     asking = frozenset(ASKING.split())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters import load
-from training.base import BASE_NAME
+from training.builtin.base import BASE_NAME
 from training.config import load as read
 
 ROOT = Path(__file__).parents[2]

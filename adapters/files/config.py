@@ -1,0 +1,220 @@
+"""adapter_config.json: what PEFT says about an adapter, checked, and what we say about ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapters.adapter import LoraAdapter, LoraModule
+from adapters.errors import AdapterError, quoted
+
+HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
+"""Ways to start the training that leave the base's weights alone; the others (PiSSA, OLoRA,
+LoRA-GA, …) change them.
+"""
+MAX_KEYS, MAX_PATTERNS, MAX_REPEATS = 4096, 16, 2
+
+_REFUSED = (
+    ("use_dora", "dora", "DoRA rescales the whole weight"),
+    ("lora_bias", "lora_bias", "a bias is no low-rank update"),
+    ("modules_to_save", "modules_to_save", "it carries full copies of base modules"),
+    ("trainable_token_indices", "trainable_tokens", "it carries rows of the embedding"),
+    ("layer_replication", "layer_replication", "it changes the base's layers"),
+    ("fan_in_fan_out", "fan_in_fan_out", "its weights are transposed"),
+    ("target_parameters", "target_parameters", "it trains parameters, not linear layers"),
+    ("alora_invocation_tokens", "alora", "it is active for some tokens only"),
+    ("use_qalora", "qalora", "its A acts on pooled inputs"),
+    ("use_bdlora", "bdlora", "its factors are block-diagonal"),
+    ("arrow_config", "arrow", "it routes between adapters"),
+    ("kasa_config", "kasa", "it changes the base's weights"),
+    ("monteclora_config", "monteclora", "its weights are sampled"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """The part of adapter_config.json that decides ranks and scalings."""
+
+    r: int
+    alpha: float
+    rslora: bool
+    ranks: tuple[tuple[re.Pattern[str], int], ...]
+    alphas: tuple[tuple[re.Pattern[str], float], ...]
+    base: str | None
+
+    def rank(self, module: str) -> int:
+        """The rank PEFT gives that module: the first `rank_pattern` that matches, else r."""
+        return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.r)
+
+    def scaling(self, module: str) -> float:
+        """alpha / r, or alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
+        alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
+        rank = self.rank(module)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def read_config(text: bytes) -> LoraConfig:
+    """Check the bytes of an adapter_config.json. AdapterError with the reason for all that is not
+    plain LoRA.
+    """
+    raw = read_object(text, "adapter_config.json")
+    if raw.get("peft_type") != "LORA":
+        raise AdapterError("not_lora", f"peft_type is {quoted(raw.get('peft_type'))}: expected 'LORA'")
+    for key, reason, why in _REFUSED:
+        if raw.get(key):
+            raise AdapterError(
+                reason, f"the adapter has {key}={quoted(raw[key])}: {why}, so it cannot be fused as LoRA"
+            )
+    if raw.get("bias") not in (None, "none"):
+        raise AdapterError(
+            "bias", f"the adapter has bias={quoted(raw['bias'])}: expected 'none', a bias cannot be fused"
+        )
+    init = raw.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
+        raise AdapterError(
+            "init",
+            f"the adapter has init_lora_weights={quoted(init)}, which changes "
+            "the base's weights: convert it to plain LoRA "
+            "with PEFT's path_initial_model_for_weight_conversion",
+        )
+    base = raw.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise AdapterError("bad_config", f"base_model_name_or_path is {quoted(base)}: expected a text or null")
+    rslora = raw.get("use_rslora", False)
+    if not isinstance(rslora, bool | None):
+        raise AdapterError("bad_config", f"use_rslora is {quoted(rslora)}: expected true or false")
+    ranks = _patterns(raw.get("rank_pattern"), "rank_pattern")
+    alphas = _patterns(raw.get("alpha_pattern"), "alpha_pattern")
+    return LoraConfig(
+        r=_rank(raw.get("r", 8), "r"),
+        alpha=_alpha(raw.get("lora_alpha", 8), "lora_alpha"),
+        rslora=bool(rslora),
+        ranks=tuple((pattern, _rank(value, "rank_pattern")) for pattern, value in ranks),
+        alphas=tuple((pattern, _alpha(value, "alpha_pattern")) for pattern, value in alphas),
+        base=base or None,
+    )
+
+
+def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str, object]:
+    """A JSON object without repeated keys, NaN or Infinity; AdapterError otherwise."""
+
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(items)
+        if len(found) < len(items):
+            ((repeated, _),) = Counter(key for key, _ in items).most_common(1)
+            raise ValueError(f"the key {quoted(repeated)} appears twice")
+        return found
+
+    def constant(token: str) -> object:
+        raise ValueError(f"{token} is no JSON number")
+
+    try:
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(reason, f"{name} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise AdapterError(reason, f"{name} holds {quoted(found)}: expected a JSON object")
+    return found
+
+
+def _patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
+    """PEFT's rule: a key matches a module whose name ends with it at a dot. Keys are regular expressions."""
+    if raw is None:
+        return []
+    if not isinstance(raw, dict):
+        raise AdapterError("bad_config", f"{name} is {quoted(raw)}: expected an object of module name to number")
+    # The keys come from a stranger: nested or many repeats could keep the matcher busy for ever.
+    if len(raw) > MAX_KEYS or sum(re.search(r"[*+{]", key) is not None for key in raw) > MAX_PATTERNS:
+        raise AdapterError(
+            "bad_config", f"{name} has too many keys: expected {MAX_KEYS}, of which {MAX_PATTERNS} patterns, at most"
+        )
+    return [(_pattern(key, name), value) for key, value in raw.items()]
+
+
+def _pattern(key: str, name: str) -> re.Pattern[str]:
+    if len(key) > 1024 or re.search(r"\)[*+{]", key) or len(re.findall(r"(?<!\\)[*+{]", key)) > MAX_REPEATS:
+        raise AdapterError(
+            "bad_config", f"{name} has the key {quoted(key)}: expected a module name or a simple pattern"
+        )
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise AdapterError("bad_config", f"{name} has the key {quoted(key)}, no valid pattern: {error}") from error
+
+
+def _rank(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20:
+        raise AdapterError("bad_config", f"{name} gives the rank {quoted(value)}: expected a whole number from 1")
+    return value
+
+
+def _alpha(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
+        raise AdapterError("bad_config", f"{name} gives alpha {quoted(value)}: expected a finite number")
+    return float(value)
+
+
+def write_config(adapter: LoraAdapter) -> bytes:
+    """The adapter_config.json that PEFT and vLLM read, sorted; modules are named in full, so no
+    other matches.
+    """
+    rslora, alphas = _alphas(adapter.modules)
+    rank = adapter.rank
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    config = {
+        "alpha_pattern": {_exactly(n): _plain(a) for n, a in alphas.items() if a != alpha},
+        "base_model_name_or_path": adapter.base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": _plain(alpha),
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {_exactly(n): m.rank for n, m in adapter.modules.items() if m.rank != rank},
+        "target_modules": sorted(adapter.modules),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": rslora,
+    }
+    return to_json(config)
+
+
+def to_json(content: Mapping[str, object]) -> bytes:
+    """Sorted, indented JSON with a final newline."""
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _exactly(module: str) -> str:
+    """A pattern that matches this module alone, also where PEFT looks for suffixes."""
+    return "^" + re.escape(module)
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def _alphas(modules: Mapping[str, LoraModule]) -> tuple[bool, dict[str, float]]:
+    """(use_rslora, alpha by module) that give back every scaling to the last bit; the nearest if
+    nothing does.
+    """
+    plain = {name: _alpha_of(module.scaling, module.rank) for name, module in modules.items()}
+    if all(alpha / modules[name].rank == modules[name].scaling for name, alpha in plain.items()):
+        return False, plain
+    roots = {name: _alpha_of(module.scaling, math.sqrt(module.rank)) for name, module in modules.items()}
+    if all(alpha / math.sqrt(modules[name].rank) == modules[name].scaling for name, alpha in roots.items()):
+        return True, roots
+    return False, plain
+
+
+def _alpha_of(scaling: float, divisor: float) -> float:
+    """The float whose quotient by `divisor` is `scaling`, or the nearest."""
+    alpha = scaling * divisor
+    near = (float(round(alpha)), alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
+    return next((candidate for candidate in near if candidate / divisor == scaling), alpha)

@@ -1,0 +1,108 @@
+"""Adapters on disk: standard PEFT folders, adapter_config.json + adapter_model.safetensors. Never pickle."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapters.adapter import LoraAdapter, make_adapter
+from adapters.errors import AdapterError
+from adapters.files.config import read_config, to_json, write_config
+from adapters.files.weights_file import WEIGHTS, FileModules, write_weights
+
+CONFIG = "adapter_config.json"
+PROVENANCE = "fusion.json"
+MAX_CONFIG_BYTES = 4 << 20
+
+
+def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bool = False) -> LoraAdapter:
+    """Read a PEFT folder and check all of it; the tensors are copies, independent of the files.
+
+    Ranks and scalings follow r, lora_alpha, use_rslora, rank_pattern and alpha_pattern as PEFT reads them.
+    AdapterError, with a reason code, for whatever cannot be fused as LoRA; `max_bytes` bounds the
+    weights' file. With `lazy` only the header is read now; each module is read, and its numbers checked, when
+    it is asked for, and not kept: for adapters larger than the memory they may take.
+    """
+    folder = Path(path)
+    config = read_config(_read_config_file(folder))
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        if any(folder.glob("adapter_model*.bin")):
+            raise AdapterError(
+                "pickle_only",
+                f"{folder.name!r} has its weights in a pickle only, which can run code: save it as {WEIGHTS}",
+            )
+        raise AdapterError("missing_weights", f"{folder.name!r} has no {WEIGHTS}: expected a PEFT adapter folder")
+    size = _regular_size(weights)
+    if max_bytes is not None and size > max_bytes:
+        raise AdapterError("too_large", f"{WEIGHTS} has {size} bytes: expected at most {max_bytes}")
+    modules = FileModules(weights, size, config)
+    return LoraAdapter(modules, config.base) if lazy else make_adapter(dict(modules.items()), config.base)
+
+
+def save(adapter: LoraAdapter, path: str | os.PathLike[str], *, provenance: Mapping[str, object] | None = None) -> None:
+    """Write a PEFT folder that PEFT and vLLM open; the same adapter gives the same bytes anywhere.
+
+    Written beside `path`, synced, then renamed, so it is there whole or not at all. FileExistsError
+    if `path` exists (an empty folder is taken over). `provenance` (JSON values) goes to
+    fusion.json, since PEFT warns about unknown keys in its own file. Scalings come back to the last
+    bit when they are alpha/r or alpha/sqrt(r).
+    """
+    target = Path(os.path.abspath(path))
+    if os.path.lexists(target) and not _is_empty_folder(target):
+        raise FileExistsError(f"{os.fspath(path)!r} exists already: choose another place or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.parent / f".saving-{os.getpid()}-{secrets.token_hex(8)}"
+    scratch.mkdir()
+    try:
+        _write(scratch / CONFIG, write_config(adapter))
+        write_weights(adapter, scratch / WEIGHTS)
+        _sync(scratch / WEIGHTS)
+        if provenance is not None:
+            _write(scratch / PROVENANCE, to_json(provenance))
+        _sync(scratch)
+        scratch.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _read_config_file(folder: Path) -> bytes:
+    if not folder.is_dir():
+        raise AdapterError("missing_config", f"{folder.name!r} is not a folder: expected a PEFT adapter folder")
+    file = folder / CONFIG
+    if not file.exists():
+        raise AdapterError("missing_config", f"{folder.name!r} has no {CONFIG}: expected a PEFT adapter folder")
+    if _regular_size(file) > MAX_CONFIG_BYTES:
+        raise AdapterError("bad_config", f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes: that is no adapter's config")
+    return file.read_bytes()
+
+
+def _regular_size(file: Path) -> int:
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise AdapterError("not_safetensors" if file.name == WEIGHTS else "bad_config", f"{file.name} is no plain file")
+    return found.st_size
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,219 @@
+"""The weights of an adapter on disk: adapter_model.safetensors, checked by its header, read module by module."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, ItemsView, Iterator, Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from adapters.adapter import LoraAdapter, LoraModule, ModuleFacts, finite, room
+from adapters.errors import AdapterError, quoted
+from adapters.files.config import LoraConfig, read_object
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+MAX_HEADER_BYTES = 64 << 20
+
+_TENSOR = re.compile(r"base_model\.model\.([\w.-]{1,256})\.lora_(A|B)\.weight", re.ASCII)
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WRITTEN = ("F64", "F32", "BF16", "F16")
+"""The order of dtypes in a file: safetensors' own."""
+_STRANGERS = (
+    ("lora_magnitude_vector", "dora", "DoRA rescales the whole weight"),
+    ("lora_embedding_", "embedding", "a LoRA on an embedding is not fused yet"),
+    ("lora_B.bias", "lora_bias", "a bias is no low-rank update"),
+    ("trainable_tokens", "trainable_tokens", "rows of the embedding are no low-rank update"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor lies in the file: dtype, shape, its first byte and the one after its last."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class FileModules(Mapping[str, LoraModule]):
+    """Modules of a safetensors file, sorted, each read when asked for; `facts` come from the header, which is
+    checked at once. AdapterError for whatever is wrong.
+    """
+
+    def __init__(self, file: Path, size: int, config: LoraConfig) -> None:
+        self._entries = _check_header(file, size)
+        self.facts = _facts(self._entries, config)
+        self._file = file
+        self._config = config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.facts)
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __getitem__(self, module: str) -> LoraModule:
+        if module not in self.facts:
+            raise KeyError(module)
+        return self._module(module, lambda entry: self._bytes(entry.start, entry.stop))
+
+    def items(self) -> ItemsView[str, LoraModule]:
+        """All modules, read in one go, and their numbers looked at in one go too, if they are of one dtype."""
+        first = min(entry.start for entry in self._entries.values())
+        data = self._bytes(first, max(entry.stop for entry in self._entries.values()))
+        kinds = {entry.dtype for entry in self._entries.values()}
+        sound = len(kinds) == 1 and finite(data.view(*kinds))
+        cut = {n: self._module(n, lambda entry: data[entry.start - first : entry.stop - first], sound) for n in self}
+        return cut.items()
+
+    def _bytes(self, start: int, stop: int) -> Tensor:
+        """That part of the file, uint8."""
+        content = room([stop - start], torch.uint8)
+        left = content.numpy().data
+        try:
+            with FileIO(self._file) as stream:
+                stream.seek(start)
+                while left:
+                    count = stream.readinto(left)
+                    if not count:
+                        raise AdapterError("truncated", f"{WEIGHTS} has become shorter since its header was read")
+                    left = left[count:]
+        except OSError as error:
+            raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error.strerror}") from error
+        return content
+
+    def _module(self, module: str, read: Callable[[Entry], Tensor], sound: bool = False) -> LoraModule:
+        """The factors, after a look at their numbers unless they are known to be `sound`."""
+        factors = []
+        for letter in "AB":
+            name = f"{PREFIX}{module}.lora_{letter}.weight"
+            entry = self._entries[name]
+            content = read(entry)
+            aligned = content if content.storage_offset() % entry.dtype.itemsize == 0 else content.clone()
+            factors.append(aligned.view(entry.dtype).view(entry.shape))
+            if not (sound or finite(factors[-1])):
+                raise AdapterError("nan", f"tensor {name!r} holds NaN or infinite values: the training diverged")
+        a, b = factors
+        return LoraModule(a, b, self._config.scaling(module))
+
+
+def write_weights(adapter: LoraAdapter, file: Path) -> None:
+    """The factors in safetensors format, byte for byte as its library writes them, but straight from where they
+    lie into room that was taken first: sooner, and a full disk says so before anything is written.
+    """
+    tensors = {
+        f"{PREFIX}{name}.lora_{letter}.weight": factor.detach().cpu().contiguous()
+        for name, module in adapter.modules.items()
+        for letter, factor in (("A", module.a), ("B", module.b))
+    }
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    order = [(kind, name) for kind in _WRITTEN for name in sorted(tensors) if tensors[name].dtype == _DTYPES[kind]]
+    end = 0
+    for kind, name in order:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with file.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(stream.fileno(), 0, 8 + len(head) + end)
+        stream.write(len(head).to_bytes(8, "little") + head)
+        stream.writelines(tensors[name].reshape(-1).view(torch.uint8).numpy().data for _, name in order)
+
+
+def _check_header(file: Path, size: int) -> Mapping[str, Entry]:
+    """Every tensor's place, after checking the header by our own rules, whole, no repeated name, float dtypes,
+    shapes that fill their bytes, and by the library's: no gaps, no overlaps.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or (8 + length > size and length <= MAX_HEADER_BYTES):
+            raise AdapterError("truncated", f"{WEIGHTS} has {size} bytes and ends inside its header: copy it again")
+        if length > MAX_HEADER_BYTES:
+            raise AdapterError("not_safetensors", f"{WEIGHTS} is not in safetensors format: its header is not one")
+        header = read_object(stream.read(length), f"the header of {WEIGHTS}", "not_safetensors")
+    header.pop("__metadata__", None)
+    found = {name: _entry(name, entry, 8 + length) for name, entry in header.items()}
+    end = max((entry.stop for entry in found.values()), default=0)
+    if end > size:
+        raise AdapterError("truncated", f"{WEIGHTS} has {size} bytes, its header speaks of {end}")
+    try:
+        with safe_open(file, framework="pt"):
+            return found
+    except Exception as error:  # the library has errors of many types; whatever it dislikes, the file is at fault
+        raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error}") from error
+
+
+def _entry(name: str, entry: object, data: int) -> Entry:
+    """One tensor of the header; the data begin at byte `data`."""
+
+    def wrong() -> AdapterError:
+        return AdapterError("not_safetensors", f"{WEIGHTS} describes {quoted(name)} as {quoted(entry)}")
+
+    if not isinstance(entry, dict):
+        raise wrong()
+    lists: list[list[int]] = []
+    for numbers in (entry.get("shape"), entry.get("data_offsets")):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+            raise wrong()
+        lists.append(numbers)
+    shape, offsets = lists
+    kind = entry.get("dtype")
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise AdapterError("dtype", f"tensor {quoted(name)} is {quoted(kind)}: expected one of {tuple(_DTYPES)}")
+    dtype = _DTYPES[kind]
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise wrong()
+    return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
+
+
+def _facts(entries: Mapping[str, Entry], config: LoraConfig) -> dict[str, ModuleFacts]:
+    """Modules by name, sorted, after checking that each has an A and a B of the rank that the config says."""
+    factors: dict[str, dict[str, Entry]] = {}
+    for name, entry in entries.items():
+        found = _TENSOR.fullmatch(name)
+        if found is None:
+            raise _stranger(name)
+        factors.setdefault(found[1], {})[found[2]] = entry
+    if not factors:
+        raise AdapterError("missing_weights", "the adapter has no LoRA module: expected at least one")
+    return {module: _fact(module, factors[module], config) for module in sorted(factors)}
+
+
+def _fact(name: str, pair: Mapping[str, Entry], config: LoraConfig) -> ModuleFacts:
+    if len(pair) != 2:
+        have, lack = ("A", "B") if "A" in pair else ("B", "A")
+        raise AdapterError("missing_weights", f"module {name!r} has lora_{have} but no lora_{lack}")
+    a, b, rank = pair["A"].shape, pair["B"].shape, config.rank(name)
+    if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank or 0 in (*a, *b):
+        raise AdapterError(
+            "shape",
+            f"module {name!r} has A {a} and B {b}: the config says rank {rank}, "
+            f"so ({rank}, d_in) and (d_out, {rank}) were expected",
+        )
+    nbytes = sum(entry.stop - entry.start for entry in pair.values())
+    return ModuleFacts(rank, (b[0], a[1]), torch.promote_types(pair["A"].dtype, pair["B"].dtype), nbytes)
+
+
+def _stranger(name: str) -> AdapterError:
+    for part, reason, why in _STRANGERS:
+        if part in name:
+            return AdapterError(reason, f"the adapter holds the tensor {quoted(name)}: {why}")
+    if "lora_" in name:
+        return AdapterError(
+            "not_lora", f"tensor {quoted(name)} is not named as PEFT names them: {PREFIX}….lora_A.weight"
+        )
+    return AdapterError(
+        "modules_to_save", f"the adapter holds {quoted(name)}, a full copy of a base weight, which no LoRA has"
+    )

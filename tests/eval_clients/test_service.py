@@ -1,0 +1,202 @@
+"""The clients against the real service: what is measured is what is served."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from eval_clients.__main__ import main
+from eval_clients.endpoint import Endpoint, Plan
+from eval_clients.sweeps.controls import random_adapter
+from eval_clients.sweeps.points import expand
+from eval_clients.sweeps.sweep import controls
+from eval_clients.tasks.logprobs import echoed, letter_forms, letters, self_test
+from tests.conftest import BASE_NAME, ROOT, Server
+
+TASK, SAFETY = "order-job", "safe"
+SAFETY_ROWS = ROOT / "training/builtin/data/safety_heldout.jsonl"
+
+
+@pytest.fixture(scope="module")
+def endpoint(server: Server) -> Iterator[Endpoint]:
+    """The shared server with the shipped adapters under names of these tests."""
+    with httpx.Client(base_url=server.url, timeout=300) as http:
+        for name, folder in ((TASK, "task"), (SAFETY, "safety")):
+            path = ROOT / "examples/adapters" / folder
+            assert http.post("/v1/adapters", json={"name": name, "path": str(path)}).is_success
+        yield Endpoint(f"{server.url}/v1")
+        for name in (TASK, SAFETY, f"{SAFETY}-random-0"):
+            http.delete(f"/v1/adapters/{name}")
+
+
+def few(path: Path, rows: Path, kinds: dict[str, int]) -> Path:
+    """The first rows of each kind."""
+    left = dict(kinds)
+    with path.open("w") as out:
+        for line in rows.read_text().splitlines():
+            kind = json.loads(line)["kind"]
+            if left.get(kind, 0) > 0:
+                left[kind] -= 1
+                out.write(line + "\n")
+    return path
+
+
+def orders(path: Path, count: int) -> Path:
+    from training.builtin.orders import orders as draw
+
+    rows = [{"prompt": row.prompt, "answer": row.answer} for row in draw(count, split="heldout")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_self_test_passes_here_and_finds_what_is_broken(endpoint: Endpoint) -> None:
+    async def check() -> tuple[list[str], list[str]]:
+        async with endpoint.client() as client:
+            sound = await self_test(client, BASE_NAME)
+            create = client.completions.create
+
+            async def deaf(**request: Any) -> Any:
+                request.pop("echo", None)
+                return await create(**request)
+
+            client.completions.create = deaf  # type: ignore[method-assign, assignment]  # a deaf endpoint
+            return sound, await self_test(client, BASE_NAME)
+
+    sound, broken = asyncio.run(check())
+    assert sound == [] and "ignores `echo`" in broken[0]
+    assert main(["check", "--base-url", endpoint.base_url]) == 0
+
+
+def test_letters_are_those_of_the_next_token_and_of_the_echo(endpoint: Endpoint) -> None:
+    async def ask() -> None:
+        async with endpoint.client() as client:
+            forms = await letter_forms(client, BASE_NAME, "ABCD")
+            assert set(forms.values()) == {" A", " B", " C", " D"}
+            text = "Which is a fruit?\nA. stone\nB. apple\nC. iron\nD. chair\nAnswer:"
+            found = await letters(client, BASE_NAME, text, forms)
+            for letter, value in found.items():
+                _, echo = await echoed(client, BASE_NAME, f"{text} {letter}")
+                assert echo[-1] == pytest.approx(value, abs=1e-3)
+
+    asyncio.run(ask())
+
+
+def test_a_sweep_is_measured_reported_published_and_resumed(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, job = tmp_path / "sweep", orders(tmp_path / "orders.jsonl", 4)
+    rows = few(tmp_path / "rows.jsonl", SAFETY_ROWS, {"harmful": 6, "harmless": 4})
+    command = ["sweep", "--base-url", endpoint.base_url, "--out", str(out), "--display", "none", "--max-tokens", "16"]
+    command += ["--recipe", f"{{1-l}}*{TASK} + {{l}}*{SAFETY}", "--grid", "l=0.3:0.5:0.2", "--safety", SAFETY]
+    command += ["--tasks", "harmful_csv,harmless,task", "--data", f"harmful_csv={rows}", "--data", f"harmless={rows}"]
+    command += ["--data", f"task={job}", "--limit", "task>=0.1", "--publish"]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "best point" in said.out and "scorecards attached" in said.err
+    body = json.loads((out / "report.json").read_text())
+    lines = {point["model"]: point["all"] for point in body["points"]}
+    assert set(lines) == {
+        f"0.7*{TASK} + 0.3*{SAFETY}",
+        f"0.5*{TASK} + 0.5*{SAFETY}",
+        BASE_NAME,
+        f"1*{TASK}",
+        f"1*{SAFETY}",
+        f"0.7*{TASK}",
+        f"0.5*{TASK}",
+        f"0.7*{TASK} + 0.3*{SAFETY}-random-0",
+        f"0.5*{TASK} + 0.5*{SAFETY}-random-0",
+    }
+    # The adapters answer, and their weights matter: what one was trained for, the base cannot do.
+    assert lines[BASE_NAME]["task"]["hits"] == 0 and lines[f"1*{TASK}"]["task"]["hits"] >= 2
+    assert lines[f"1*{SAFETY}"]["refused"]["hits"] > lines[BASE_NAME]["refused"]["hits"] + 2
+    html = (out / "report.html").read_text()
+    assert body["verdict"]["best"] in html and html.count("data:image/png") == 2 and (out / "pareto.png").is_file()
+    plan = Plan.of(endpoint, f"0.5*{SAFETY} + 0.5*{TASK}")
+    assert plan.mixed
+    cards = endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"]
+    assert cards[-1]["task"]["total"] == 4 and cards[-1]["half_report"]["task"]["total"] < 4
+    assert main(command) == 2 and "--resume" in capsys.readouterr().err
+    before = len(list((out / "logs").iterdir()))
+    assert main([*command, "--resume"]) == 0
+    assert len(list((out / "logs").iterdir())) == before
+    assert endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"] == cards  # the same is not attached twice
+
+
+def test_the_search_stays_within_its_budget(endpoint: Endpoint, tmp_path: Path) -> None:
+    out, rows = tmp_path / "search", few(tmp_path / "rows.jsonl", SAFETY_ROWS, {"harmful": 4, "harmless": 4})
+    command = ["sweep", "--base-url", endpoint.base_url, "--out", str(out), "--display", "none", "--max-tokens", "8"]
+    command += ["--recipe", f"{{1-l}}*{TASK} + {{l}}*{SAFETY}", "--grid", "l=0.4,0.6", "--safety", SAFETY]
+    command += ["--tasks", "harmful_csv,harmless", "--data", f"harmful_csv={rows}", "--data", f"harmless={rows}"]
+    assert main([*command, "--no-controls", "--search", "30"]) == 0
+    points = json.loads((out / "points.json").read_text())
+    assert [point["kind"] for point in points].count("search") == 3
+
+
+def test_mmlu_is_measured_with_shots_dropped_where_the_context_is_short(endpoint: Endpoint, tmp_path: Path) -> None:
+    for part, count in (("dev", 5), ("test", 2)):
+        folder = tmp_path / "mmlu" / part
+        folder.mkdir(parents=True)
+        long = "How much is it altogether? " * 70  # six of these are more than the 2048 tokens served
+        rows = "".join(f'"{long}{n}",1,2,3,4,{"ABCD"[n % 4]}\n' for n in range(count))
+        (folder / f"astronomy_{part}.csv").write_text(rows)
+    out = tmp_path / "out"
+    command = ["mmlu", "--base-url", endpoint.base_url, "--data", str(tmp_path / "mmlu"), "--display", "none"]
+    assert main([*command, "--model", f"1*{TASK}", "--out", str(out)]) == 0
+    body = json.loads((out / "results.json").read_text())
+    assert [line["mmlu"]["total"] for line in body["models"]] == [2] and body["missing"] == []
+    assert set(json.loads((out / "mmlu.json").read_text())[f"1*{TASK}"]["all"]) == {"micro", "macro"}
+
+
+def test_the_chat_template_is_applied(endpoint: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Name a colour."}\n')
+    command = ["harmless", "--base-url", endpoint.base_url, "--data", str(tmp_path / "p.jsonl"), "--display", "none"]
+    assert main([*command, "--out", str(tmp_path / "out"), "--max-tokens", "12"]) == 0
+    answer = json.loads((tmp_path / "out/answers.jsonl").read_text())["answer"]
+    asked = {"model": BASE_NAME, "max_tokens": 12, "temperature": 0}
+    messages = [{"role": "user", "content": "Name a colour."}]
+    chat = endpoint.ask("POST", "/chat/completions", json=asked | {"messages": messages})
+    raw = endpoint.ask("POST", "/completions", json=asked | {"prompt": "Name a colour."})
+    assert answer == chat.json()["choices"][0]["message"]["content"] != raw.json()["choices"][0]["text"]
+
+
+def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endpoint: Endpoint) -> None:
+    name = f"{SAFETY}-random-0"
+    assert random_adapter(endpoint, SAFETY) == random_adapter(endpoint, SAFETY) == name
+    mine = endpoint.ask("GET", f"/adapters/{name}").json()["digest"]
+    assert endpoint.ask("DELETE", f"/adapters/{name}").is_success
+    stale = {"name": name, "path": str(ROOT / "examples/adapters/task")}  # as from an adapter of that name before
+    assert endpoint.ask("POST", "/adapters", json=stale).is_success
+    assert random_adapter(endpoint, SAFETY) == name
+    assert endpoint.ask("GET", f"/adapters/{name}").json()["digest"] == mine
+
+
+def test_a_method_has_controls_too(endpoint: Endpoint) -> None:
+    points = expand([f"ties({{1-l}}*{TASK} + {{l}}*{SAFETY}, density=0.5)"], ["l=0.3"])
+    found, notes = controls(endpoint, points, SAFETY)
+    assert {point.model for point in found} == {
+        BASE_NAME,
+        f"1*{TASK}",
+        f"1*{SAFETY}",
+        f"ties(0.7*{TASK} + 0.3*{SAFETY}-random-0, density=0.5)",
+    }
+    assert notes == ["what is no plain sum has no control with the safety adapter left out"]
+
+
+def test_answers_are_not_those_of_another_adapter_of_that_name(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Name a colour."}\n')
+    command = ["harmless", "--base-url", endpoint.base_url, "--data", str(tmp_path / "p.jsonl"), "--display", "none"]
+    command += ["--out", str(tmp_path / "out"), "--max-tokens", "4", "--model", "1*retrained"]
+    for folder, status in (("task", 0), ("safety", 2)):
+        path = str(ROOT / "examples/adapters" / folder)
+        assert endpoint.ask("POST", "/adapters", json={"name": "retrained", "path": path}).is_success
+        try:
+            assert main([*command, "--resume"]) == status
+        finally:
+            assert endpoint.ask("DELETE", "/adapters/retrained").is_success
+    assert "answers of other adapters under the same names (1*retrained)" in capsys.readouterr().err
