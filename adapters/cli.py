@@ -18,8 +18,7 @@ from adapters.algebra.heatmap import write_heatmap
 from adapters.algebra.rank import smallest_rank
 from adapters.errors import FusionError, UnknownAdapterError
 from adapters.files.io import load, save
-from adapters.recipes.methods import METHODS, Option
-from adapters.recipes.recipe import Recipe, check_name, parse
+from adapters.recipes import METHODS, Option, Recipe, check_name, parse
 
 _EXAMPLE = """example:
   python -m adapters fuse "0.6*task + 0.4*safety" \\

@@ -18,7 +18,7 @@ from adapters.adapter import LoraAdapter, LoraModule
 from adapters.algebra.consensus import CONSENSUS
 from adapters.algebra.lowrank import fixed_signs, inner
 from adapters.algebra.sparsify import SPARSIFY, Draw
-from adapters.recipes.methods import Method, Value
+from adapters.recipes.method import Method, Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from adapters.algebra.job import Device, Job, Sum, bind, columns, stacked, weigh
 from adapters.algebra.lowrank import Cut, Factors, inner, products, truncate, truncate_dense
 from adapters.algebra.report import FusionReport
 from adapters.errors import AdapterError, LossError
-from adapters.recipes.recipe import Recipe
+from adapters.recipes import Recipe
 
 NEGLIGIBLE = 1e-6
 """The relative error that `strict` lets pass."""

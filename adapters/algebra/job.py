@@ -12,8 +12,8 @@ from torch import Tensor
 from adapters.adapter import LoraAdapter, LoraModule, check_together, room
 from adapters.algebra.combine import Context, Part
 from adapters.errors import FusionError, UnknownAdapterError
-from adapters.recipes.methods import METHODS, Method, Value
-from adapters.recipes.recipe import Recipe
+from adapters.recipes import METHODS, Method, Recipe
+from adapters.recipes.method import Value
 from adapters.recipes.weights import layer_range, weight_at
 
 BATCH_BYTES = 256 << 20

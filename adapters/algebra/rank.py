@@ -13,7 +13,7 @@ from adapters.algebra.fuse import combined, dense_update
 from adapters.algebra.job import Device, Job, bind
 from adapters.algebra.lowrank import Factors, decompose
 from adapters.errors import FusionError
-from adapters.recipes.recipe import Recipe
+from adapters.recipes import Recipe
 
 
 def smallest_rank(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.recipes.methods import Value
+from adapters.recipes.method import Value
 
 
 def _signed(bits: int) -> int:

@@ -1,6 +1,4 @@
-"""What a row of the method table says. No torch here: recipes parse without it."""
-
-from __future__ import annotations
+"""What a row of the method table says."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +46,11 @@ class Method:
     default_rank: Literal["sum", "max"] = "sum"
     terms: tuple[int, int] = (1, 64)
     options: tuple[Option, ...] = ()
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each option by its name."""
+        return {option.name: option.kind for option in self.options}
 
     def filled(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """All options by name: those given, and the defaults of the others."""

@@ -4,15 +4,11 @@ Each row says on what it works, how it makes every update sparse, how it settles
 combines them; `combine`, `sparsify` and `consensus` hold the functions these words stand for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from adapters.recipes.method import Method, Option, Value
-
-__all__ = ["DEFAULT_METHOD", "METHODS", "RESERVED_METHODS", "Method", "Option", "Value"]
+from adapters.recipes.method import Method, Option
 
 MAX_RANK = 65536
 _RANK = Option(name="rank", kind="int", minimum=1, maximum=MAX_RANK, help="largest rank of a module")
@@ -235,16 +231,3 @@ ROWS = (
 
 METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in ROWS})
 DEFAULT_METHOD = "sum"
-
-RESERVED_METHODS: tuple[str, ...] = tuple(
-    sorted(
-        {
-            *METHODS,
-            *("linear", "cat", "dare", "della_linear", "breadcrumbs_ties", "knots_ties", "karcher", "ramp"),
-            *("task_arithmetic", "model_stock", "fisher", "regmean", "lorahub"),
-            *("safe_lora", "schedule", "layers", "della_ties", "emr", "iso_c", "tsv", "nuslerp", "sce"),
-            "peft_cat",
-        }
-    )
-)
-"""Names of methods and schedules, of today and planned: no adapter or profile may have one."""

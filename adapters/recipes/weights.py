@@ -1,7 +1,5 @@
 """A term's weight: one number for the whole adapter, or a schedule over its layers or modules."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
