@@ -2,8 +2,6 @@
 matrices of the factors, principal angles from their orthogonal bases.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 

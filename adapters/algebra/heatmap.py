@@ -1,7 +1,5 @@
 """A picture of how two adapters differ: layers down, kinds of module across. Needs matplotlib."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

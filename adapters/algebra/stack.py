@@ -1,7 +1,5 @@
 """The stack: adapters side by side at unit weight, so that any weighted sum of them is one row of weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

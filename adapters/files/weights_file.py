@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adapters.adapter import LoraAdapter, LoraModule, ModuleFacts, finite, room
+from adapters.adapter import LoraAdapter, LoraModule, ModuleFacts, empty, is_finite
 from adapters.errors import AdapterError, quoted
 from adapters.files.config import LoraConfig, read_object
 
@@ -72,13 +72,13 @@ class FileModules(Mapping[str, LoraModule]):
         first = min(entry.start for entry in self._entries.values())
         data = self._bytes(first, max(entry.stop for entry in self._entries.values()))
         kinds = {entry.dtype for entry in self._entries.values()}
-        sound = len(kinds) == 1 and finite(data.view(*kinds))
+        sound = len(kinds) == 1 and is_finite(data.view(*kinds))
         cut = {n: self._module(n, lambda entry: data[entry.start - first : entry.stop - first], sound) for n in self}
         return cut.items()
 
     def _bytes(self, start: int, stop: int) -> Tensor:
         """That part of the file, uint8."""
-        content = room([stop - start], torch.uint8)
+        content = empty([stop - start], torch.uint8)
         left = content.numpy().data
         try:
             with FileIO(self._file) as stream:
@@ -101,7 +101,7 @@ class FileModules(Mapping[str, LoraModule]):
             content = read(entry)
             aligned = content if content.storage_offset() % entry.dtype.itemsize == 0 else content.clone()
             factors.append(aligned.view(entry.dtype).view(entry.shape))
-            if not (sound or finite(factors[-1])):
+            if not (sound or is_finite(factors[-1])):
                 raise AdapterError("nan", f"tensor {name!r} holds NaN or infinite values: the training diverged")
         a, b = factors
         return LoraModule(a, b, self._config.scaling(module))

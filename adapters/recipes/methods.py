@@ -18,7 +18,7 @@ _CUT = Option(
     default=0,
     minimum=0,
     maximum=MAX_RANK,
-    help="rank the result is cut to; 0: the parents' ranks added up",
+    help="rank the result is truncated to; 0: the parents' ranks added up",
 )
 _PEFT_CUT = Option(
     name="rank",
@@ -44,7 +44,7 @@ _PEFT = "PEFT 0.21.2, LoraModel.add_weighted_adapter"
 
 
 def _peft_rows() -> tuple[Method, ...]:
-    """PEFT's own combinations, on A and B apart and as `*_svd` on the update."""
+    """PEFT's own combinations, on A and B separately and as `*_svd` on the update."""
     kinds: tuple[tuple[str, dict[str, Any], tuple[Option, ...]], ...] = (
         ("ties", {"sparsify": "magnitude", "consensus": "peft_sign"}, (_DENSITY, _MAJORITY)),
         ("dare_linear", _RANDOM, (_DENSITY, _SEED)),
@@ -52,10 +52,12 @@ def _peft_rows() -> tuple[Method, ...]:
         ("magnitude_prune", {"sparsify": "magnitude"}, (_DENSITY,)),
     )
     rows = [
-        Method(name="peft_linear", summary="PEFT's linear: A and B summed apart", reference=_PEFT, on="apart"),
+        Method(
+            name="peft_linear", summary="PEFT's linear: A and B summed separately", reference=_PEFT, on="factorwise"
+        ),
         Method(
             name="peft_svd",
-            summary="PEFT's svd: the sum cut to a rank",
+            summary="PEFT's svd: the sum truncated to a rank",
             reference=_PEFT,
             default_rank="max",
             options=(_PEFT_CUT,),
@@ -64,7 +66,13 @@ def _peft_rows() -> tuple[Method, ...]:
     for name, how, options in kinds:
         words: dict[str, Any] = {**how, "reference": _PEFT}
         rows.append(
-            Method(name=f"peft_{name}", summary=f"PEFT's {name}: A and B apart", on="apart", options=options, **words)
+            Method(
+                name=f"peft_{name}",
+                summary=f"PEFT's {name}: A and B separately",
+                on="factorwise",
+                options=options,
+                **words,
+            )
         )
         rows.append(
             Method(
