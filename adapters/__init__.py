@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from adapters.algebra.rank import smallest_rank
     from adapters.algebra.report import FusionReport, ModuleReport
     from adapters.algebra.stack import Stack, stack, stack_rank
+    from adapters.files.config import PeftDetails
     from adapters.files.io import load, save
     from adapters.files.store import Entry, Store
 else:
@@ -45,6 +46,7 @@ else:
         "algebra.rank": ("smallest_rank",),
         "algebra.report": ("FusionReport", "ModuleReport"),
         "algebra.stack": ("Stack", "stack", "stack_rank"),
+        "files.config": ("PeftDetails",),
         "files.io": ("load", "save"),
         "files.store": ("Entry", "Store"),
     }
@@ -79,6 +81,7 @@ __all__ = [
     "ModuleDifference",
     "ModuleReport",
     "Option",
+    "PeftDetails",
     "Ramp",
     "Recipe",
     "RecipeError",

@@ -11,7 +11,8 @@ PARENTS = {"a": "11" * 32, "b": "22" * 32}
 
 def test_the_digest_is_the_same_for_all_spellings_and_names() -> None:
     digest = fusion_digest(parse("0.6*a + 0.4*b"), base="m", parents=PARENTS)
-    assert len(digest) == 64 and int(digest, 16) >= 0
+    assert len(digest) == 64
+    assert int(digest, 16) >= 0
     assert digest == fusion_digest(parse("sum(4e-1*b+.6*a)"), base="m", parents=PARENTS)
     renamed = {"z": PARENTS["a"], "k": PARENTS["b"]}
     assert digest == fusion_digest(parse("0.6*z + 0.4*k"), base="m", parents=renamed)

@@ -26,7 +26,7 @@ def test_types_and_runtime_find_a_name_in_the_same_place() -> None:
     tree = ast.parse((ROOT / "__init__.py").read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    homes: dict[str, tuple[str, ...]] = adapters._HOMES  # type: ignore[attr-defined]
+    homes: dict[str, tuple[str, ...]] = vars(adapters)["_HOMES"]
     assert typed == {name: f"adapters.{home}" for home, names in homes.items() for name in names}
     imported = {a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
     assert set(adapters.__all__) == set(typed) | imported - {"TYPE_CHECKING"}

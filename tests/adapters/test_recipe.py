@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters import METHODS, RESERVED_METHODS, RESERVED_NAMES, Recipe, RecipeError, check_name, parse
+from adapters.recipes.checks import weight_numbers
 from tests.adapters.recipe_strategies import recipes
 
 
@@ -31,11 +32,14 @@ def test_any_text_is_a_recipe_or_an_error_within_the_text(text: str) -> None:
     try:
         recipe = parse(text)
     except RecipeError as error:
-        assert error.position is not None and 0 <= error.position <= len(text)
-        assert f"position {error.position}" in str(error)
+        refusal = error
     else:
         assert parse(recipe.format()) == recipe
-        assert all(math.isfinite(term.weight) for term in recipe.terms)
+        assert all(math.isfinite(number) for weight in recipe.weights.values() for number in weight_numbers(weight))
+        return
+    assert refusal.position is not None
+    assert 0 <= refusal.position <= len(text)
+    assert f"position {refusal.position}" in str(refusal)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,8 @@ def test_a_recipe_is_frozen_and_says_what_it_is() -> None:
     recipe = parse("0.6*task + 0.4*safety")
     assert recipe.adapters == ("safety", "task")
     assert recipe.weights == {"safety": 0.4, "task": 0.6}
-    assert recipe.is_sum and not parse("svd(a, rank=1)").is_sum
+    assert recipe.is_sum
+    assert not parse("svd(a, rank=1)").is_sum
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.method = "svd"  # type: ignore[misc]  # frozen: that is what is tested
 

@@ -14,11 +14,13 @@ def test_a_recipe_without_an_adapter_is_valid_and_names_the_others(recipe: Recip
     try:
         rest = recipe.without(name)
     except RecipeError:
-        assert len(recipe.terms) == METHODS[recipe.method].terms[0] and name in recipe.weights
+        assert len(recipe.terms) == METHODS[recipe.method].terms[0]
+        assert name in recipe.weights
         return
     assert parse(rest.format()) == rest
     if name in recipe.weights:
-        assert set(rest.adapters) == set(recipe.adapters) - {name} and rest.method == recipe.method
+        assert set(rest.adapters) == set(recipe.adapters) - {name}
+        assert rest.method == recipe.method
     assert rest.weights == {other: weight for other, weight in recipe.weights.items() if other != name}
 
 
@@ -62,7 +64,8 @@ def test_leaving_out_an_adapter_that_is_not_there_names_the_nearest() -> None:
 def test_renaming_there_and_back_changes_nothing(recipe: Recipe, data: st.DataObject) -> None:
     new = data.draw(st.lists(free_names, unique=True, min_size=len(recipe.adapters), max_size=len(recipe.adapters)))
     renamed = recipe.renamed(dict(zip(recipe.adapters, new, strict=True)))
-    assert set(renamed.adapters) == set(new) and parse(renamed.format()) == renamed
+    assert set(renamed.adapters) == set(new)
+    assert parse(renamed.format()) == renamed
     assert renamed.renamed(dict(zip(new, recipe.adapters, strict=True))) == recipe
 
 
@@ -71,7 +74,8 @@ def test_two_adapters_can_swap_their_names(recipe: Recipe) -> None:
     assume(len(recipe.adapters) > 1)
     one, two = recipe.adapters[:2]
     swapped = recipe.renamed({one: two, two: one})
-    assert swapped.adapters == recipe.adapters and swapped.renamed({one: two, two: one}) == recipe
+    assert swapped.adapters == recipe.adapters
+    assert swapped.renamed({one: two, two: one}) == recipe
 
 
 @pytest.mark.parametrize(
