@@ -1,7 +1,6 @@
-"""How a method is carried out, by what it works on: a strategy is a file."""
+"""How a method is carried out, by what it works on: a strategy is a file with these two functions."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -12,28 +11,15 @@ from adapters.algebra.combine import WeightedUpdate
 from adapters.algebra.result import ModuleResult
 
 
-class FuseBatch(Protocol):
-    """Fuses a batch of modules."""
+class Strategy(Protocol):
+    """One kind of methods."""
 
-    def __call__(self, bound: BoundRecipe, batch: Batch, *, build: bool) -> list[ModuleResult]:
-        """The results in the batch's order, without factors unless `build`."""
+    def fuse_batch(self, bound: BoundRecipe, batch: Batch, *, build: bool) -> list[ModuleResult]:
+        """The results of a batch, in its order, without factors unless `build`."""
 
-
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """The two functions a strategy's file has: one fuses, the other tells what any rank would lose.
-
-    `compute_energies(bound, module, parents)` gives the squared singular values of the module's update before any
-    truncation, falling, float64.
-    """
-
-    fuse_batch: FuseBatch
-    compute_energies: Callable[[BoundRecipe, str, Sequence[WeightedUpdate]], Tensor]
+    def compute_energies(self, bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> Tensor:
+        """Squared singular values of a module's update before any truncation, falling, float64."""
 
 
-STRATEGIES: Mapping[str, Strategy] = {
-    "factors": Strategy(exact.fuse_batch, exact.compute_energies),
-    "factorwise": Strategy(factorwise.fuse_batch, factorwise.compute_energies),
-    "update": Strategy(dense.fuse_batch, dense.compute_energies),
-}
+STRATEGIES: Mapping[str, Strategy] = {"factors": exact, "factorwise": factorwise, "update": dense}
 """By `Method.on`."""

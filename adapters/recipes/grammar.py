@@ -11,15 +11,7 @@ import re
 from itertools import starmap
 
 from adapters.errors import RecipeError, quoted
-from adapters.recipes.checks import (
-    MAX_WEIGHT,
-    add_rule,
-    add_term,
-    check_arity,
-    check_option,
-    find_method,
-    find_option,
-)
+from adapters.recipes import checks
 from adapters.recipes.method import Value
 from adapters.recipes.methods import DEFAULT_METHOD
 from adapters.recipes.names import NAME_PATTERN
@@ -37,7 +29,7 @@ _BLANK = " \t\r\n"
 RAMP = "ramp"
 
 
-def parse(text: str, *, max_weight: float = MAX_WEIGHT) -> Recipe:
+def parse(text: str, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
     """Read a recipe's text; RecipeError, with the position, for anything outside the grammar or the bounds."""
     return _Parser(text, max_weight).recipe()
 
@@ -70,22 +62,22 @@ class _Parser:
 
     def _call(self) -> Recipe:
         start = self.at
-        method = find_method(self._name(), start)
+        method = checks.find_method(self._name(), start)
         self._expect("(")
         weights = self._sum()
         options: dict[str, Value] = {}
         while self._accept(","):
             place = self._skip()
-            option = find_option(method, self._name(), place)
+            option = checks.find_option(method, self._name(), place)
             if option.name in options:
                 raise RecipeError(f"option {option.name!r} is given twice: keep one", place)
             self._expect("=")
             place = self._skip()
-            options[option.name] = check_option(option, self._value(), weights, place)
+            options[option.name] = checks.check_option(option, self._value(), weights, place)
         closing = self._skip()
         if not self._accept(")"):
             raise RecipeError(self._unexpected("expected '+', ',' or ')'"), closing)
-        check_arity(method, options, len(weights), closing)
+        checks.check_arity(method, options, len(weights), closing)
         return Recipe(method.name, tuple(starmap(Term, weights.items())), tuple(options.items()))
 
     def _sum(self) -> dict[str, Weight]:
@@ -93,7 +85,7 @@ class _Parser:
         while True:
             place = self._skip()
             weight, name, name_at = self._term()
-            add_term(weights, name, weight, self.max_weight, weight_at=place, name_at=name_at)
+            checks.add_term(weights, name, weight, self.max_weight, weight_at=place, name_at=name_at)
             if not self._accept("+"):
                 return weights
 
@@ -144,7 +136,7 @@ class _Parser:
                 raise RecipeError(self._unexpected("expected a pattern of module names, as in '*.mlp.*'"), self.at)
             self.at = pattern.end()
             self._expect(":")
-            add_rule(rules, pattern.group(), self._number(), place)
+            checks.add_rule(rules, pattern.group(), self._number(), place)
             if not self._accept(","):
                 self._expect("}", "expected ',' or '}'")
                 return ByModule(tuple(rules.items()))

@@ -5,15 +5,7 @@ from collections.abc import Mapping
 from itertools import starmap
 
 from adapters.errors import RecipeError, quoted
-from adapters.recipes.checks import (
-    MAX_WEIGHT,
-    add_rule,
-    add_term,
-    check_arity,
-    check_option,
-    find_method,
-    find_option,
-)
+from adapters.recipes import checks
 from adapters.recipes.grammar import PATTERN, RAMP
 from adapters.recipes.method import Value
 from adapters.recipes.methods import DEFAULT_METHOD
@@ -21,7 +13,7 @@ from adapters.recipes.recipe import Recipe, Term
 from adapters.recipes.weights import ByModule, Ramp, Weight
 
 
-def from_json(obj: object, *, max_weight: float = MAX_WEIGHT) -> Recipe:
+def from_json(obj: object, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
     """Read the JSON form; RecipeError for anything but a valid recipe."""
     if not isinstance(obj, Mapping):
         raise RecipeError(f'a fusion in JSON form is an object like {{"adapters": […]}}, got {quoted(obj)}')
@@ -35,14 +27,14 @@ def from_json(obj: object, *, max_weight: float = MAX_WEIGHT) -> Recipe:
         name, weight = entry["name"], entry.get("weight", 1.0)
         if not isinstance(name, str):
             raise RecipeError(f"'adapters[{index}].name' must be a string, got {quoted(name)}")
-        add_term(weights, name, _read_weight(weight, f"adapters[{index}].weight"), max_weight)
-    method = find_method(obj.get("method", DEFAULT_METHOD), None)
+        checks.add_term(weights, name, _read_weight(weight, f"adapters[{index}].weight"), max_weight)
+    method = checks.find_method(obj.get("method", DEFAULT_METHOD), None)
     options: dict[str, Value] = {}
     for key, value in obj.items():
         if key not in ("adapters", "method"):
-            option = find_option(method, key, None)
-            options[option.name] = check_option(option, value, weights, None)
-    check_arity(method, options, len(weights), None)
+            option = checks.find_option(method, key, None)
+            options[option.name] = checks.check_option(option, value, weights, None)
+    checks.check_arity(method, options, len(weights), None)
     return Recipe(method.name, tuple(starmap(Term, weights.items())), tuple(options.items()))
 
 
@@ -65,7 +57,7 @@ def _read_weight(value: object, where: str) -> Weight:
     for pattern, weight in value.items():
         if not isinstance(pattern, str) or PATTERN.fullmatch(pattern) is None:
             raise RecipeError(f"{where!r} has {quoted(pattern)}: expected a pattern of module names, as in '*.mlp.*'")
-        add_rule(rules, pattern, number(weight), None)
+        checks.add_rule(rules, pattern, number(weight), None)
     if not rules:
         raise RecipeError(f"{where!r} is empty: expected a number or patterns of module names")
     return ByModule(tuple(rules.items()))
