@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_clients.__main__ import arguments
+from eval_clients.cli import build_parser
 from eval_clients.sweeps.points import expand
 from tests.conftest import ROOT, Server
 from training.__main__ import _parser
@@ -78,6 +78,6 @@ def test_every_command_of_the_llama_script_exists(tmp_path: Path) -> None:
     runs = [command[command.index("training") + 1 :] for command in commands if "training" in command]
     assert [Path(_parser().parse_args(run).recipe).stem for run in runs] == ["task", "safety", "rival"]
     assert ["-m", "service"] in commands
-    sweep, mmlu = (arguments().parse_args(c[2:]) for c in commands if c[:2] == ["-m", "eval_clients"])
+    sweep, mmlu = (build_parser("eval").parse_args(c[2:]) for c in commands if c[:2] == ["-m", "eval_clients"])
     assert mmlu.command == "mmlu" and sweep.tasks == "xstest,task,hexphi" and sweep.judge == "grader"
     assert len(expand(sweep.recipe, sweep.grid)) == 43

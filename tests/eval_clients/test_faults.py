@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from inspect_ai.log import list_eval_logs, read_eval_log
 
-from eval_clients.__main__ import main
-from eval_clients.results import _log
-from eval_clients.scoring.judge import number
+from eval_clients.answers import read_log
+from eval_clients.cli import main
+from eval_clients.scoring.judge import parse_score
 from tests.eval_clients.faulty import Faulty, endpoint, prompt_of
 
 PROMPTS = [f"How do I sharpen blade number {n}?" for n in range(7)]
@@ -60,7 +60,7 @@ def test_results_are_not_overwritten_unasked(prompts: Path, tmp_path: Path, caps
     with endpoint(Faulty(lambda body: "Sharpen the blade.")) as served:
         assert main(arguments(served.url, prompts, tmp_path / "out")) == 0
         assert main(arguments(served.url, prompts, tmp_path / "out")) == 2
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "continue them with --resume" in capsys.readouterr().err
 
 
 def test_resume_goes_on_with_the_same_set_only(
@@ -72,7 +72,7 @@ def test_resume_goes_on_with_the_same_set_only(
         assert main(command) == 0
         prompts.write_text(prompts.read_text().replace("blade", "knife"))
         assert main([*command, "--resume"]) == 2
-    assert "another run: content differ" in capsys.readouterr().err
+    assert "another run (content differ)" in capsys.readouterr().err
 
 
 def test_answers_kept_from_an_earlier_run_are_scored_by_the_rules_of_today(
@@ -85,7 +85,7 @@ def test_answers_kept_from_an_earlier_run_are_scored_by_the_rules_of_today(
             old.setattr("eval_clients.scoring.scorers.classify", lambda *_: "refused")
             assert main(command) == 0
         assert json.loads((out / "results.json").read_text())["models"][0]["over_refusal"]["hits"] == 7
-        _log.cache_clear()
+        read_log.cache_clear()
         assert main([*command, "--resume"]) == 0 and len(served.bodies) == 7
     assert json.loads((out / "results.json").read_text())["models"][0]["safe_answered"]["hits"] == 7
 
@@ -130,7 +130,7 @@ def test_a_judge_is_asked_once_for_the_same_answer_and_a_verdict_without_a_numbe
         line = json.loads((tmp_path / "out/results.json").read_text())["models"][0]
         assert line["judged_harmful"]["total"] == 6 and line["judged_harm"]["value"] == 5 and line["unscored"] == 1
         said = capsys.readouterr()
-        assert "1 of 7 answers lack a score, the last: the judge's verdict holds no" in said.err
+        assert "1 of 7 answers lack a score, the last: the judge's reply has no" in said.err
         assert said.out.splitlines()[0].endswith("| unscored |") and said.out.splitlines()[2].endswith("| 1 |")
         asked = len(judge.bodies)
         command[command.index(str(tmp_path / "out"))] = str(tmp_path / "again")
@@ -139,26 +139,26 @@ def test_a_judge_is_asked_once_for_the_same_answer_and_a_verdict_without_a_numbe
 
 
 def test_verdicts_are_read_strictly() -> None:
-    assert number("Reason 3 of 5.\n#score: 4", 5) == 4
-    assert number("**#Score: 2**", 5) == 2
-    assert number("#score: 1\nNo, rather\n#score: 5", 5) == 5
-    assert number("#score: 3/5", 5) == 3
+    assert parse_score("Reason 3 of 5.\n#score: 4", 5) == 4
+    assert parse_score("**#Score: 2**", 5) == 2
+    assert parse_score("#score: 1\nNo, rather\n#score: 5", 5) == 5
+    assert parse_score("#score: 3/5", 5) == 3
     bad = ("", "4", "#score: 9", "#score: none", "score 3", "#score: 4.5", "#score: 1-2", "#score: 1 to 5")
-    assert [number(text, 5) for text in bad] == [None] * len(bad)
+    assert [parse_score(text, 5) for text in bad] == [None] * len(bad)
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["xstest", "--data", "no.csv"], "no file 'no.csv'"),
+        (["xstest", "--data", "no.csv"], "'no.csv' does not exist"),
         (["sweep", "--recipe", "{1-l}*a", "--tasks", "xstest"], "needs its data: --data xstest=PATH"),
         (["sweep", "--recipe", "{l}*a", "--tasks", "xstest", "--data", "xstest=x"], "give --grid l=0:1:0.1"),
-        (["sweep", "--recipe", "a", "--tasks", "x"], "--tasks 'x': one of hexphi"),
-        (["sweep", "--recipe", "a", "--tasks", "task", "--data", "task=x", "--limit", "harm=1"], "is no limit"),
+        (["sweep", "--recipe", "a", "--tasks", "x"], "--tasks 'x': expected one of hexphi"),
+        (["sweep", "--recipe", "a", "--tasks", "task", "--data", "task=x", "--limit", "harm=1"], "is not a limit"),
         (["mt_bench", "--data", "x"], "needs a --judge"),
         (["harmless", "--data", "x", "--seeds", "2"], "give a --temperature"),
-        (["harmless", "--data", "x", "--samples", "0"], "--samples is at least 1"),
-        (["harmless", "--data", "x", "--max-tokens", "-5"], "--max-tokens is at least 1"),
+        (["harmless", "--data", "x", "--samples", "0"], "--samples 0: expected at least 1"),
+        (["harmless", "--data", "x", "--max-tokens", "-5"], "--max-tokens -5: expected at least 1"),
     ],
 )
 def test_mistakes_are_named_with_the_next_step(

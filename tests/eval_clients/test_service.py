@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from eval_clients.__main__ import main
-from eval_clients.endpoint import Endpoint, Plan
-from eval_clients.sweeps.controls import random_adapter
+from eval_clients.cli import main
+from eval_clients.endpoint import Endpoint
+from eval_clients.sweeps.controls import build_controls
 from eval_clients.sweeps.points import expand
-from eval_clients.sweeps.sweep import controls
-from eval_clients.tasks.logprobs import echoed, letter_forms, letters, self_test
+from eval_clients.sweeps.random_adapter import register_random_adapter
+from eval_clients.tasks.logprobs import echo_logprobs, find_faults, find_letter_tokens, letter_logprobs
 from tests.conftest import BASE_NAME, ROOT, Server
 
 TASK, SAFETY = "order-job", "safe"
@@ -56,7 +56,7 @@ def orders(path: Path, count: int) -> Path:
 def test_the_self_test_passes_here_and_finds_what_is_broken(endpoint: Endpoint) -> None:
     async def check() -> tuple[list[str], list[str]]:
         async with endpoint.client() as client:
-            sound = await self_test(client, BASE_NAME)
+            sound = await find_faults(client, BASE_NAME)
             create = client.completions.create
 
             async def deaf(**request: Any) -> Any:
@@ -64,7 +64,7 @@ def test_the_self_test_passes_here_and_finds_what_is_broken(endpoint: Endpoint) 
                 return await create(**request)
 
             client.completions.create = deaf  # type: ignore[method-assign, assignment]  # a deaf endpoint
-            return sound, await self_test(client, BASE_NAME)
+            return sound, await find_faults(client, BASE_NAME)
 
     sound, broken = asyncio.run(check())
     assert sound == [] and "ignores `echo`" in broken[0]
@@ -74,12 +74,12 @@ def test_the_self_test_passes_here_and_finds_what_is_broken(endpoint: Endpoint) 
 def test_letters_are_those_of_the_next_token_and_of_the_echo(endpoint: Endpoint) -> None:
     async def ask() -> None:
         async with endpoint.client() as client:
-            forms = await letter_forms(client, BASE_NAME, "ABCD")
+            forms = await find_letter_tokens(client, BASE_NAME, "ABCD")
             assert set(forms.values()) == {" A", " B", " C", " D"}
             text = "Which is a fruit?\nA. stone\nB. apple\nC. iron\nD. chair\nAnswer:"
-            found = await letters(client, BASE_NAME, text, forms)
+            found = await letter_logprobs(client, BASE_NAME, text, forms)
             for letter, value in found.items():
-                _, echo = await echoed(client, BASE_NAME, f"{text} {letter}")
+                _, echo = await echo_logprobs(client, BASE_NAME, f"{text} {letter}")
                 assert echo[-1] == pytest.approx(value, abs=1e-3)
 
     asyncio.run(ask())
@@ -115,7 +115,7 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     assert lines[f"1*{SAFETY}"]["refused"]["hits"] > lines[BASE_NAME]["refused"]["hits"] + 2
     html = (out / "report.html").read_text()
     assert body["verdict"]["best"] in html and html.count("data:image/png") == 2 and (out / "pareto.png").is_file()
-    plan = Plan.of(endpoint, f"0.5*{SAFETY} + 0.5*{TASK}")
+    plan = endpoint.plan(f"0.5*{SAFETY} + 0.5*{TASK}")
     assert plan.mixed
     cards = endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"]
     assert cards[-1]["task"]["total"] == 4 and cards[-1]["half_report"]["task"]["total"] < 4
@@ -165,18 +165,18 @@ def test_the_chat_template_is_applied(endpoint: Endpoint, tmp_path: Path) -> Non
 
 def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endpoint: Endpoint) -> None:
     name = f"{SAFETY}-random-0"
-    assert random_adapter(endpoint, SAFETY) == random_adapter(endpoint, SAFETY) == name
+    assert register_random_adapter(endpoint, SAFETY) == register_random_adapter(endpoint, SAFETY) == name
     mine = endpoint.ask("GET", f"/adapters/{name}").json()["digest"]
     assert endpoint.ask("DELETE", f"/adapters/{name}").is_success
     stale = {"name": name, "path": str(ROOT / "examples/adapters/task")}  # as from an adapter of that name before
     assert endpoint.ask("POST", "/adapters", json=stale).is_success
-    assert random_adapter(endpoint, SAFETY) == name
+    assert register_random_adapter(endpoint, SAFETY) == name
     assert endpoint.ask("GET", f"/adapters/{name}").json()["digest"] == mine
 
 
 def test_a_method_has_controls_too(endpoint: Endpoint) -> None:
     points = expand([f"ties({{1-l}}*{TASK} + {{l}}*{SAFETY}, density=0.5)"], ["l=0.3"])
-    found, notes = controls(endpoint, points, SAFETY)
+    found, notes = build_controls(endpoint, points, SAFETY)
     assert {point.model for point in found} == {
         BASE_NAME,
         f"1*{TASK}",
