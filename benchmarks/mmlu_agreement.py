@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BASE, BASE_NAME, RESULTS, machine, ours
+from benchmarks.common import BASE, BASE_NAME, RESULTS, machine, stamp
+from benchmarks.servers import ours
+from eval_clients.answers import read_answers
 from eval_clients.endpoint import Endpoint
-from eval_clients.results import read
-from eval_clients.running import Running, ready, run
+from eval_clients.running import RunOptions, prepare_folder, run_tasks
 from eval_clients.tasks import benchmarks as tasks
 from eval_clients.tasks import mmlu
 
@@ -56,20 +56,21 @@ def theirs(url: str, questions: list[dict[str, Any]], scratch: Path) -> list[lis
     subprocess.run([*command, "--log_samples", "--batch_size", "1"], check=True, cwd=scratch)
     (samples,) = (scratch / "out").rglob("samples_*.jsonl")
     lines = samples.read_text().rstrip("\n").split("\n")  # not splitlines: questions hold other line ends too
-    found = [json.loads(line) for line in lines]
-    found.sort(key=lambda row: row["doc_id"])
-    return [[float(answer[0]) for answer in row["filtered_resps"]] for row in found]
+    records = sorted(map(json.loads, lines), key=lambda row: int(row["doc_id"]))
+    return [[float(answer[0]) for answer in row["filtered_resps"]] for row in records]
 
 
 def mine(url: str, data: Path, limit: int, scratch: Path) -> dict[str, dict[str, float]]:
     """Our four log-probabilities by question."""
     from inspect_ai.log import list_eval_logs, read_eval_log
 
-    ready(scratch / "ours", False)
-    run([tasks.mmlu(str(data), limit)], Endpoint(f"{url}/v1"), [BASE_NAME], scratch / "ours", Running(display="plain"))
-    assert not read(scratch / "ours").missing
-    (log,) = list_eval_logs(str(scratch / "ours" / "logs"))
-    return {str(one.id): one.metadata["logprobs"] for one in read_eval_log(log.name).samples or []}
+    folder = scratch / "ours"
+    prepare_folder(folder, resume=False)
+    options = RunOptions(display="plain")
+    run_tasks([tasks.mmlu(str(data), limit)], Endpoint(f"{url}/v1"), [BASE_NAME], folder, options)
+    assert not read_answers(folder).missing
+    (log,) = list_eval_logs(str(folder / "logs"))
+    return {str(sample.id): sample.metadata["logprobs"] for sample in read_eval_log(log.name).samples or []}
 
 
 def main() -> int:
@@ -79,7 +80,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=300)
     args = parser.parse_args()
-    samples = mmlu.questions(args.data, args.limit)
+    samples = mmlu.read_questions(args.data, args.limit)
     asked = [
         {"text": "\n\n".join((one.metadata or {})["parts"]), "target": "ABCD".index(str(one.target))} for one in samples
     ]
@@ -98,8 +99,7 @@ def main() -> int:
             same += here.index(best) == other.index(max(other))
     counted = len(samples) - ties
     body = {
-        "command": "python -m benchmarks.mmlu_agreement",
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        **stamp("python -m benchmarks.mmlu_agreement"),
         "machine": machine(),
         "subjects": dict(Counter(str((one.metadata or {})["category"]) for one in samples)),
         "questions": len(samples),

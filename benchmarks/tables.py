@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import headline, quality
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
-from benchmarks.headline import rendered as headlines
-from benchmarks.quality import rendered
 
 PAIRS_FOR_95 = 6
 """The fewest values between whose lowest and highest the median lies with 95 %."""
@@ -76,22 +75,22 @@ def highlights() -> str:
     return "\n".join(lines)
 
 
-def quality() -> str:
+def quality_table() -> str:
     """What the shipped adapters do."""
-    return rendered(json.loads((RESULTS / "quality.json").read_text())["models"])
+    return quality.render(json.loads((RESULTS / "quality.json").read_text())["models"])
 
 
-def headline() -> str:
+def headline_tables() -> str:
     """The paper's headline points at three seeds, and MMLU."""
     path = RESULTS / "headline.json"
-    return headlines(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+    return headline.render(json.loads(path.read_text())) if path.exists() else "Not measured yet."
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "README.md": {"results": highlights, "quality": quality},
+    "README.md": {"results": highlights, "quality": quality_table},
     "benchmarks/README.md": {
         "tables": figures,
-        "headline": headline,
+        "headline": headline_tables,
         "gpu": partial(figures, "gpu.json"),
         "scaling": scaling,
     },

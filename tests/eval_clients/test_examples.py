@@ -42,7 +42,7 @@ def test_a_notebook_runs_against_a_running_service(path: Path, server: Server, m
             assert answer.is_success, answer.text
     monkeypatch.setenv("FUSION_URL", server.url)
     monkeypatch.setenv("PATH", f"{ROOT / '.venv/bin'}:{os.environ['PATH']}")
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]  # nbformat has no types
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     texts = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
     assert "Traceback" not in texts and "error:" not in texts
