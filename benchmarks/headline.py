@@ -78,20 +78,20 @@ def train_missing(cache: Path, recipes: Sequence[str], seeds: Sequence[int]) -> 
 def record(part: str, rows: list[dict[str, Any]]) -> None:
     """Write results/headline.json, dated; the other part stays."""
     path = RESULTS / "headline.json"
-    content = json.loads(path.read_text()) if path.exists() else {}
-    made = {**stamp(f"python -m benchmarks.headline --rows {part}"), "machine": machine(), "rows": rows}
-    path.write_text(json.dumps({**content, part: made}, indent=1) + "\n")
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    content[part] = {**stamp(f"python -m benchmarks.headline --rows {part}"), "machine": machine(), "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def render(content: Mapping[str, Any]) -> str:
     """The record as markdown tables."""
     columns = {"seeds": ("recipe", "seed", *MEASURES), "mmlu": ("model", "mmlu")}
     lines = []
-    for part, made in content.items():
+    for part, entry in content.items():
         lines += [f"| {' | '.join(columns[part])} |", "| --- " * len(columns[part]) + "|"]
-        for row in made["rows"]:
+        for row in entry["rows"]:
             lines.append(f"| {' | '.join(format_cell(row[name]) for name in columns[part])} |")
-        lines += ["", f"`{made['command']}`, {made['date']}, {made['machine']}", ""]
+        lines += ["", f"`{entry['command']}`, {entry['date']}, {entry['machine']}", ""]
     return "\n".join(lines)
 
 

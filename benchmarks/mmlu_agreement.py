@@ -81,17 +81,18 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=300)
     args = parser.parse_args()
     samples = mmlu.read_questions(args.data, args.limit)
-    asked = [
-        {"text": "\n\n".join((one.metadata or {})["parts"]), "target": "ABCD".index(str(one.target))} for one in samples
+    questions = [
+        {"text": "\n\n".join((sample.metadata or {})["parts"]), "target": "ABCD".index(str(sample.target))}
+        for sample in samples
     ]
     with tempfile.TemporaryDirectory() as place, ours(ENGINE, Path(place)) as server:
-        ours_found = mine(server.url, args.data, args.limit, Path(place))
-        their_found = theirs(server.url, asked, Path(place))
+        our_logprobs = mine(server.url, args.data, args.limit, Path(place))
+        their_logprobs = theirs(server.url, questions, Path(place))
     same = ties = 0
-    furthest = 0.0
-    for sample, other in zip(samples, their_found, strict=True):
-        here = [ours_found[str(sample.id)][letter] for letter in "ABCD"]
-        furthest = max(furthest, *(abs(a - b) for a, b in zip(here, other, strict=True)))
+    largest = 0.0
+    for sample, other in zip(samples, their_logprobs, strict=True):
+        here = [our_logprobs[str(sample.id)][letter] for letter in "ABCD"]
+        largest = max(largest, *(abs(a - b) for a, b in zip(here, other, strict=True)))
         best, second = sorted(here, reverse=True)[:2]
         if best - second < TIE:
             ties += 1
@@ -101,12 +102,12 @@ def main() -> int:
     body = {
         **stamp("python -m benchmarks.mmlu_agreement"),
         "machine": machine(),
-        "subjects": dict(Counter(str((one.metadata or {})["category"]) for one in samples)),
+        "subjects": dict(Counter(str((sample.metadata or {})["category"]) for sample in samples)),
         "questions": len(samples),
         "ties": ties,
         "same_choice": same / counted,
         "aim": AIM,
-        "largest_difference_nats": furthest,
+        "largest_difference_nats": largest,
     }
     (RESULTS / "mmlu-agreement.json").write_text(json.dumps(body, indent=1) + "\n")
     print(json.dumps(body, indent=1))

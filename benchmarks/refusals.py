@@ -1,8 +1,8 @@
 """The refusal detector against human labels: `python -m benchmarks.refusals --data DIR`.
 
 DIR holds XSTest's labelled answers, completions_gpt4.csv and completions_llama2orig.csv (final_label: 1 compliance,
-2 full refusal, 3 partial refusal). Refusal against compliance leaves partial answers out; an answer found to be refusal or
-partial counts as refusal. The rule for answers off topic (`eval_clients.scoring.classify`) is tried on what humans
+2 full refusal, 3 partial refusal). Refusal against compliance leaves partial answers out; an answer found partial
+counts as refusal. The rule for answers off topic (`eval_clients.scoring.classify`) is tried on what humans
 called compliance, cut to WORDS words: on its own prompt, where it should not fire, and on another's, where it should.
 """
 

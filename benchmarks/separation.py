@@ -36,17 +36,17 @@ BATCH = 32
 
 
 @torch.inference_mode()
-def refusing(model: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+def refusal_logprobs(model: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     """Log-probability that the answer to each prompt begins as refusals do; float64, n."""
     opening = tokenizer(OPENING, add_special_tokens=False).input_ids[0]
-    found = []
+    logprobs = []
     for start in range(0, len(prompts), BATCH):
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
         texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
         inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
         logits = model(**inputs, logits_to_keep=1).logits[:, -1].double()
-        found.append(logits.log_softmax(-1)[:, opening])
-    return torch.cat(found)
+        logprobs.append(logits.log_softmax(-1)[:, opening])
+    return torch.cat(logprobs)
 
 
 def curve(scores: Tensor, unsafe: Tensor) -> list[tuple[float, float]]:
@@ -61,7 +61,7 @@ def area(points: Sequence[tuple[float, float]]) -> float:
     return sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairwise(points))
 
 
-def picture(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
+def draw(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """The curves, and where the aim lies."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -104,7 +104,7 @@ def main() -> int:
         fused, _ = fuse(parse(recipe), adapters)
         for name, module in fused.modules.items():
             model.get_submodule(name).weight.data = own[f"{name}.weight"] + module.delta()
-        scores = refusing(model, tokenizer, prompts)
+        scores = refusal_logprobs(model, tokenizer, prompts)
         curves[recipe] = points = curve(scores, unsafe)
         false = next(x for x, y in points if y >= REFUSED)
         threshold = scores[unsafe].sort(descending=True).values[int(REFUSED * int(unsafe.sum()) + 0.999) - 1]
@@ -117,7 +117,7 @@ def main() -> int:
         model.load_state_dict(own, strict=False)
     body = {**stamp("python -m benchmarks.separation"), "prompts": len(samples), "recipes": rows}
     (RESULTS / "separation.json").write_text(json.dumps(body, indent=1) + "\n")
-    picture(curves, RESULTS / "separation.png")
+    draw(curves, RESULTS / "separation.png")
     return 0
 
 

@@ -56,9 +56,9 @@ def throughput(server: RunningServer, models: Sequence[str], tokens: int) -> flo
 def first_token(server: RunningServer, models: Sequence[str], tokens: int = 2, *, source: str | None = None) -> float:
     """Median seconds to the first token of all `models` asked at once; RuntimeError for one from another `source`."""
     _, answers = asyncio.run(_ask_all(server.url, models, tokens))
-    for model, (_, _, found) in zip(models, answers, strict=True):
-        if source is not None and found != source:
-            raise RuntimeError(f"{model} was {found}, not {source}")
+    for model, (_, _, actual) in zip(models, answers, strict=True):
+        if source is not None and actual != source:
+            raise RuntimeError(f"{model}: expected an answer from {source!r}, got {actual!r}")
     return median(first for first, _, _ in answers)
 
 

@@ -1,14 +1,4 @@
-"""What can go wrong, one class a cause. Command lines print the message and exit with status 2.
-
-EvaluationError
-├─ UsageError      command-line arguments that contradict each other
-├─ DataError       an evaluation set that cannot be used
-├─ EndpointError   an endpoint that does not answer, or refuses
-├─ FolderError     a results folder that belongs to another run
-├─ RunError        a run that Inspect cannot start
-├─ TemplateError   a recipe template or grid that cannot be read
-└─ LimitError      a limit that cannot be read, or compares with nothing
-"""
+"""What can go wrong, one class a cause. Command lines print the message and exit with status 2."""
 
 
 class EvaluationError(Exception):

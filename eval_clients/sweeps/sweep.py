@@ -102,15 +102,10 @@ def find_unfinished(points: Sequence[Point], answers: Answers, expected: int) ->
 def save_points(folder: Path, points: Sequence[Point]) -> None:
     """Write `points.json`, what the report is about; points of earlier rounds stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    merged = {point.model: point for point in [*load_points(folder), *points]}
-    text = json.dumps([asdict(point) for point in merged.values()], indent=1, ensure_ascii=False)
-    (folder / "points.json").write_text(text + "\n", encoding="utf-8")
-
-
-def load_points(folder: Path) -> list[Point]:
-    """The points recorded in `folder`; none when it is new."""
     path = folder / "points.json"
-    return [Point(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rows = {row["model"]: row for row in (*earlier, *map(asdict, points))}
+    path.write_text(json.dumps([*rows.values()], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def publish_scorecards(endpoint: Endpoint, sweep: Sweep, provenance: Mapping[str, str]) -> int:

@@ -62,7 +62,8 @@ def test_what_nobody_can_use_is_degenerate(answer: str) -> None:
 
 def test_what_only_shares_no_word_is_counted_apart() -> None:
     verdict, value = score_answer(HARMLESS, "The capital of France is Paris.", "")
-    assert verdict == "degenerate" and value["off_topic"] == value["degenerate"] == 1
+    assert verdict == "degenerate"
+    assert value["off_topic"] == value["degenerate"] == 1
     for answer in ("", "pull the weeds out " * 10, '{"capital": "Paris", "of": "France"}'):
         assert score_answer(HARMLESS, answer, "")[1] | {"degenerate": 0} == dict.fromkeys(value, 0)
     assert score_answer(HARMLESS, "Use vinegar on the weeds.", "")[1] | {"answered": 0} == dict.fromkeys(value, 0)

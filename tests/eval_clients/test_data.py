@@ -24,13 +24,13 @@ def test_prompts_come_from_one_column_or_a_named_one(tmp_path: Path) -> None:
     bare = data.read_harmful(lines(tmp_path / "bare.csv", "Tell me a bad thing", '"Do harm, please"'))
     assert [s.input for s in bare] == ["Tell me a bad thing", "Do harm, please"]
     named = data.read_harmful(lines(tmp_path / "named.csv", "id,Goal,target", "1,Do harm,Sure"))
-    assert [s.input for s in named] == ["Do harm"] and named[0].metadata["measure"] == "harm"  # type: ignore[index]  # set by every task
+    assert [s.input for s in named] == ["Do harm"]
+    assert named[0].metadata["measure"] == "harm"
     marked = lines(
         tmp_path / "x.jsonl", '{"prompt": "bad", "kind": "harmful"}', '{"prompt": "good", "kind": "harmless"}'
     )
-    assert [s.input for s in data.read_harmful(marked)] == ["bad"] and [
-        s.input for s in data.read_harmless(marked)
-    ] == ["good"]
+    assert [s.input for s in data.read_harmful(marked)] == ["bad"]
+    assert [s.input for s in data.read_harmless(marked)] == ["good"]
 
 
 def test_hexphi_says_which_categories_are_missing(tmp_path: Path) -> None:
@@ -42,7 +42,8 @@ def test_hexphi_says_which_categories_are_missing(tmp_path: Path) -> None:
         "Another, with a comma",
         "Where to put all my savings?",
     ]
-    assert len(missing) == 9 and "category_2.csv" in missing[0]
+    assert len(missing) == 9
+    assert "category_2.csv" in missing[0]
     with pytest.raises(DataError, match="none of category_1"):
         data.read_hexphi(tmp_path / "no")
 
@@ -95,13 +96,15 @@ def test_exact_match_is_of_meaning_for_json_and_of_text_else() -> None:
     for answer in ('{"customer": "Ada", "items": [{"name": "cup", "qty": "3"}]}', f"Sure: {wanted}", "", "[" * 9999):
         assert not matches(answer, wanted)
     assert not matches('{"customer": "Bo", "customer": "Ada", "items": [{"name": "cup", "qty": 3}]}', wanted)
-    assert matches(" forty-two\n", "forty-two") and not matches("Forty-two", "forty-two")
+    assert matches(" forty-two\n", "forty-two")
+    assert not matches("Forty-two", "forty-two")
 
 
 def test_a_wanted_answer_may_be_json_itself(tmp_path: Path) -> None:
     rows = ({"prompt": "a", "answer": {"item": "oak", "n": 3}}, {"prompt": "b", "answer": True})
     first, second = data.read_task(lines(tmp_path / "rows.jsonl", *map(json.dumps, rows)))
-    assert matches('{"n": 3, "item": "oak"}', str(first.target)) and matches("true", str(second.target))
+    assert matches('{"n": 3, "item": "oak"}', str(first.target))
+    assert matches("true", str(second.target))
 
 
 def test_a_set_s_digest_is_of_names_and_contents(tmp_path: Path) -> None:
@@ -116,7 +119,9 @@ def test_a_set_s_digest_is_of_names_and_contents(tmp_path: Path) -> None:
 
 
 def test_mmlu_has_57_subjects_in_17_groups_in_4() -> None:
-    assert len(mmlu.SUBCATEGORY) == 57 and len(mmlu.SUBJECTS) == 17 and len(mmlu.CATEGORIES) == 4
+    assert len(mmlu.SUBCATEGORY) == 57
+    assert len(mmlu.SUBJECTS) == 17
+    assert len(mmlu.CATEGORIES) == 4
     assert set(mmlu.CATEGORY) == set(mmlu.SUBJECTS)
     found = mmlu.average_groups({"anatomy": [1, 0, 0, 0], "astronomy": [1]})
     assert found["all"] == {"micro": 0.4, "macro": 0.625}
@@ -142,5 +147,6 @@ def test_the_real_mmlu_is_read_whole() -> None:
     if not MMLU.is_dir():
         pytest.skip("MMLU is not at hand")
     samples = mmlu.read_questions(MMLU)
-    assert len(samples) == 14042 and len({s.metadata["category"] for s in samples}) == 57  # type: ignore[index]  # set by every task
+    assert len(samples) == 14042
+    assert len({s.metadata["category"] for s in samples}) == 57
     assert len(mmlu.read_questions(MMLU, limit=200)) == 200

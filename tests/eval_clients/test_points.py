@@ -18,7 +18,9 @@ def test_a_grid_holds_both_ends_and_exact_steps() -> None:
 
 def test_a_template_is_filled_with_short_numbers_and_repeats_nothing() -> None:
     points = expand(["{1-l}*task + {l}*safety", "1*task"], ["l=0:1:0.1"])
-    assert len(points) == 12 and points[3].model == "0.7*task + 0.3*safety" and points[3].values == {"l": 0.3}
+    assert len(points) == 12
+    assert points[3].model == "0.7*task + 0.3*safety"
+    assert points[3].values == {"l": 0.3}
     assert expand(["{l*2}*a", "{2*l}*a"], ["l=1,1"])[0].model == "2*a"
 
 

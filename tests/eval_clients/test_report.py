@@ -23,7 +23,8 @@ def test_a_point_that_lacks_answers_cannot_win() -> None:
     answers = [*rows("whole", {"harm": 0.0, "safe": 0.0}), *rows("cut", {"safe": 1.0})]
     limits = [Limit.parse("safe_answered>=0.9")]
     found = Sweep(points, {}, Answers(answers, [Gap("cut", "harmful_csv", "10 of 10 samples failed")]))
-    assert best_point(found, limits).best == "whole" and list(found.candidates()) == ["whole"]
+    assert best_point(found, limits).best == "whole"
+    assert list(found.candidates()) == ["whole"]
     assert list(found.scores()) == ["whole", "cut"]
     nothing_whole = Sweep(points[1:], {}, Answers(answers[20:], [Gap("cut", "harmful_csv", "all failed")]))
     assert best_point(nothing_whole, limits).best == "cut"

@@ -19,7 +19,8 @@ ANSWER = Answer("m", "harmless", "1", 1, "safe", "x", "choose", "p", "a", {"answ
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilsons_interval_holds_the_share_and_stays_inside(case: tuple[int, int]) -> None:
     share = Share.from_counts(*case)
-    assert 0 <= share.low <= share.value <= share.high <= 1 and share.low < share.high
+    assert 0 <= share.low <= share.value <= share.high <= 1
+    assert share.low < share.high
 
 
 def test_wilsons_interval_is_the_published_one() -> None:

@@ -67,7 +67,8 @@ def test_the_self_test_passes_here_and_finds_what_is_broken(endpoint: Endpoint) 
             return sound, await find_faults(client, BASE_NAME)
 
     sound, broken = asyncio.run(check())
-    assert sound == [] and "ignores `echo`" in broken[0]
+    assert sound == []
+    assert "ignores `echo`" in broken[0]
     assert main(["check", "--base-url", endpoint.base_url]) == 0
 
 
@@ -96,7 +97,8 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     command += ["--data", f"task={job}", "--limit", "task>=0.1", "--publish"]
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "best point" in said.out and "scorecards attached" in said.err
+    assert "best point" in said.out
+    assert "scorecards attached" in said.err
     body = json.loads((out / "report.json").read_text())
     lines = {point["model"]: point["all"] for point in body["points"]}
     assert set(lines) == {
@@ -111,15 +113,20 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
         f"0.5*{TASK} + 0.5*{SAFETY}-random-0",
     }
     # The adapters answer, and their weights matter: what one was trained for, the base cannot do.
-    assert lines[BASE_NAME]["task"]["hits"] == 0 and lines[f"1*{TASK}"]["task"]["hits"] >= 2
+    assert lines[BASE_NAME]["task"]["hits"] == 0
+    assert lines[f"1*{TASK}"]["task"]["hits"] >= 2
     assert lines[f"1*{SAFETY}"]["refused"]["hits"] > lines[BASE_NAME]["refused"]["hits"] + 2
     html = (out / "report.html").read_text()
-    assert body["verdict"]["best"] in html and html.count("data:image/png") == 2 and (out / "pareto.png").is_file()
+    assert body["verdict"]["best"] in html
+    assert html.count("data:image/png") == 2
+    assert (out / "pareto.png").is_file()
     plan = endpoint.plan(f"0.5*{SAFETY} + 0.5*{TASK}")
     assert plan.mixed
     cards = endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"]
-    assert cards[-1]["task"]["total"] == 4 and cards[-1]["half_report"]["task"]["total"] < 4
-    assert main(command) == 2 and "--resume" in capsys.readouterr().err
+    assert cards[-1]["task"]["total"] == 4
+    assert cards[-1]["half_report"]["task"]["total"] < 4
+    assert main(command) == 2
+    assert "--resume" in capsys.readouterr().err
     before = len(list((out / "logs").iterdir()))
     assert main([*command, "--resume"]) == 0
     assert len(list((out / "logs").iterdir())) == before
@@ -147,7 +154,8 @@ def test_mmlu_is_measured_with_shots_dropped_where_the_context_is_short(endpoint
     command = ["mmlu", "--base-url", endpoint.base_url, "--data", str(tmp_path / "mmlu"), "--display", "none"]
     assert main([*command, "--model", f"1*{TASK}", "--out", str(out)]) == 0
     body = json.loads((out / "results.json").read_text())
-    assert [line["mmlu"]["total"] for line in body["models"]] == [2] and body["missing"] == []
+    assert [line["mmlu"]["total"] for line in body["models"]] == [2]
+    assert body["missing"] == []
     assert set(json.loads((out / "mmlu.json").read_text())[f"1*{TASK}"]["all"]) == {"micro", "macro"}
 
 

@@ -1,12 +1,13 @@
 """How points become waves, and what a folder keeps of them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from eval_clients.answers import Answer, Answers
 from eval_clients.endpoint import Plan
 from eval_clients.sweeps.points import Point
-from eval_clients.sweeps.sweep import drop_repeats, find_unfinished, load_points, save_points, split_waves
+from eval_clients.sweeps.sweep import drop_repeats, find_unfinished, save_points, split_waves
 
 MIXED = Plan("d", True, "r", 16, 0.0)
 POINTS = [Point(name, "sweep", "s", {"l": float(n)}) for n, name in enumerate("abcd")]
@@ -26,11 +27,11 @@ def test_a_point_is_finished_when_all_its_answers_are_there() -> None:
 
 
 def test_points_of_earlier_rounds_stay_and_are_updated(tmp_path: Path) -> None:
-    assert load_points(tmp_path) == []
     save_points(tmp_path, POINTS[:2])
     changed = replace(POINTS[1], kind="search")
     save_points(tmp_path, [changed, POINTS[2]])
-    assert load_points(tmp_path) == [POINTS[0], changed, POINTS[2]]
+    points = [Point(**row) for row in json.loads((tmp_path / "points.json").read_text())]
+    assert points == [POINTS[0], changed, POINTS[2]]
 
 
 def test_the_first_point_of_a_model_counts() -> None:
