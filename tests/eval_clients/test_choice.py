@@ -81,6 +81,6 @@ def test_a_step_whose_intervals_overlap_is_not_a_cliff() -> None:
 
 
 def test_a_limit_missed_by_rounding_is_kept() -> None:
-    found = {"base": make_scores("base", safe_answered=0.35), "p": make_scores("p", safe_answered=0.105)}
-    assert 0.3 * found["base"].shares["safe_answered"].value > found["p"].shares["safe_answered"].value - 1e-12
-    assert Limit.parse("safe_answered>=0.3*base").shortfall(found["p"], found) == 0
+    found = {"base": make_scores("base", safe_answered=0.05), "p": make_scores("p", safe_answered=0.045)}
+    assert 0.9 * 0.05 > 0.045
+    assert Limit.parse("safe_answered>=0.9*base").shortfall(found["p"], found) == 0

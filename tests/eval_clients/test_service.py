@@ -12,7 +12,7 @@ import pytest
 from eval_clients.cli import main
 from eval_clients.endpoint import Endpoint
 from eval_clients.sweeps.controls import build_controls
-from eval_clients.sweeps.points import expand
+from eval_clients.sweeps.points import Point, expand
 from eval_clients.sweeps.random_adapter import register_random_adapter
 from eval_clients.tasks.logprobs import echo_logprobs, find_faults, find_letter_tokens, letter_logprobs
 from tests.conftest import BASE_NAME, ROOT, Server
@@ -182,16 +182,51 @@ def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endp
     assert endpoint.ask("GET", f"/adapters/{name}").json()["digest"] == mine
 
 
-def test_a_method_has_controls_too(endpoint: Endpoint) -> None:
-    points = expand([f"ties({{1-l}}*{TASK} + {{l}}*{SAFETY}, density=0.5)"], ["l=0.3"])
-    found, notes = build_controls(endpoint, points, SAFETY)
-    assert {point.model for point in found} == {
-        BASE_NAME,
-        f"1*{TASK}",
-        f"1*{SAFETY}",
-        f"ties(0.7*{TASK} + 0.3*{SAFETY}-random-0, density=0.5)",
-    }
-    assert notes == ["what is no plain sum has no control with the safety adapter left out"]
+@pytest.mark.parametrize(
+    ("recipe", "alone", "replaced"),
+    [
+        (f"0.7*{TASK} + 0.3*{SAFETY}", f"0.7*{TASK}", f"0.7*{TASK} + 0.3*{SAFETY}-random-0"),
+        (
+            f"ties(0.7*{TASK} + 0.3*{SAFETY}, density=0.6)",
+            f"ties(0.7*{TASK}, density=0.6)",
+            f"ties(0.7*{TASK} + 0.3*{SAFETY}-random-0, density=0.6)",
+        ),
+        (f"{TASK} + ramp(0.1..0.5)*{SAFETY}", f"1*{TASK}", f"1*{TASK} + ramp(0.1..0.5)*{SAFETY}-random-0"),
+        (
+            f"safe_merge(0.9*{TASK}, safety={SAFETY}, threshold=0.3)",
+            f"0.9*{TASK}",
+            f"safe_merge(0.9*{TASK}, safety={SAFETY}-random-0, threshold=0.3)",
+        ),
+    ],
+)
+def test_a_recipe_of_any_form_has_controls_that_the_service_accepts(
+    endpoint: Endpoint, recipe: str, alone: str, replaced: str
+) -> None:
+    found, notes = build_controls(endpoint, [Point(recipe, "sweep", "s")], SAFETY)
+    assert notes == []
+    assert [(point.series, point.model) for point in found] == [
+        ("base", BASE_NAME),
+        ("single adapter", f"1*{TASK}"),
+        ("single adapter", f"1*{SAFETY}"),
+        ("safety adapter left out", alone),
+        ("random adapter instead", replaced),
+    ]
+    for point in found[1:]:
+        assert endpoint.plan(point.model).digest
+
+
+def test_a_recipe_that_needs_the_safety_adapter_says_so(endpoint: Endpoint) -> None:
+    point = Point(f"slerp(1*{TASK} + 1*{SAFETY}, t=0.3, from={SAFETY})", "sweep", "s")
+    found, notes = build_controls(endpoint, [point], SAFETY)
+    assert [point.series for point in found] == ["base", "single adapter", "single adapter", "random adapter instead"]
+    assert len(notes) == 1
+    assert f"is not valid without '{SAFETY}'" in notes[0]
+
+
+def test_a_sweep_of_one_adapter_has_only_the_base_and_the_adapter_as_controls(endpoint: Endpoint) -> None:
+    found, notes = build_controls(endpoint, expand([f"{{l}}*{TASK}"], ["l=1,2"]), SAFETY)
+    assert [point.model for point in found] == [BASE_NAME, f"1*{TASK}"]
+    assert notes == [f"no point fuses an adapter with '{SAFETY}': only the base and single adapters are controls"]
 
 
 def test_answers_are_not_those_of_another_adapter_of_that_name(
