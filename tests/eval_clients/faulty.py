@@ -15,10 +15,14 @@ Fault = str
 
 @dataclass
 class Faulty:
-    """`say(body)` is the answer to a chat; `fault(body)` the failure of that request, or "" for none."""
+    """`say(body)` is the answer to a chat; `fault(body)` the failure of that request, or "" for none; `complete(body)`
+    the choice that answers a text completion, `refuse(body)` why it is a bad request, or "".
+    """
 
     say: Callable[[dict[str, Any]], str]
     fault: Callable[[dict[str, Any]], Fault] = lambda body: ""
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    refuse: Callable[[dict[str, Any]], str] = lambda body: ""
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -52,7 +56,12 @@ def endpoint(rules: Faulty) -> Iterator[Faulty]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             if not self.path.endswith("/chat/completions"):
-                self.send(404, b"{}")
+                if rules.complete is None:
+                    self.send(404, b"{}")
+                elif reason := rules.refuse(body):
+                    self.send(400, json.dumps({"error": {"message": reason}}).encode())
+                else:
+                    self.send(200, json.dumps({"choices": [rules.complete(body)]}).encode())
                 return
             rules.bodies.append(body)
             fault = rules.fault(body)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_clients.scoring.scorers import same
+from eval_clients.scoring.scorers import matches
 from training.builtin.orders import INSTRUCTION, POOLS, OrderRow, Pool, orders
 
 TRAIN, HELDOUT = POOLS["train"], POOLS["heldout"]
@@ -48,7 +48,7 @@ def test_everything_in_the_answer_stands_in_the_email(seed: int, split: str) -> 
     assert answer["customer"] in row.prompt and answer["date"] in row.prompt
     for item in answer["items"]:
         assert item["name"] in row.prompt and str(item["qty"]) in row.prompt
-    assert same(row.answer, row.answer)
+    assert matches(row.answer, row.answer)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_everything_in_the_answer_stands_in_the_email(seed: int, split: str) -> 
     ],
 )
 def test_spacing_and_key_order_are_free(answer: str) -> None:
-    assert same(answer, ROW.answer)
+    assert matches(answer, ROW.answer)
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_spacing_and_key_order_are_free(answer: str) -> None:
     ],
 )
 def test_anything_else_is_wrong(answer: str) -> None:
-    assert not same(answer, ROW.answer)
+    assert not matches(answer, ROW.answer)
