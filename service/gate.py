@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.defaults import with_defaults
 from service.engine.names import mix_name
-from service.engine.server import LoRARequest, Served, meter, served
+from service.engine.models import LoRARequest, Served, meter, served
 from service.errors import ApiError, error_response
 from service.metrics import Metrics
 from service.pool import Lease, Pool
