@@ -1,4 +1,4 @@
-"""Prometheus series of the service. Labels are profiles, adapters' names never; inline recipes share one."""
+"""Prometheus series of the service, labeled by profile; all inline recipes share one label."""
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -45,8 +45,6 @@ class Metrics:
         self.lookups.labels(source).inc()
 
     def forget(self, profile: str) -> None:
-        """Drop the series of a deleted profile, so that their number stays bounded."""
+        """Drop the series of a deleted profile, which keeps their number bounded."""
         for metric in (self.requests, self.tokens, self.first_token):
-            for labels in list(metric._metrics):
-                if labels[0] == profile:
-                    metric.remove(*labels)
+            metric.remove_by_labels({"profile": profile})

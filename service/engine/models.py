@@ -29,9 +29,13 @@ class Served:
     chat_template: str | None = None
 
 
-def mix_request(stack: LoRARequest, key: str, spans: Sequence[tuple[int, float]]) -> LoRARequest:
-    """The loaded `stack` under a name that holds one request's weights: (width, weight) of each coordinate range."""
-    return LoRARequest(mix_name(key, spans), stack.lora_int_id, stack.lora_path)
+def mix_request(resident: Any, key: str, spans: Sequence[tuple[int, float]] | None) -> LoRARequest:
+    """What vLLM gets for one request: the loaded `LoRARequest`, for a mix under a name that holds its weights.
+
+    `key` is that of the stack, `spans` are (width, weight) of each of its coordinate ranges; None for a build.
+    """
+    name = resident.lora_name if spans is None else mix_name(key[:24], spans)
+    return LoRARequest(name, resident.lora_int_id, resident.lora_path)
 
 
 class UsageSink(Protocol):

@@ -50,7 +50,7 @@ class Engine:
 
     @cached_property
     def keys(self) -> AuthenticationMiddleware | None:
-        """What tells right API keys (`--api-key`, `VLLM_API_KEY`) from wrong ones; None when none is asked for."""
+        """The check of API keys (`--api-key`, `VLLM_API_KEY`); None when the server asks for none."""
         known = [key for key in (self.args.api_key or [envs.VLLM_API_KEY]) if key]
         return AuthenticationMiddleware(self.app, known) if known else None
 
@@ -62,7 +62,7 @@ class Engine:
     async def load(self, path: Path, name: str) -> LoRARequest:
         """Load the adapter folder at `path` into every worker, before any request names it.
 
-        Raises when a worker took none of its layers; with pipeline stages some may rightly hold none.
+        Raises RuntimeError when a worker accepts none of its layers; with pipeline stages some rightly hold none.
         """
         request = LoRARequest(name, next(self._ids), str(path))
         await self.client.add_lora(request)
@@ -70,7 +70,7 @@ class Engine:
         staged = self.config.parallel_config.pipeline_parallel_size > 1
         if not (any(layers) if staged else all(layers)):
             await self.unload(request)
-            raise RuntimeError("a worker took no layer of it")
+            raise RuntimeError("a worker accepted none of its layers")
         return request
 
     async def unload(self, request: LoRARequest) -> None:
@@ -79,10 +79,10 @@ class Engine:
 
     async def layers(self, request: LoRARequest) -> list[dict[str, int]]:
         """Per worker: the layers the adapter fills, with their rank."""
-        found: list[dict[str, int]] = await self.client.collective_rpc(
+        layers: list[dict[str, int]] = await self.client.collective_rpc(
             "fusion_adapter_layers", args=(request.lora_int_id,)
         )
-        return found
+        return layers
 
     async def probe(self, prompt: Sequence[int], lora: LoRARequest | None) -> list[dict[int, float]]:
         """Log-probabilities of the likeliest tokens after `prompt`, one dict a step: prefill, then decodes."""
@@ -95,7 +95,8 @@ class Engine:
             lora_request=lora,
         ):
             final = output
-        assert final is not None and final.outputs[0].logprobs is not None
+        assert final is not None
+        assert final.outputs[0].logprobs is not None
         return [{t: entry.logprob for t, entry in step.items()} for step in final.outputs[0].logprobs]
 
     async def close(self) -> None:
