@@ -34,3 +34,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, own = _PLACES[name].partition(":")
     return getattr(import_module(f"service.{module}"), own or name)
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return [*globals(), *__all__]

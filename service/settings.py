@@ -94,7 +94,7 @@ _SEPARATORS = {"profiles": ";", "adapters": ",", "groups": ",", "adapter_roots":
 
 
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-_EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string", Path: "a path"}
+_TYPES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", Path: "a path"}
 
 
 def _parse(name: str, kind: Any, raw: Any) -> Any:
@@ -115,7 +115,7 @@ def _parse(name: str, kind: Any, raw: Any) -> Any:
             raise TypeError
         return _WORDS[str(raw).lower()] if kind is bool else kind(str(raw))
     except (ValueError, KeyError, TypeError):
-        raise ValueError(_EXPECTED[kind]) from None
+        raise ValueError("true or false" if kind is bool else _TYPES[kind]) from None
 
 
 def variable(name: str) -> str:
@@ -140,7 +140,8 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     values = {}
     for name, raw in given.items():
         if name not in kinds:
-            hint = did_you_mean(variable(name), map(variable, kinds)) or "`python -m service --help` lists all settings"
+            near = did_you_mean(name.upper(), map(str.upper, kinds)).replace("'", f"'{PREFIX}", 1)
+            hint = near or "`python -m service --help` lists all settings"
             raise SettingsError(f"{variable(name)} is not a setting; {hint}")
         try:
             values[name] = _parse(name, kinds[name], raw)
@@ -183,4 +184,4 @@ def _as_text(name: str, value: Any) -> str:
 def _type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(get_args(kind))
-    return "list" if get_origin(kind) is tuple else {Path: "path", str: "string"}.get(kind, kind.__name__)
+    return "list" if get_origin(kind) is tuple else _TYPES[kind].partition(" ")[2]

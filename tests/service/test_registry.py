@@ -47,7 +47,9 @@ def test_everything_outlives_a_restart(url: str) -> None:
     second.remove_adapter("a")
     second.close()
     third = Registry(url)
-    assert not third.adapters and not third.profiles and not third.versions
+    assert not third.adapters
+    assert not third.profiles
+    assert not third.versions
     third.close()
 
 
