@@ -1,4 +1,4 @@
-"""The data folder: one server's alone, swept of what killed servers left in it."""
+"""The data folder: held by one server at a time, cleared of what killed servers left in it."""
 
 import fcntl
 import shutil
@@ -15,7 +15,7 @@ SCRATCH_PREFIXES = ("proof", "export", "upload")
 
 @contextmanager
 def hold_data_folder(data: Path) -> Iterator[None]:
-    """Make `data` and keep it for this process alone; RuntimeError when another server has it."""
+    """Create `data`, lock it for this process, clear old scratch folders; RuntimeError when another server has it."""
     data.mkdir(parents=True, exist_ok=True)
     with (data / "lock").open("w") as handle:
         deadline = time.monotonic() + LOCK_WAIT_S

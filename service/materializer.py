@@ -44,10 +44,10 @@ class Materializer:
 
     def write_stack(self, digests: Sequence[str], entry: Path) -> None:
         """Fill a store entry with the stack of these adapters, in this order."""
-        made = stack({digest: load(self.source(digest)) for digest in digests})
-        save(made.adapter, entry / ADAPTER)
-        widths = {digest: stop - start for digest, (start, stop) in made.ranges.items()}
-        (entry / REPORT).write_text(json.dumps({"widths": widths, "rank": made.rank}))
+        stacked = stack({digest: load(self.source(digest)) for digest in digests})
+        save(stacked.adapter, entry / ADAPTER)
+        widths = {digest: stop - start for digest, (start, stop) in stacked.ranges.items()}
+        (entry / REPORT).write_text(json.dumps({"widths": widths, "rank": stacked.rank}))
 
     def write_build(self, fusion: Fusion, entry: Path) -> None:
         """Fill a store entry with `fusion`, built at most at the largest rank served."""

@@ -1,4 +1,4 @@
-"""The joint of a request's way: where a fusion belongs (`placement`) is made resident and held (`residency`)."""
+"""Leases of fusions: what `placement` chooses for one, `residency` makes resident and holds."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ class Lease:
 
 
 class Pool:
-    """Leases of fusions. All methods run on the event loop."""
+    """Leases fusions. All methods run on the event loop."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Pool:
         self._groups = groups
 
     def place(self, fusion: Fusion) -> Placement:
-        """Where `fusion` would be served now."""
+        """The stack or build that would serve `fusion` now."""
         return place(fusion, self._residency.residents.values(), self._groups(), self.limits)
 
     @asynccontextmanager

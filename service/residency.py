@@ -1,8 +1,8 @@
 """What the engine holds, by key: leases, single flight, room.
 
-While leases are out nothing under them is unloaded or unlinked. Making something resident happens once per key
-however many requests wait, off the event loop, and outlives a request that goes away. Room is made by unloading
-what has no leases, least recently used first. What is made, and why, is its callers' business.
+While a resident has leases it is neither unloaded nor its files deleted. It is made once per key, however many
+requests wait, off the event loop, and making it outlives a request that goes away. Room comes from unloading what
+has no leases, least recently used first. What is made, and why, is the caller's business.
 """
 
 import asyncio
@@ -34,19 +34,19 @@ class Loader(Protocol):
 
 
 class PoolMetrics(Protocol):
-    """Where making and loading is counted."""
+    """The part of the metrics that residency reports to."""
 
-    def landed(self, kind: str, outcome: str, build_s: float) -> None:
-        """A stack or build was written to the store, or failed."""
+    def record_build(self, kind: str, outcome: str, build_s: float) -> None:
+        """Count a stack or build that was written to the store (`built`) or not (`failed`)."""
 
-    def loaded(self, seconds: float) -> None:
-        """One was loaded into the engine."""
+    def record_load(self, seconds: float) -> None:
+        """Count the time to load one into the engine."""
 
-    def hit(self, source: Source) -> None:
-        """A request found its fusion warm, loaded or built."""
+    def record_lookup(self, source: Source) -> None:
+        """Count a request by where its fusion came from."""
 
-    def resident_now(self, kind: str, count: int) -> None:
-        """So many are in the engine."""
+    def set_resident(self, kind: str, count: int) -> None:
+        """Set how many the engine holds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +100,7 @@ class Residency:
             source = await asyncio.shield(task)
         resident.leases += 1
         resident.used = time.monotonic()
-        self._metrics.hit(source)
+        self._metrics.record_lookup(source)
         return resident, source
 
     async def release(self, resident: Resident) -> None:
@@ -158,9 +158,9 @@ class Residency:
             path = await asyncio.to_thread(self._store.land, key, write)
         except Exception as error:
             self._record_failure(key, error)
-            self._metrics.landed(kind, "failed", time.monotonic() - started)
+            self._metrics.record_build(kind, "failed", time.monotonic() - started)
             raise
-        self._metrics.landed(kind, "built", time.monotonic() - started)
+        self._metrics.record_build(kind, "built", time.monotonic() - started)
         async with self._storing:
             keep = {*self.residents, *self._making, *(r.key for r in self._retired)}
             await asyncio.to_thread(self._store.evict, keep)
@@ -176,7 +176,7 @@ class Residency:
             except Exception as error:
                 self._record_failure(key, error)
                 raise ApiError(500, f"The engine could not load a {kind}: {error}") from error
-            self._metrics.loaded(time.monotonic() - started)
+            self._metrics.record_load(time.monotonic() - started)
         widths = report.get("widths", {})
         self.residents[key] = Resident(key, kind, path, request, report["rank"], report.get("error", 0.0), widths)
         self.states.pop(key, None)
@@ -200,7 +200,7 @@ class Residency:
 
     def _count(self) -> None:
         for kind in ("stack", "build"):
-            self._metrics.resident_now(kind, sum(r.kind == kind for r in self.residents.values()))
+            self._metrics.set_resident(kind, sum(r.kind == kind for r in self.residents.values()))
 
 
 def _read_report(entry: Path) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def _folders() -> dict[str, Path]:
     roots = [CHECKOUT]
     with suppress(ModuleNotFoundError):  # a checkout, or a Bento, that is not installed
         roots.append(Path(str(files(INSTALLED))) / "adapters")
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for root in roots:
         for config in root.glob("*/adapter_config.json"):
-            found.setdefault(config.parent.name, config.parent)
-    return found
+            folders.setdefault(config.parent.name, config.parent)
+    return folders

@@ -1,4 +1,4 @@
-"""Proof before use: mixing is served only after it was seen to be right on this very engine.
+"""Proof before use: mixing is served only after it was shown to be right on this very engine.
 
 A synthetic stack of two random adapters runs several weight rows in one batch, prefill and decode:
 zeros must equal the base, unit rows the single adapters. A worker without the seam ignores the rows and
@@ -50,7 +50,7 @@ def proof_layers(shapes: Shapes, blocks: int) -> dict[str, tuple[int, int]]:
     They pass through the same code as all the others; every pipeline stage holds some.
     """
     number = re.compile(r"\.(\d+)\.")
-    numbered = [(int(found[1]), name) for name in shapes if (found := number.search(name))]
+    numbered = [(int(match[1]), name) for name in shapes if (match := number.search(name))]
     last = max((n for n, _ in numbered), default=0)
     chosen = {round(i * last / max(1, blocks - 1)) for i in range(blocks)}
     return {name: shapes[name] for n, name in numbered if n in chosen} or dict(shapes)

@@ -1,12 +1,13 @@
 """vLLM's flags: which are refused, what is set where the user says nothing."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from service.engine import flags
-from service.engine.flags import EngineOptions, parse_flags
+from service.engine.flags import EngineOptions, parse_flags, prepare_cpu
 
 
 def options(*extra: str) -> EngineOptions:
@@ -58,10 +59,10 @@ def test_the_cpu_cache_takes_a_quarter_of_free_memory(
     monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...], set_: bool
 ) -> None:
     environment: dict[str, str] = {}
-    monkeypatch.setattr(flags.os, "environ", environment)
-    monkeypatch.setattr(flags.psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * 2**30))
-    flags.prepare_cpu(extra)
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * 2**30))
+    prepare_cpu(extra)
     assert environment.get("VLLM_CPU_KVCACHE_SPACE") == ("2" if set_ else None)
     environment["VLLM_CPU_KVCACHE_SPACE"] = "7"
-    flags.prepare_cpu(extra)
+    prepare_cpu(extra)
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"

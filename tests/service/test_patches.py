@@ -49,12 +49,10 @@ class Usage:
         self.reports.append((prompt, completion))
 
 
-async def tokens(*_: Any, **__: Any) -> AsyncGenerator[Any, None]:
-    for _ in range(3):
-        answers = [SimpleNamespace(token_ids=[1, 2])]
-        yield SimpleNamespace(
-            prompt_token_ids=[1] * 5, outputs=answers, metrics=SimpleNamespace(first_token_latency=0.1)
-        )
+async def tokens(*_args: Any, **_options: Any) -> AsyncGenerator[Any, None]:
+    answers, metrics = [SimpleNamespace(token_ids=[1, 2])], SimpleNamespace(first_token_latency=0.1)
+    for _step in range(3):
+        yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=answers, metrics=metrics)
 
 
 @pytest.mark.parametrize(("read", "completion"), [(3, 6), (1, 2)])

@@ -109,7 +109,7 @@ def test_a_slot_with_another_adapter_is_packed_again() -> None:
 
 
 def test_the_v2_runner_counts_stacks_by_id_and_remembers_the_rows() -> None:
-    patched = type("Patched", (LoraState,), dict(vars(LoraState)))
+    patched: Any = type("Patched", (LoraState,), dict(vars(LoraState)))
     seam.patch_v2_state(patched)
     state = patched(4)
     requests = {"a": mix((2, 0.1)), "b": mix((2, 0.9)), "c": None, "d": plain()}
@@ -119,7 +119,8 @@ def test_the_v2_runner_counts_stacks_by_id_and_remembers_the_rows() -> None:
     _, tokens, active = state.make_lora_inputs(order, np.array([3, 1, 2, 0]), np.array([1, 2, 1, 1]))
     assert tokens == (8, 7, 7, 0, 7)
     assert sorted(r.lora_int_id for r in active) == [7, 8]
-    rows = seam.step_rows(*state.fusion_step, 2)
+    step_requests, counts = state.fusion_step
+    rows = seam.step_rows(step_requests, counts, 2)
     assert np.allclose(rows[:, 0], [1, 0.9, 0.9, 0, 0.1])
 
 
