@@ -29,7 +29,7 @@ class Prober(Protocol):
         """Log-probabilities of the likeliest tokens after `prompt`, one dict a step."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Catalog:
     """Adds and removes adapters, one change at a time."""
 

@@ -17,7 +17,7 @@ from service.resolve import Names
 from service.settings import Settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FusionService:
     """One server's parts, all of them started."""
 

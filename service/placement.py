@@ -13,23 +13,12 @@ Group = Mapping[str, int]
 
 
 class Occupant(Protocol):
-    """What the choice depends on of a stack or build in the engine."""
+    """What the choice depends on of a stack or build in the engine; `widths` has a stack's adapters by digest."""
 
-    @property
-    def key(self) -> str:
-        """Its key in the store."""
-
-    @property
-    def rank(self) -> int:
-        """Its rank."""
-
-    @property
-    def leases(self) -> int:
-        """Requests that run on it."""
-
-    @property
-    def widths(self) -> Mapping[str, int]:
-        """A stack's adapters by digest; empty for a build."""
+    key: str
+    rank: int
+    leases: int
+    widths: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

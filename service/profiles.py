@@ -11,21 +11,22 @@ from service.metrics import Metrics
 from service.pool import Pool
 from service.registry import ProfileVersion, Registry, now
 from service.resolve import Names
+from service.settings import Settings
 
 MAX_VERSIONS = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Profiles:
     """Makes, rolls back and removes profiles, one change at a time."""
 
+    settings: Settings
     registry: Registry
     names: Names
     pool: Pool
     metrics: Metrics
     writing: asyncio.Lock
     """Held by everything that changes the registry."""
-    max_names: int
 
     async def put(
         self, name: str, fusion: Any, *, defaults: Mapping[str, Any] | None = None, description: str = ""
@@ -77,5 +78,5 @@ class Profiles:
             return
         if (owner := self.names.owner(name)) is not None:
             raise ApiError(409, f"{name!r} is already {owner}.", param="name")
-        if len(self.registry.profiles) >= self.max_names:
-            raise ApiError(409, f"There are already {self.max_names} profiles, the limit.")
+        if len(self.registry.profiles) >= self.settings.max_names:
+            raise ApiError(409, f"There are already {self.settings.max_names} profiles, the limit.")

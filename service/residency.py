@@ -15,9 +15,11 @@ from typing import Any, Literal, Protocol
 
 from adapters import Store
 from service.errors import ApiError
+from service.metrics import Metrics
 from service.placement import Kind
 
 Source = Literal["warm", "loaded", "built"]
+"""How a request's fusion came: in the engine already, from the store, or made now."""
 ADAPTER = "adapter"  # in a store entry: the PEFT folder, beside the report
 REPORT = "report.json"
 MAX_FAILURES = 1000
@@ -31,22 +33,6 @@ class Loader(Protocol):
 
     async def unload(self, request: object) -> None:
         """Free what `load` returned."""
-
-
-class PoolMetrics(Protocol):
-    """The part of the metrics that residency reports to."""
-
-    def record_build(self, kind: str, outcome: str, build_s: float) -> None:
-        """Count a stack or build that was written to the store (`built`) or not (`failed`)."""
-
-    def record_load(self, seconds: float) -> None:
-        """Count the time to load one into the engine."""
-
-    def record_lookup(self, source: Source) -> None:
-        """Count a request by where its fusion came from."""
-
-    def set_resident(self, kind: str, count: int) -> None:
-        """Set how many the engine holds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +54,7 @@ class Resident:
 class Residency:
     """Residents of one engine. All methods run on the event loop; files are read and written in threads."""
 
-    def __init__(self, engine: Loader, store: Store, metrics: PoolMetrics, *, capacity: int) -> None:
+    def __init__(self, engine: Loader, store: Store, metrics: Metrics, *, capacity: int) -> None:
         self.residents: dict[str, Resident] = {}
         self.states: dict[str, str] = {}
         self.failures: dict[str, str] = {}

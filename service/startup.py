@@ -104,31 +104,9 @@ def _assemble(settings: Settings, registry: Registry, engine: Engine, shapes: Sh
         Limits(proof.proven, settings.max_lora_rank),
         partial(declared_groups, settings, registry),
     )
-    catalog = Catalog(
-        settings=settings,
-        registry=registry,
-        names=names,
-        materializer=materializer,
-        pool=pool,
-        engine=engine,
-        shapes=shapes,
-        writing=writing,
-    )
-    profiles = Profiles(
-        registry=registry, names=names, pool=pool, metrics=metrics, writing=writing, max_names=settings.max_names
-    )
-    return FusionService(
-        settings=settings,
-        engine=engine,
-        proof=proof,
-        registry=registry,
-        names=names,
-        metrics=metrics,
-        pool=pool,
-        catalog=catalog,
-        profiles=profiles,
-        materializer=materializer,
-    )
+    catalog = Catalog(settings, registry, names, materializer, pool, engine, shapes, writing)
+    profiles = Profiles(settings, registry, names, pool, metrics, writing)
+    return FusionService(settings, engine, proof, registry, names, metrics, pool, catalog, profiles, materializer)
 
 
 async def _register_shipped(service: FusionService) -> None:

@@ -67,17 +67,8 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
     materializer = Materializer(Store(tmp_path / "adapters", budget_bytes=2**40), 8)
     residency = Residency(engine, Store(tmp_path / "builds", budget_bytes=2**40), metrics, capacity=4)
     pool = Pool(residency, materializer, Limits(mixing=True, max_rank=8))
-    catalog = Catalog(
-        settings=settings,
-        registry=registry,
-        names=names,
-        materializer=materializer,
-        pool=pool,
-        engine=engine,
-        shapes=samples.SHAPES,
-        writing=writing,
-    )
-    profiles = Profiles(registry=registry, names=names, pool=pool, metrics=metrics, writing=writing, max_names=2)
+    catalog = Catalog(settings, registry, names, materializer, pool, engine, samples.SHAPES, writing)
+    profiles = Profiles(settings, registry, names, pool, metrics, writing)
     for seed, name in enumerate(("wide", "narrow", "third", "fourth")):
         save(samples.adapter(seed, 3), root / name)
     save(samples.adapter(9, 9), root / "large")

@@ -1,7 +1,7 @@
 """Placement: which stack or build serves a fusion, as a function of values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 import pytest
@@ -18,21 +18,19 @@ LIMITS = Limits(mixing=True, max_rank=16)
 SMALL = ["a", "b", "c"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Occupant:
     """A stack or build in the engine."""
 
     key: str
-    widths: Mapping[str, int] = field(default_factory=dict)
+    rank: int
+    widths: Mapping[str, int]
     leases: int = 0
-
-    @property
-    def rank(self) -> int:
-        return sum(self.widths.values())
 
 
 def stack_of(members: Sequence[str], leases: int = 0) -> Occupant:
-    return Occupant(stack_key(members), {name: RANKS[name] for name in sorted(members)}, leases)
+    widths = {name: RANKS[name] for name in sorted(members)}
+    return Occupant(stack_key(members), sum(widths.values()), widths, leases)
 
 
 def fusion(text: str) -> Fusion:
