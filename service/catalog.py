@@ -95,7 +95,7 @@ class Catalog:
             if record is None:
                 self.names.look_up(name, param="name")  # raises 404 naming the nearest
                 raise ApiError(404, f"There is no adapter {name!r}.", param="name")
-            if users := self.registry.users_of(record.digest):
+            if users := self.registry.pinning_profiles(record.digest):
                 raise ApiError(409, f"Adapter {name!r} is used by {', '.join(users[:5])}.", param="name")
             await asyncio.to_thread(self.registry.remove_adapter, name)
             await self._drop(record.digest)
@@ -108,7 +108,9 @@ class Catalog:
             raise ApiError(409, f"There are already {self.settings.max_names} adapters, the limit.")
         check_fits(adapter, self.shapes, {self.settings.base_name, *self.settings.base_aliases})
         if adapter.rank > (limit := self.settings.max_lora_rank):
-            raise ApiError(400, f"rank {adapter.rank} is over FUSION_MAX_LORA_RANK={limit}.")
+            raise ApiError(
+                400, f"The adapter's rank {adapter.rank} is over FUSION_MAX_LORA_RANK={limit}; raise that setting."
+            )
 
     async def _proven(self, record: AdapterRecord) -> AdapterRecord:
         """`record` with its fusion's digest and its effect; AdapterError when it has none."""
@@ -134,6 +136,6 @@ class Catalog:
 
     async def _drop(self, digest: str) -> None:
         """Unload and delete an adapter's files, unless a record names them."""
-        if digest not in self.registry.digests():
+        if digest not in self.registry.needed_digests():
             await self.pool.forget(digest)
             await asyncio.to_thread(self.materializer.remove, digest)

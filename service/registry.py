@@ -174,12 +174,12 @@ class Registry:
         self.profiles.pop(name, None)
         self.versions.pop(name, None)
 
-    def digests(self) -> set[str]:
+    def needed_digests(self) -> set[str]:
         """Digests of all adapters whose files are needed: those with a name, and those that a profile version pins."""
         pinned = {d for versions in self.versions.values() for v in versions.values() for d in v.parents.values()}
         return pinned | {record.digest for record in self.adapters.values()}
 
-    def users_of(self, digest: str) -> list[str]:
+    def pinning_profiles(self, digest: str) -> list[str]:
         """Profiles with any version that pins the adapter `digest`, by name."""
         return sorted(
             name

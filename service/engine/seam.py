@@ -44,7 +44,7 @@ def _language_wrapper(lora_manager: Any) -> Any:
     return wrappers[key]
 
 
-def _write(target: torch.Tensor, rows: NDArray[np.float32] | None) -> None:
+def _write_rows(target: torch.Tensor, rows: NDArray[np.float32] | None) -> None:
     if rows is None:  # dummy and capture runs
         target.fill_(1.0)
         return
@@ -72,10 +72,10 @@ def patch_runner(mixin: Any) -> None:
         step = owner.__dict__.pop("fusion_step", None)
         target = _language_wrapper(self.lora_manager).fusion_rows
         if step is None:
-            _write(target, None)
+            _write_rows(target, None)
             return
         requests, num_scheduled = step
-        _write(target, step_rows(requests, num_scheduled, target.shape[1]))
+        _write_rows(target, step_rows(requests, num_scheduled, target.shape[1]))
 
     mixin.set_active_loras = set_active_loras
     mixin._set_active_loras = _set_active_loras  # noqa: SLF001 - as above

@@ -94,7 +94,7 @@ def routes(service: FusionService) -> list[Route]:
         record = service.registry.adapters.get(name)
         if record is None:
             raise service.names.unknown("adapter", name, service.registry.adapters, "name")
-        users = service.registry.users_of(record.digest)
+        users = service.registry.pinning_profiles(record.digest)
         return JSONResponse(view(record) | {"profiles": users})
 
     @answers_errors

@@ -42,7 +42,7 @@ def test_everything_outlives_a_restart(url: str) -> None:
     assert second.adapters["a"].rank == 4
     assert second.profiles["p"] == version(2, description="number 2")
     assert sorted(second.versions["p"]) == [1, 2, 3]
-    assert second.users_of("d" * 64) == ["p"]
+    assert second.pinning_profiles("d" * 64) == ["p"]
     assert second.scorecards("e" * 64)[0]["exact"] == 0.5
     assert second.scorecard_counts["e" * 64] == 1
     second.remove_profile("p")
