@@ -59,14 +59,14 @@ class Settings:
     mixed: Mixed = _say(
         "auto", "`auto`: mix when proven at start; `required`: do not start otherwise; `off`: build every sum"
     )
-    max_weight: float = _say(16.0, "largest size of a weight in a recipe")
+    max_weight: float = _say(16.0, "largest absolute value of a weight in a recipe")
     max_lora_rank: int = _say(32, "largest rank of a stack or build: 1, 8, 16, 32, 64, 128, 256, 320 or 512")
     max_loras: int = _say(2, "stacks and builds that can be active in one batch (engine slots)")
     max_cpu_loras: int = _say(16, "stacks and builds the engine keeps in memory")
     strict: bool = _say(False, "refuse recipes that lose accuracy, as the request key `strict` does")
     store_bytes: int = _say(8 * 2**30, "budget of the store of stacks and builds, in bytes; what is in use stays")
     max_upload_bytes: int = _say(512 * 2**20, "largest uploaded adapter, in bytes, packed and unpacked")
-    max_names: int = _say(4096, "most adapters, and most profiles")
+    max_names: int = _say(4096, "largest number of adapters, and of profiles")
     engine_args: tuple[str, ...] = _say((), "vLLM flags passed through, as on its command line")
 
     def __post_init__(self) -> None:
@@ -91,8 +91,6 @@ class Settings:
 
 
 _SEPARATORS = {"profiles": ";", "adapters": ",", "groups": ",", "adapter_roots": ":", "base_aliases": ","}
-
-
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _TYPES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", Path: "a path"}
 
@@ -100,9 +98,10 @@ _TYPES = {int: "an integer", float: "a number", bool: "a boolean", str: "a strin
 def _parse(name: str, kind: Any, raw: Any) -> Any:
     """`raw`, text of a variable or a value of a TOML file, as the field's type; ValueError says what is expected."""
     if get_origin(kind) is tuple:
+        if isinstance(raw, str) and name == "engine_args":
+            return tuple(shlex.split(raw))
         if isinstance(raw, str):
-            parts = shlex.split(raw) if name == "engine_args" else raw.split(_SEPARATORS[name])
-            return tuple(part.strip() for part in parts if part.strip())
+            return tuple(part.strip() for part in raw.split(_SEPARATORS[name]) if part.strip())
         if not isinstance(raw, list):
             raise ValueError("a list")
         return tuple(str(part) for part in raw)

@@ -24,12 +24,12 @@ def test_lists_are_split_by_their_own_separator() -> None:
         {
             "FUSION_PROFILES": "p=0.5*a + 0.5*b; q=svd(1*a + 1*b, rank=4)",
             "FUSION_ADAPTER_ROOTS": "/one:/two",
-            "FUSION_ENGINE_ARGS": "--dtype float32 --chat-template 'a b'",
+            "FUSION_ENGINE_ARGS": "--dtype float32 --chat-template 'a b' --served-model-name ''",
         }
     )
     assert settings.profiles == ("p=0.5*a + 0.5*b", "q=svd(1*a + 1*b, rank=4)")
     assert settings.adapter_roots == ("/one", "/two")
-    assert settings.engine_args == ("--dtype", "float32", "--chat-template", "a b")
+    assert settings.engine_args == ("--dtype", "float32", "--chat-template", "a b", "--served-model-name", "")
 
 
 @pytest.mark.parametrize(
