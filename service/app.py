@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 # BentoML counts for many workers, in files of one folder that all its servers of a machine share and each
@@ -50,10 +51,14 @@ class Front:
 
     def open(self, service: "FusionService") -> None:
         """Start answering for `service`."""
+        from service.gate import Gate
         from service.routes import adapters, fusions, models
 
         self._own = Router([*adapters.routes(service), *fusions.routes(service), *models.routes(service)])
         self._vllm = frozenset(getattr(route, "path", "") for route in service.engine.app.routes)
+        self._gate = Gate(
+            service.engine.app, service.names, service.pool, service.metrics, strict=service.settings.strict
+        )
         self._service = service
 
     def series(self, scope: Scope) -> str:
@@ -96,14 +101,12 @@ class Front:
 
             await error_response(refusal)(scope, receive, send)
             return
-        service = self._service
-        assert service is not None
         scope["root_path"] = ""
         for route in self._own.routes:
             if route.matches(scope)[0] is not Match.NONE:
                 await self._own(scope, receive, send)
                 return
-        await service.gate(scope, receive, send)
+        await self._gate(scope, receive, send)
 
 
 front = Front()
@@ -163,7 +166,7 @@ class Health:
             await self._app(scope, receive, send)
             return
         service = front._service
-        ready = service is not None and service.ready and service.engine.alive
+        ready = service is not None and service.engine.alive
         state: dict[str, Any] = {"ready": ready}
         if service is not None:
             proof = service.proof
@@ -206,21 +209,18 @@ class LoraFusion:
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's are
     async def start(self) -> None:
         """Start the engine; a failure ends the whole server with its reason."""
-        from service.fusion_service import FusionService
+        from service.startup import open_service
 
         end_with_parent()
         log.disabled = False  # BentoML's set-up of logging switches off the loggers that were there before it
         log.setLevel(logging.INFO)
         configuration = settings.read()
+        self._opened = AsyncExitStack()
         try:
-            self.service = FusionService(configuration)
-            await self.service.start()
-            self._lifespan = self.service.engine.app.router.lifespan_context(self.service.engine.app)
-            await self._lifespan.__aenter__()
+            self.service = await self._opened.enter_async_context(open_service(configuration))
         except BaseException as error:
             log.error("could not start", exc_info=error)
             (configuration.data / settings.START_FAILURE).write_text(f"{error or type(error).__name__}")
-            await self.stop()
             _end_server()
             raise
         self._watch = asyncio.create_task(_end_with(self.service))
@@ -233,10 +233,7 @@ class LoraFusion:
         front.shut()
         if hasattr(self, "_watch"):
             self._watch.cancel()
-        if hasattr(self, "_lifespan"):
-            await self._lifespan.__aexit__(None, None, None)
-        if hasattr(self, "service"):
-            await self.service.close()
+        await self._opened.aclose()
 
     async def __is_alive__(self) -> bool:
         engine = getattr(getattr(self, "service", None), "engine", None)

@@ -12,8 +12,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.defaults import with_defaults
-from service.engine.names import mix_name
-from service.engine.server import LoRARequest, Served, meter, served
+from service.engine.models import LoRARequest, Served, meter, mix_request, served
 from service.errors import ApiError, error_response
 from service.metrics import Metrics
 from service.pool import Lease, Pool
@@ -39,11 +38,7 @@ def fusion_headers(fusion: Fusion, lease: Lease) -> list[tuple[bytes, bytes]]:
 
 def lora_of(lease: Lease) -> LoRARequest:
     """What vLLM gets: the resident itself, or the stack under a name that holds this request's weights."""
-    own: Any = lease.resident.request
-    if lease.spans is None:
-        return LoRARequest(own.lora_name, own.lora_int_id, own.lora_path)
-    name = mix_name(lease.resident.key[:24], lease.spans)
-    return LoRARequest(name, own.lora_int_id, own.lora_path)
+    return mix_request(lease.resident.request, lease.resident.key, lease.spans)
 
 
 class Gate:
@@ -92,7 +87,7 @@ class Gate:
                 "name the mix in one place.",
                 param="fusion",
             )
-        return self._names.of_field(value)
+        return self._names.resolve_field(value)
 
     async def _answer(
         self,

@@ -9,12 +9,12 @@ from typing import Any
 
 from service.engine import seam
 from service.engine.names import SERVER_PID
-from service.process import end_with, return_freed_memory
+from service.process import exit_when_gone, return_freed_memory
 
 seam.install()
 return_freed_memory()
 if server := os.environ.get(SERVER_PID):
-    end_with(int(server))
+    exit_when_gone(int(server))
 
 
 class FusionWorker:
@@ -24,7 +24,7 @@ class FusionWorker:
 
     def fusion_adapter_layers(self, lora_id: int) -> dict[str, int]:
         """Structural check: layers of this worker that adapter `lora_id` fills, with their rank."""
-        manager = self.model_runner.lora_manager._adapter_manager
+        manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001 - vLLM has no public way to it
         lora = manager.get_adapter(lora_id)
         layers = {} if lora is None else {n: manager.modules.get(n) for n in lora.loras}
         return {name: lora.loras[name].rank for name, layer in layers.items() if layer is not None}

@@ -69,7 +69,7 @@ def routes(service: FusionService) -> list[Route]:
             folder = Path(tempfile.mkdtemp(prefix="upload-", dir=service.settings.data))
             try:
                 await asyncio.to_thread(unpack, file.file, folder, limit)
-                return await service.add_adapter(name, folder)
+                return await service.catalog.add(name, folder)
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
@@ -79,8 +79,8 @@ def routes(service: FusionService) -> list[Route]:
             record, new = await upload(request)
         else:
             body = await body_of(request)
-            name, path = text_of(body, "name"), service.allowed_path(text_of(body, "path"))
-            record, new = await service.add_adapter(name, path)
+            name, path = text_of(body, "name"), service.catalog.allowed_path(text_of(body, "path"))
+            record, new = await service.catalog.add(name, path)
         return JSONResponse(view(record), status_code=201 if new else 200)
 
     @answers_errors
@@ -94,19 +94,19 @@ def routes(service: FusionService) -> list[Route]:
         record = service.registry.adapters.get(name)
         if record is None:
             raise service.names.unknown("adapter", name, service.registry.adapters, "name")
-        users = service.registry.users_of(record.digest)
+        users = service.registry.pinning_profiles(record.digest)
         return JSONResponse(view(record) | {"profiles": users})
 
     @answers_errors
     async def remove(request: Request) -> Response:
-        await service.remove_adapter(request.path_params["name"])
+        await service.catalog.remove(request.path_params["name"])
         return Response(status_code=204)
 
     @answers_errors
     async def load_lora(request: Request) -> Response:
         body = await body_of(request)
         name, path = text_of(body, "lora_name"), text_of(body, "lora_path")
-        _, new = await service.add_adapter(name, service.allowed_path(path))
+        _, new = await service.catalog.add(name, service.catalog.allowed_path(path))
         if not new and not body.get("load_inplace"):
             raise ApiError(400, f"The lora adapter {name!r} has already been loaded.")
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
@@ -114,7 +114,7 @@ def routes(service: FusionService) -> list[Route]:
     @answers_errors
     async def unload_lora(request: Request) -> Response:
         name = text_of(await body_of(request), "lora_name")
-        await service.remove_adapter(name)
+        await service.catalog.remove(name)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     return [

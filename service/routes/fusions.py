@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service.data_folder import scratch_folder
+from service.defaults import check_defaults
 from service.errors import ApiError
 from service.fusion_service import FusionService
 from service.registry import ProfileVersion
@@ -20,6 +21,25 @@ from service.routes import answers_errors, body_of
 def view(profile: ProfileVersion) -> dict[str, Any]:
     """JSON form of a profile version."""
     return {"name": profile.name, "object": "fusion", "version": profile.version, **profile.body()}
+
+
+MAX_DESCRIPTION = 4096
+PROFILE_KEYS = {"fusion", "defaults", "description"}
+
+
+def profile_body(body: dict[str, Any]) -> dict[str, Any]:
+    """The checked keys of a profile."""
+    if unknown := body.keys() - PROFILE_KEYS:
+        known = ", ".join(sorted(PROFILE_KEYS))
+        raise ApiError(400, f"Unknown key {min(unknown)!r}; a profile has {known}.", param=min(unknown))
+    description = body.get("description") or ""
+    if not isinstance(description, str) or len(description) > MAX_DESCRIPTION:
+        raise ApiError(400, f"'description' is a text of at most {MAX_DESCRIPTION} characters.", param="description")
+    return {
+        "fusion": body.get("fusion"),
+        "defaults": check_defaults(body.get("defaults")),
+        "description": description,
+    }
 
 
 def archive(folder: Path) -> bytes:
@@ -40,10 +60,10 @@ def routes(service: FusionService) -> list[Route]:
     @answers_errors
     async def plan(request: Request) -> Response:
         body = await body_of(request)
-        fusion = service.names.of_field(body.get("fusion"))
+        fusion = service.names.resolve_field(body.get("fusion"))
         if fusion is None:
             raise ApiError(400, "The base model alone is no fusion.", param="fusion")
-        return JSONResponse(await service.plan(fusion))
+        return JSONResponse(await asyncio.to_thread(service.materializer.plan, fusion, service.pool.place(fusion)))
 
     @answers_errors
     async def list_all(request: Request) -> Response:
@@ -58,27 +78,33 @@ def routes(service: FusionService) -> list[Route]:
 
     @answers_errors
     async def put(request: Request) -> Response:
-        profile, new = await service.put_profile(request.path_params["profile"], await body_of(request))
+        profile, new = await service.profiles.put(
+            request.path_params["profile"], **profile_body(await body_of(request))
+        )
         return JSONResponse(view(profile), status_code=201 if new else 200)
 
     @answers_errors
     async def remove(request: Request) -> Response:
-        await service.remove_profile(request.path_params["profile"])
+        await service.profiles.remove(request.path_params["profile"])
         return Response(status_code=204)
 
     @answers_errors
     async def rollback(request: Request) -> Response:
-        body = await body_of(request)
-        return JSONResponse(view(await service.rollback(request.path_params["profile"], body.get("version"))))
+        version = (await body_of(request)).get("version")
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise ApiError(400, "'version' must be a whole number.", param="version")
+        return JSONResponse(view(await service.profiles.rollback(request.path_params["profile"], version)))
 
     @answers_errors
     async def export(request: Request) -> Response:
         profile = service.names.profile(request.path_params["profile"], param="profile")
-        place = await service.export(service.names.of_profile(profile))
-        try:
-            content = await asyncio.to_thread(archive, place / "adapter")
-        finally:
-            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+        fusion = service.names.resolve_profile(profile)
+
+        def exported() -> bytes:
+            with scratch_folder(service.settings.data, "export") as folder:
+                return archive(service.materializer.export(fusion, folder))
+
+        content = await asyncio.to_thread(exported)
         name = f"{profile.name}-{profile.version}.tar"
         headers = {
             "content-disposition": f'attachment; filename="{name}"',

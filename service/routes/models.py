@@ -40,7 +40,7 @@ def routes(service: FusionService) -> list[Route]:
         card["fusion"] = {
             "recipe": fusion.recipe.format(),
             "digest": fusion.digest,
-            "rank": sum(service.pool.rank(d) for d in set(fusion.parents.values())),
+            "rank": fusion.rank,
             "state": state,
             "scorecards": registry.scorecard_counts.get(fusion.digest, 0),
         }
@@ -52,8 +52,8 @@ def routes(service: FusionService) -> list[Route]:
 
     def cards() -> list[dict[str, Any]]:
         found = [entry(names.base, "", None)]
-        found += [entry(n, r.created, names.of_recipe(parse(n))) for n, r in sorted(registry.adapters.items())]
-        found += [entry(n, p.created, names.of_profile(p)) for n, p in sorted(registry.profiles.items())]
+        found += [entry(n, r.created, names.resolve_recipe(parse(n))) for n, r in sorted(registry.adapters.items())]
+        found += [entry(n, p.created, names.resolve_profile(p)) for n, p in sorted(registry.profiles.items())]
         return found
 
     @answers_errors

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from service.settings import Settings
+from service.shipped import adapter_path
 from tests.conftest import ROOT, Server, launch, stop, wait_ready
 
 TAG = "lora-fusion:latest"
@@ -139,7 +140,8 @@ def test_the_bento_holds_the_service_and_the_shipped_adapters(bento: Bento) -> N
     for name in ("service/app.py", "service/engine/worker.py", "adapters/algebra/fuse.py", "training/base.py"):
         assert f"src/{name}" in bento.files
     for pair in Settings().adapters:
-        assert f"src/{pair.partition('=')[2]}/adapter_model.safetensors" in bento.files
+        folder = adapter_path(pair.partition("=")[2]).relative_to(ROOT)
+        assert f"src/{folder}/adapter_model.safetensors" in bento.files
 
 
 def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) -> None:

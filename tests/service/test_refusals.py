@@ -37,7 +37,7 @@ def http(server: Server) -> Any:
         ({"model": "svd(1*wide)"}, 400, "rank"),
         ({"model": "svd(1*wide, rank=0)"}, 400, "rank"),
         ({"model": ""}, 400, "expected"),
-        ({"model": 7}, 400, "text"),
+        ({"model": 7}, 400, "must be a string, got 7"),
         ({"model": "../../etc/passwd"}, 400, "position"),
         ({"model": "wide@1"}, 404, "profile"),
         ({"model": "wide", "fusion": "narrow"}, 400, "fusion"),
