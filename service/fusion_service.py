@@ -30,7 +30,7 @@ from service.defaults import check_defaults
 from service.engine.proof import PROMPT, Proof, distance, prove
 from service.engine.server import Engine, EngineOptions, start
 from service.errors import ApiError, api_error
-from service.gate import Gate, lora_of
+from service.gate import Gate, lora_request
 from service.metrics import Metrics
 from service.pool import ADAPTER, Pool
 from service.registry import AdapterRecord, ProfileVersion, Registry, now
@@ -268,7 +268,7 @@ class FusionService:
         async with self.pool.lease(fusion) as lease:
             # One after the other: without the seam, vLLM's CPU kernels let an adapter act on base
             # requests of the same batch.
-            base, moved, again = [await self.engine.probe(PROMPT, r) for r in (None, lora_of(lease), None)]
+            base, moved, again = [await self.engine.probe(PROMPT, r) for r in (None, lora_request(lease), None)]
         noise, effect = distance(base, again), distance(base, moved)
         if effect <= 10 * noise:
             raise AdapterError(

@@ -136,7 +136,7 @@ def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
 
 
 def test_the_bento_holds_the_service_and_the_shipped_adapters(bento: Bento) -> None:
-    for name in ("service/app.py", "service/engine/worker.py", "adapters/algebra/fuse.py", "training/base.py"):
+    for name in ("service/bento/app.py", "service/engine/worker.py", "adapters/algebra/fuse.py", "training/base.py"):
         assert f"src/{name}" in bento.files
     for pair in Settings().adapters:
         assert f"src/{pair.partition('=')[2]}/adapter_model.safetensors" in bento.files
