@@ -43,8 +43,9 @@ def api_error(error: Exception, *, param: str | None = None) -> ApiError:
         case RecipeError() | AdapterError() | FusionError():
             return ApiError(400, str(error), param=param)
         case RequestValidationError():
-            message, named = describe_fault(error.errors())
-            return ApiError(400, message, param=named)
+            # FastAPI puts the part of the request first: body, path, …
+            message, param = describe_fault([{**fault, "loc": fault["loc"][1:]} for fault in error.errors()])
+            return ApiError(400, message, param=param)
         case HTTPException():  # Starlette's, for multipart bodies among others
             return ApiError(error.status_code, error.detail, param=param, headers=error.headers)
         case SQLAlchemyError():  # its text would show the statement and its values

@@ -70,7 +70,7 @@ def build_app(service: "FusionService") -> "FastAPI":
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
 
-    from adapters.errors import FusionError
+    from adapters import FusionError
     from service.errors import ApiError
     from service.gate import Gate
     from service.routes import adapters, docs, fusions, models, scorecards

@@ -28,11 +28,11 @@ class StrictModel(BaseModel):
 def describe_fault(errors: Sequence[Mapping[str, Any]], *prefix: str) -> tuple[str, str | None]:
     """The first of pydantic's `errors` as a sentence, and the dotted name of the parameter it is about.
 
-    `prefix` names where the validated value stands in the request's body.
+    `prefix` names where the validated value is in the request's body.
     """
     first = errors[0]
     # Two levels name a parameter; deeper ones are pydantic's names for the branches of a union.
-    path = [*prefix, *(str(part) for part in first["loc"] if part not in ("body", "path"))][:2]
+    path = [*prefix, *(str(part) for part in first["loc"])][:2]
     if first["type"] == "unknown_key":
         path.append(str(first["ctx"]["key"]))
     if not path:

@@ -19,7 +19,7 @@ SUPPORTED_BENTOML = ("1.4.39",)
 METRICS, TIMEOUT = "RunnerTrafficMetricsMiddleware", "TimeoutMiddleware"
 PATH = "fusion.path"
 
-_replaced: dict[str, tuple[type, type]] = {}
+replaced: dict[str, tuple[type, type]] = {}
 """Original and replacement, by BentoML's name."""
 
 
@@ -105,8 +105,8 @@ def install(metric_path: Callable[[Scope], str]) -> None:
     _keep_metrics_in_memory()
     metrics = _require(instruments, METRICS, "app", "namespace", "skip_paths")
     timeout = _require(traffic, TIMEOUT, "app", "timeout")
-    _replaced.update({METRICS: (metrics, _bound_metrics(metrics, metric_path)), TIMEOUT: (timeout, NoTimeout)})
-    setattr(instruments, METRICS, _replaced[METRICS][1])
+    replaced.update({METRICS: (metrics, _bound_metrics(metrics, metric_path)), TIMEOUT: (timeout, NoTimeout)})
+    setattr(instruments, METRICS, replaced[METRICS][1])
     setattr(traffic, TIMEOUT, NoTimeout)
 
 
@@ -124,7 +124,7 @@ def check_effect(app: Starlette | None) -> None:
 
     layers = set() if app is None else {type(layer) for layer in _layers(app)}
     paths = set() if app is None else {getattr(route, "path", "") for route in app.routes}
-    for name, (original, replacement) in _replaced.items():
+    for name, (original, replacement) in replaced.items():
         is_off = name == METRICS and app is not None and "/metrics" not in paths  # by BentoML's own configuration
         if original in layers or (replacement not in layers and not is_off):
             raise UnsupportedBentoMLError(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
@@ -45,7 +45,7 @@ class OwnRoute(APIRoute):
             scope = request.scope
             if self.body_field is not None:
                 headers = [(key, value) for key, value in scope["headers"] if key != b"content-type"]
-                scope = {**scope, "headers": headers}
+                scope = {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
             return await handle(JsonRequest(scope, request.receive))
 
         return handle_json
@@ -56,6 +56,11 @@ class OwnRoute(APIRoute):
             match, child = super().matches({**scope, "method": "GET"})
             return match, {**child, "method": "GET"} if match is Match.FULL else child
         return super().matches(scope)
+
+
+def make_router(tag: str, prefix: str = "") -> APIRouter:
+    """A router for the routes of one noun; `tag` groups them in the API's description."""
+    return APIRouter(prefix=prefix, tags=[tag], route_class=OwnRoute, responses=ERRORS)
 
 
 async def get_service(request: Request) -> "FusionService":

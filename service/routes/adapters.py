@@ -7,25 +7,21 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from pydantic import ValidationError
 
 from service.errors import ApiError
 from service.registry import AdapterRecord
-from service.routes import ERRORS, OwnRoute, Service
-from service.routes.schemas import Adapter, AdapterBody, AdapterList, LoadLoraBody, UnloadLoraBody
+from service.routes import Service, make_router
+from service.routes.schemas import Adapter, AdapterBody, Listing, LoadLoraBody, UnloadLoraBody
 
 MEMBERS = {"adapter_config.json", "adapter_model.safetensors"}
 UPLOAD_OVERHEAD = 2**20
 """Bytes of a multipart body that are not the archive: boundaries, headers and the other parts."""
 
-router = APIRouter(
-    tags=["Adapters"],
-    route_class=OwnRoute,
-    responses=ERRORS,
-)
+router = make_router("Adapters")
 
 
 def adapter_card(record: AdapterRecord) -> Adapter:
@@ -101,17 +97,18 @@ async def register_adapter(request: Request, service: Service, response: Respons
         try:
             body = AdapterBody.model_validate(await request.json())
         except ValidationError as error:
-            raise RequestValidationError(error.errors()) from error
+            faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
+            raise RequestValidationError(faults) from error
         record, new = await service.add_adapter(body.name, service.allowed_path(body.path))
     response.status_code = 201 if new else 200
     return adapter_card(record)
 
 
 @router.get("/v1/adapters", response_model_exclude_unset=True)
-async def list_adapters(service: Service) -> AdapterList:
+async def list_adapters(service: Service) -> Listing[Adapter]:
     """List all adapters."""
     records = sorted(service.registry.adapters.items())
-    return AdapterList(object="list", data=[adapter_card(record) for _, record in records])
+    return Listing[Adapter](object="list", data=[adapter_card(record) for _, record in records])
 
 
 @router.get("/v1/adapters/{name}")

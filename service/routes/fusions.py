@@ -6,21 +6,16 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from service.errors import ApiError
 from service.registry import ProfileVersion
-from service.routes import ERRORS, OwnRoute, Service
-from service.routes.schemas import Plan, PlanBody, Profile, ProfileBody, ProfileList, RollbackBody
+from service.routes import Service, make_router
+from service.routes.schemas import Listing, Plan, PlanBody, Profile, ProfileBody, RollbackBody
 
 TAR = "application/x-tar"
 
-router = APIRouter(
-    prefix="/v1/fusions",
-    tags=["Fusions"],
-    route_class=OwnRoute,
-    responses=ERRORS,
-)
+router = make_router("Fusions", "/v1/fusions")
 
 
 def profile_card(version: ProfileVersion) -> Profile:
@@ -50,10 +45,10 @@ async def plan_fusion(body: PlanBody, service: Service) -> Plan:
 
 
 @router.get("", response_model_exclude_unset=True)
-async def list_profiles(service: Service) -> ProfileList:
+async def list_profiles(service: Service) -> Listing[Profile]:
     """List all profiles."""
     profiles = sorted(service.registry.profiles.items())
-    return ProfileList(object="list", data=[profile_card(profile) for _, profile in profiles])
+    return Listing[Profile](object="list", data=[profile_card(profile) for _, profile in profiles])
 
 
 @router.get("/{profile}")

@@ -3,22 +3,15 @@
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-
 from adapters import parse
 from service.resolve import Fusion
-from service.routes import ERRORS, OwnRoute, Service
-from service.routes.schemas import FusionState, Model, ModelList
+from service.routes import Service, make_router
+from service.routes.schemas import FusionState, Listing, Model
 
 if TYPE_CHECKING:
     from service.fusion_service import FusionService
 
-router = APIRouter(
-    prefix="/v1/models",
-    tags=["Models"],
-    route_class=OwnRoute,
-    responses=ERRORS,
-)
+router = make_router("Models", "/v1/models")
 
 
 def fusion_state(service: "FusionService", fusion: Fusion) -> FusionState:
@@ -54,13 +47,13 @@ def model_card(service: "FusionService", name: str, created: str, fusion: Fusion
 
 
 @router.get("", response_model_exclude_unset=True)
-async def list_models(service: Service) -> ModelList:
+async def list_models(service: Service) -> Listing[Model]:
     """List everything a request may name."""
     names, registry = service.names, service.registry
     adapters = [(n, r.created, names.of_recipe(parse(n))) for n, r in sorted(registry.adapters.items())]
     profiles = [(n, p.created, names.of_profile(p)) for n, p in sorted(registry.profiles.items())]
     entries = [(names.base, "", None), *adapters, *profiles]
-    return ModelList(object="list", data=[model_card(service, *entry) for entry in entries])
+    return Listing[Model](object="list", data=[model_card(service, *entry) for entry in entries])
 
 
 @router.get("/{name:path}", response_model_exclude_unset=True)

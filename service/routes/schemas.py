@@ -1,12 +1,13 @@
 """Bodies and answers of the service's own routes. Answers leave out the keys that they do not set."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.defaults import Defaults
 from service.validation import StrictModel
 
+T = TypeVar("T")
 Name = Annotated[str, Field(min_length=1, examples=["balanced"])]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="sha256 of a fusion, 64 hexadecimal digits")]
 Created = Annotated[str, Field(examples=["2026-01-31T12:00:00+00:00"], description="UTC, ISO 8601")]
@@ -41,10 +42,17 @@ FusionValue = Annotated[
 ]
 
 
+class Listing(BaseModel, Generic[T]):
+    """OpenAI's list object."""
+
+    object: Literal["list"]
+    data: list[T]
+
+
 class FusionKeys(BaseModel):
     """What a request may say on top of vLLM's keys, beside the base model in `model`."""
 
-    fusion: FusionValue = None
+    fusion: FusionValue | None = None
     strict: bool | None = Field(default=None, description="refuse a fusion that would lose any of its update")
 
 
@@ -55,20 +63,20 @@ class AdapterBody(StrictModel):
     path: str = Field(min_length=1, examples=["examples/adapters/task"])
 
 
-class LoadLoraBody(StrictModel):
+class LoadLoraBody(BaseModel):
     """The body of vLLM's `/v1/load_lora_adapter`; its further keys are ignored."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(strict=True)
 
     lora_name: Name
     lora_path: str = Field(min_length=1)
     load_inplace: bool = False
 
 
-class UnloadLoraBody(StrictModel):
+class UnloadLoraBody(BaseModel):
     """The body of vLLM's `/v1/unload_lora_adapter`; its further keys are ignored."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(strict=True)
 
     lora_name: Name
 
@@ -109,13 +117,6 @@ class Adapter(BaseModel):
     profiles: list[str] = Field(default=[], description="profiles that use it")
 
 
-class AdapterList(BaseModel):
-    """All adapters, by name."""
-
-    object: Literal["list"]
-    data: list[Adapter]
-
-
 class Profile(BaseModel):
     """One version of a profile."""
 
@@ -129,13 +130,6 @@ class Profile(BaseModel):
     description: str
     created: Created
     versions: list[int] = Field(default=[], description="all versions there are")
-
-
-class ProfileList(BaseModel):
-    """All profiles in their current versions, by name."""
-
-    object: Literal["list"]
-    data: list[Profile]
 
 
 class Plan(BaseModel):
@@ -175,13 +169,6 @@ class Model(BaseModel):
     parent: str | None
     fusion: FusionState | None
     max_model_len: int = Field(default=0, description="of the base")
-
-
-class ModelList(BaseModel):
-    """The base, then adapters and profiles by name."""
-
-    object: Literal["list"]
-    data: list[Model]
 
 
 class Scorecard(BaseModel):

@@ -3,21 +3,16 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from service.errors import ApiError
-from service.routes import ERRORS, OwnRoute, Service
+from service.routes import Service, make_router
 from service.routes.schemas import Digest, Scorecard, ScorecardList
 
 MAX_SCORECARD_BYTES = 64 * 1024
 MAX_SCORECARDS = 1000
 
-router = APIRouter(
-    prefix="/v1/scorecards",
-    tags=["Scorecards"],
-    route_class=OwnRoute,
-    responses=ERRORS,
-)
+router = make_router("Scorecards", "/v1/scorecards")
 
 
 @router.post("/{digest}", status_code=201)

@@ -75,7 +75,8 @@ def test_the_container_runs_as_a_user_that_is_not_root_by_number(
     instructions: list[Instruction],
 ) -> None:
     user, group = last(instructions, "USER").split(":")
-    assert int(user) > 0 and int(group) > 0
+    assert int(user) > 0
+    assert int(group) > 0
     keywords = [keyword for keyword, _ in instructions]
     after = keywords[len(keywords) - keywords[::-1].index("USER") :]
     assert set(after) == {"HEALTHCHECK", "ENTRYPOINT"}
@@ -122,7 +123,8 @@ def test_containerize_builds_the_same_image(bento: Bento, instructions: list[Ins
 
 def test_all_that_the_dockerfile_copies_is_in_the_bento(bento: Bento, instructions: list[Instruction]) -> None:
     sources = [text.split()[-2] for keyword, text in instructions if keyword == "COPY"]
-    assert sources and all((bento.folder / source).is_dir() for source in sources)
+    assert sources
+    assert all((bento.folder / source).is_dir() for source in sources)
 
 
 def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
@@ -132,7 +134,8 @@ def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
     command = [*json.loads(last(instructions, "ENTRYPOINT")), "--help"]
     assert last(instructions, "WORKDIR") == "$BENTO_PATH/src"
     said = subprocess.run(command, cwd=bento.folder / "src", env=environment, capture_output=True, text=True)
-    assert said.returncode == 0 and "FUSION_PORT" in said.stdout, said.stderr
+    assert said.returncode == 0, said.stderr
+    assert "FUSION_PORT" in said.stdout
 
 
 def test_the_bento_holds_the_service_and_the_shipped_adapters(bento: Bento) -> None:

@@ -10,9 +10,9 @@ import pytest
 from tests.conftest import BASE_NAME, Server
 
 RECIPE = "0.6*narrow + 0.4*wide"
-AS_JSON = {"adapters": [{"name": "wide", "weight": 0.4}, {"name": "narrow", "weight": 0.6}]}
+AS_JSON: dict[str, Any] = {"adapters": [{"name": "wide", "weight": 0.4}, {"name": "narrow", "weight": 0.6}]}
 MESSAGES = [{"role": "user", "content": "Name three rivers."}]
-CHAT = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0, "logprobs": True}
+CHAT: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0, "logprobs": True}
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"prompt": "Name three rivers:", "max_tokens": 6, "temperature": 0},
@@ -44,7 +44,7 @@ def answer_of(response: httpx.Response) -> str:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_all_spellings_are_one_fusion(http: httpx.Client, route: str) -> None:
-    spellings = [
+    spellings: list[dict[str, Any]] = [
         {"model": "even"},
         {"model": "even@1"},
         {"model": RECIPE},
@@ -84,7 +84,8 @@ def test_a_request_in_the_same_packet_as_a_fusion_gets_the_plain_base(http: http
         connection.sendall(b"".join(sent))
         said = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     first, second = (part.partition("\r\n\r\n") for part in said.split("HTTP/1.1 200 OK")[1:])
-    assert "x-fusion-mode" in first[0] and "x-fusion-mode" not in second[0]
+    assert "x-fusion-mode" in first[0]
+    assert "x-fusion-mode" not in second[0]
     fused, plain = (http.post("/v1/chat/completions", json={**CHAT, "model": m}) for m in ("-6*wide", BASE_NAME))
     assert answer_of(httpx.Response(200, text=first[2])) == answer_of(fused)
     assert answer_of(httpx.Response(200, text=second[2])) == answer_of(plain) != answer_of(fused)

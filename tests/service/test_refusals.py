@@ -88,14 +88,17 @@ def test_what_could_never_be_answered_with_is_not_stored(http: httpx.Client, val
     assert http.put("/v1/fusions/never", content=body).status_code == 400
     digest = "0" * 64
     refused = http.post(f"/v1/scorecards/{digest}", content=b'{"harm": ' + value + b"}")
-    assert refused.status_code == 400 and "JSON" in refused.json()["error"]["message"]
-    assert http.get(f"/v1/scorecards/{digest}").json()["data"] == [] and http.get("/v1/fusions").status_code == 200
+    assert refused.status_code == 400
+    assert "JSON" in refused.json()["error"]["message"]
+    assert http.get(f"/v1/scorecards/{digest}").json()["data"] == []
+    assert http.get("/v1/fusions").status_code == 200
 
 
 def test_versions_are_those_there_are(http: httpx.Client) -> None:
     assert http.put("/v1/fusions/kept", json={"fusion": "1*wide"}).status_code == 201
     answer = http.post("/v1/chat/completions", json={**CHAT, "model": "kept@" + "1" * 4301})
-    assert answer.status_code == 404 and "has no version" in answer.json()["error"]["message"]
+    assert answer.status_code == 404
+    assert "has no version" in answer.json()["error"]["message"]
     assert http.delete("/v1/fusions/kept@1").status_code == 400  # a version is not deleted by itself
     assert http.get("/v1/fusions/kept").status_code == 200
     assert http.delete("/v1/fusions/kept").status_code == 204
@@ -103,7 +106,8 @@ def test_versions_are_those_there_are(http: httpx.Client) -> None:
 
 def test_other_methods_are_refused_in_the_shape_of_all_errors(http: httpx.Client) -> None:
     answer = http.post("/v1/models", json={})
-    assert answer.status_code == 405 and "GET" in answer.json()["error"]["message"]
+    assert answer.status_code == 405
+    assert "GET" in answer.json()["error"]["message"]
 
 
 def test_nan_weights_in_json_are_refused(http: httpx.Client) -> None:
