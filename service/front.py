@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # vLLM takes seconds to import; BentoML's supervisor, which o
     from service.fusion_service import FusionService
 
 HEALTH_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
-"""Routes of BentoML's."""
+"""BentoML's own routes."""
 OPEN_PATHS = ("/health", "/ping", "/docs", "/openapi.json")
-"""What needs no key: vLLM's health checks, and the API's description."""
+"""What may be read without a key: vLLM's health checks, and the API's description."""
 ASSETS_PATH = "/docs/assets"
 
 
@@ -31,10 +31,11 @@ class RequireKey:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on preflight requests, open paths and requests with a key."""
-        path = scope["path"]
-        is_open = scope.get("method") == "OPTIONS" or path in OPEN_PATHS or path.startswith(f"{ASSETS_PATH}/")
-        if is_open or self._keys.verify_token(Headers(scope=scope)):
+        """Pass on preflight requests, reads of open paths, and requests with a key."""
+        path, method = scope["path"], scope.get("method")
+        is_open = path in OPEN_PATHS or path.startswith(f"{ASSETS_PATH}/")
+        may_pass = method == "OPTIONS" or (method in ("GET", "HEAD") and is_open)  # a POST reaches the gate
+        if may_pass or self._keys.verify_token(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
         from service.errors import ApiError, error_response
@@ -75,12 +76,20 @@ def build_app(service: "FusionService") -> "FastAPI":
     from service.gate import Gate
     from service.routes import adapters, docs, fusions, models, scorecards
 
-    failures = (ApiError, FusionError, HTTPException, OSError, RequestValidationError, SQLAlchemyError, Exception)
+    expected = (
+        ApiError,
+        ClientDisconnect,
+        FusionError,
+        HTTPException,
+        OSError,
+        RequestValidationError,
+        SQLAlchemyError,
+    )
     keys = service.engine.keys
     app = FastAPI(
         openapi_url=None,  # the document of both apps is a route of its own
         redirect_slashes=False,
-        exception_handlers=dict.fromkeys(failures, answer_error),
+        exception_handlers=dict.fromkeys((*expected, Exception), answer_error),  # the last one logs, too
         middleware=[] if keys is None else [Middleware(RequireKey, keys=keys)],
     )
     app.state.service = service

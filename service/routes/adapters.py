@@ -49,7 +49,7 @@ def unpack(file: IO[bytes], folder: Path, limit: int) -> Path:
                 with (folder / name).open("wb") as out:
                     shutil.copyfileobj(source, out)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise ApiError(400, f"The upload is not a .tar archive without compression: {error}.", param="file") from error
+        raise ApiError(400, f"The upload is not an uncompressed .tar archive: {error}.", param="file") from error
     return folder
 
 
@@ -66,8 +66,7 @@ async def upload(request: Request, service: Service) -> tuple[AdapterRecord, boo
         folder = Path(tempfile.mkdtemp(prefix="upload-", dir=service.settings.data))
         try:
             await asyncio.to_thread(unpack, file.file, folder, limit)
-            added: tuple[AdapterRecord, bool] = await service.add_adapter(name, folder)
-            return added
+            return await service.add_adapter(name, folder)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -70,7 +70,7 @@ def build_document(own: Iterable[BaseRoute], vllm: Iterable[BaseRoute]) -> dict[
             operation["tags"] = ["Inference" if takes_fusion else "Engine"]
             if takes_fusion:
                 _add_fusion(operation)
-            if path in KEYLESS:
+            if path in KEYLESS and method == "get":
                 operation["security"] = []
     return document | {"paths": paths | _health_paths()}
 

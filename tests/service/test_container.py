@@ -63,7 +63,7 @@ def instructions(bento: Bento) -> list[Instruction]:
 
 
 def last(instructions: list[Instruction], keyword: str) -> str:
-    return [text for found, text in instructions if found == keyword][-1]
+    return [text for each, text in instructions if each == keyword][-1]
 
 
 def variables(instructions: list[Instruction]) -> dict[str, str]:
@@ -94,8 +94,8 @@ def test_registry_and_store_and_adapters_are_mounts_the_user_may_write(
     assert json.loads(last(instructions, "VOLUME")) == ["/data", "/adapters"]
     assert variables(instructions)["FUSION_DATA"] == "/data"
     assert variables(instructions)["FUSION_ADAPTER_ROOTS"] == "/adapters"
-    made = f"mkdir -p /data /adapters && chown {last(instructions, 'USER')} /data /adapters"
-    (step,) = (at for at, (_, text) in enumerate(instructions) if text.endswith(made))
+    ending = f"mkdir -p /data /adapters && chown {last(instructions, 'USER')} /data /adapters"
+    (step,) = (at for at, (_, text) in enumerate(instructions) if text.endswith(ending))
     assert step < [keyword for keyword, _ in instructions].index("VOLUME")  # later changes would be lost
 
 
@@ -116,9 +116,9 @@ def test_the_image_installs_the_pinned_set_and_names_no_index(bento: Bento, inst
 def test_containerize_builds_the_same_image(bento: Bento, instructions: list[Instruction], tmp_path: Path) -> None:
     # BentoML unpacks the Bento in the temporary folder and refuses a template outside the current one.
     bento.run("-c", CONTAINERFILE, TAG, str(tmp_path / "made"), cwd=tmp_path, TMPDIR=str(tmp_path))
-    made = parse((tmp_path / "made").read_text())
+    containerized = parse((tmp_path / "made").read_text())
     caches = re.compile(r"(--mount=\S+ )+")  # BuildKit's; docker build of the Bento's folder goes without
-    assert [(keyword, caches.sub("", text)) for keyword, text in made] == instructions
+    assert [(keyword, caches.sub("", text)) for keyword, text in containerized] == instructions
 
 
 def test_all_that_the_dockerfile_copies_is_in_the_bento(bento: Bento, instructions: list[Instruction]) -> None:
@@ -166,10 +166,10 @@ def test_the_served_bento_mixes_and_serves_what_ships(
 ) -> None:
     log = tmp_path / "log"
     outside = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": ""}
-    found = subprocess.run(
+    elsewhere = subprocess.run(
         [sys.executable, "-c", "import service"], cwd=tmp_path, env=os.environ | outside, capture_output=True
     )
-    assert b"ModuleNotFoundError" in found.stderr  # so whatever is served below is the Bento's own code
+    assert b"ModuleNotFoundError" in elsewhere.stderr  # so whatever is served below is the Bento's own code
     own = [f"{name}={server.adapters[name]}" for name in ("wide", "narrow")]
     process, url = launch(
         tmp_path / "data",

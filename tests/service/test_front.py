@@ -96,6 +96,14 @@ def test_keys_guard_all_but_health_docs_and_preflight(service: Any) -> None:
     assert http.options("/version").status_code != 401
 
 
+def test_an_open_path_does_not_lead_a_post_to_the_gate_without_a_key(service: Any) -> None:
+    service.engine.keys = AuthenticationMiddleware(service.engine.app, ["right"])
+    front = Front()
+    front.start(service)
+    for path in ("/health", "/ping", "/docs", "/docs/assets/x"):
+        assert TestClient(front).post(path, json={"model": "1*a"}).status_code == 401
+
+
 def test_what_is_no_own_route_is_vllms(http: TestClient) -> None:
     assert http.get("/version").json() == {"version": "0"}
     assert http.get("/nowhere").json() == {"detail": "Not Found"}

@@ -25,13 +25,13 @@ ROUTES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def http(server: Server) -> Any:
     with server.http() as client:
-        made = client.put("/v1/fusions/even", json={"fusion": RECIPE})
-        assert made.status_code == 201, made.text
+        answer = client.put("/v1/fusions/even", json={"fusion": RECIPE})
+        assert answer.status_code == 201, answer.text
         yield client
         assert client.delete("/v1/fusions/even").status_code == 204
 
 
-def answer_of(response: httpx.Response) -> str:
+def generated(response: httpx.Response) -> str:
     """The part of an answer that depends on the model's weights."""
     body = response.json()
     if "choices" in body:
@@ -62,7 +62,7 @@ def test_all_spellings_are_one_fusion(http: httpx.Client, route: str) -> None:
             assert answer.json()["model"] == spelling["model"]
     assert len({a.headers["x-fusion-digest"] for a in answers}) == 1
     assert len({a.headers["x-fusion-recipe"] for a in answers}) == 1
-    assert len({answer_of(a) for a in answers}) == 1
+    assert len({generated(a) for a in answers}) == 1
 
 
 def test_the_plain_base_has_no_fusion_headers(http: httpx.Client) -> None:
@@ -87,8 +87,8 @@ def test_a_request_in_the_same_packet_as_a_fusion_gets_the_plain_base(http: http
     assert "x-fusion-mode" in first[0]
     assert "x-fusion-mode" not in second[0]
     fused, plain = (http.post("/v1/chat/completions", json={**CHAT, "model": m}) for m in ("-6*wide", BASE_NAME))
-    assert answer_of(httpx.Response(200, text=first[2])) == answer_of(fused)
-    assert answer_of(httpx.Response(200, text=second[2])) == answer_of(plain) != answer_of(fused)
+    assert generated(httpx.Response(200, text=first[2])) == generated(fused)
+    assert generated(httpx.Response(200, text=second[2])) == generated(plain) != generated(fused)
 
 
 @pytest.mark.parametrize("model", ["even", RECIPE, "wide", "svd(1*wide + 1*narrow, rank=4)"])
@@ -129,7 +129,7 @@ def test_models_lists_base_adapters_profiles_without_paths(http: httpx.Client, s
     assert "~mix" not in text
 
 
-def test_source_tells_how_a_fusion_came(http: httpx.Client) -> None:
+def test_the_source_header_says_where_a_fusion_came_from(http: httpx.Client) -> None:
     model = "svd(0.5*wide + 0.5*stable, rank=3)"
     first, second = (http.post("/v1/chat/completions", json={**CHAT, "model": model}) for _ in "ab")
     assert [a.headers["x-fusion-source"] for a in (first, second)] == ["built", "warm"]
