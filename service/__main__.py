@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failure.unlink(missing_ok=True)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
     address = ["--host", settings.host, "--port", str(settings.port)]
-    command = [sys.executable, "-m", "bentoml", "serve", "service.app:LoraFusion", *address]
+    command = [sys.executable, "-m", "bentoml", "serve", "service.bento.app:LoraFusion", *address]
     server = subprocess.Popen(command, preexec_fn=end_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapters import AdapterError, LoraAdapter, check_name, load, parse
+from adapters.files import SHIPPED, adapter_path
 from service.base_model import Shapes, check_fits
 from service.engine.models import LoRARequest, mix_request
 from service.engine.probe import PROMPT, distance
@@ -16,7 +17,6 @@ from service.pool import Pool
 from service.registry import AdapterRecord, Registry, now
 from service.resolve import Fusion, Names
 from service.settings import Settings
-from service.shipped import SHIPPED, adapter_path
 
 EFFECT_OVER_NOISE = 10
 """A probe must move log-probabilities by this many times the difference of two runs of the base."""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from adapters import AdapterError, Store
+from adapters.files import adapter_path
 from service.base_model import Shapes, dense_shapes
 from service.catalog import Catalog
 from service.data_folder import hold_data_folder, scratch_folder
@@ -26,7 +27,6 @@ from service.registry import Registry
 from service.residency import Residency
 from service.resolve import Names
 from service.settings import Settings
-from service.shipped import adapter_path
 
 log = logging.getLogger("fusion")
 

@@ -38,7 +38,7 @@ def step_rows(requests: Sequence[Any], num_tokens: NDArray[np.integer[Any]], wid
 
 
 def _language_wrapper(lora_manager: Any) -> Any:
-    manager = lora_manager._adapter_manager  # noqa: SLF001 - vLLM has no public way to its wrappers
+    manager = lora_manager._adapter_manager
     wrappers = manager.punica_wrapper_mapping
     key = manager.mm_mapping.language_model[0] if manager.supports_mm else next(iter(wrappers))
     return wrappers[key]
@@ -58,7 +58,7 @@ def patch_runner(mixin: Any) -> None:
     """Have the runner class `mixin` (V1, and the step itself of V2) write the weight rows before each step."""
     require(mixin, "set_active_loras", "_set_active_loras")
     set_v1: Callable[..., None] = mixin.set_active_loras
-    set_any: Callable[..., None] = mixin._set_active_loras  # noqa: SLF001 - one of the two replaced methods
+    set_any: Callable[..., None] = mixin._set_active_loras
 
     def set_active_loras(self: Any, input_batch: Any, num_scheduled: Any, *args: Any, **kw: Any) -> None:
         ids = input_batch.req_ids[: len(num_scheduled)]
@@ -78,7 +78,7 @@ def patch_runner(mixin: Any) -> None:
         _write_rows(target, step_rows(requests, num_scheduled, target.shape[1]))
 
     mixin.set_active_loras = set_active_loras
-    mixin._set_active_loras = _set_active_loras  # noqa: SLF001 - as above
+    mixin._set_active_loras = _set_active_loras
 
 
 def patch_v2_state(state: Any) -> None:

@@ -24,7 +24,7 @@ class FusionWorker:
 
     def fusion_adapter_layers(self, lora_id: int) -> dict[str, int]:
         """Structural check: layers of this worker that adapter `lora_id` fills, with their rank."""
-        manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001 - vLLM has no public way to it
+        manager = self.model_runner.lora_manager._adapter_manager
         lora = manager.get_adapter(lora_id)
         layers = {} if lora is None else {n: manager.modules.get(n) for n in lora.loras}
         return {name: lora.loras[name].rank for name, layer in layers.items() if layer is not None}

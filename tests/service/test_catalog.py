@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from adapters import AdapterError, Store, save
+from adapters.files.shipped import CHECKOUT
 from service.catalog import Catalog
 from service.errors import ApiError
 from service.materializer import Materializer
@@ -22,7 +23,6 @@ from service.registry import Registry
 from service.residency import Residency
 from service.resolve import Names
 from service.settings import Settings
-from service.shipped import CHECKOUT
 from tests.adapters import samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adapters.files import adapter_path
 from service.settings import Settings
-from service.shipped import adapter_path
 from tests.conftest import ROOT, Server, launch, stop, wait_ready
 
 TAG = "lora-fusion:latest"
@@ -64,7 +64,7 @@ def instructions(bento: Bento) -> list[Instruction]:
 
 
 def last(instructions: list[Instruction], keyword: str) -> str:
-    return [text for found, text in instructions if found == keyword][-1]
+    return [text for each, text in instructions if each == keyword][-1]
 
 
 def variables(instructions: list[Instruction]) -> dict[str, str]:
@@ -76,7 +76,8 @@ def test_the_container_runs_as_a_user_that_is_not_root_by_number(
     instructions: list[Instruction],
 ) -> None:
     user, group = last(instructions, "USER").split(":")
-    assert int(user) > 0 and int(group) > 0
+    assert int(user) > 0
+    assert int(group) > 0
     keywords = [keyword for keyword, _ in instructions]
     after = keywords[len(keywords) - keywords[::-1].index("USER") :]
     assert set(after) == {"HEALTHCHECK", "ENTRYPOINT"}
@@ -94,8 +95,8 @@ def test_registry_and_store_and_adapters_are_mounts_the_user_may_write(
     assert json.loads(last(instructions, "VOLUME")) == ["/data", "/adapters"]
     assert variables(instructions)["FUSION_DATA"] == "/data"
     assert variables(instructions)["FUSION_ADAPTER_ROOTS"] == "/adapters"
-    made = f"mkdir -p /data /adapters && chown {last(instructions, 'USER')} /data /adapters"
-    (step,) = (at for at, (_, text) in enumerate(instructions) if text.endswith(made))
+    ending = f"mkdir -p /data /adapters && chown {last(instructions, 'USER')} /data /adapters"
+    (step,) = (at for at, (_, text) in enumerate(instructions) if text.endswith(ending))
     assert step < [keyword for keyword, _ in instructions].index("VOLUME")  # later changes would be lost
 
 
@@ -116,14 +117,15 @@ def test_the_image_installs_the_pinned_set_and_names_no_index(bento: Bento, inst
 def test_containerize_builds_the_same_image(bento: Bento, instructions: list[Instruction], tmp_path: Path) -> None:
     # BentoML unpacks the Bento in the temporary folder and refuses a template outside the current one.
     bento.run("-c", CONTAINERFILE, TAG, str(tmp_path / "made"), cwd=tmp_path, TMPDIR=str(tmp_path))
-    made = parse((tmp_path / "made").read_text())
+    containerized = parse((tmp_path / "made").read_text())
     caches = re.compile(r"(--mount=\S+ )+")  # BuildKit's; docker build of the Bento's folder goes without
-    assert [(keyword, caches.sub("", text)) for keyword, text in made] == instructions
+    assert [(keyword, caches.sub("", text)) for keyword, text in containerized] == instructions
 
 
 def test_all_that_the_dockerfile_copies_is_in_the_bento(bento: Bento, instructions: list[Instruction]) -> None:
     sources = [text.split()[-2] for keyword, text in instructions if keyword == "COPY"]
-    assert sources and all((bento.folder / source).is_dir() for source in sources)
+    assert sources
+    assert all((bento.folder / source).is_dir() for source in sources)
 
 
 def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
@@ -133,11 +135,12 @@ def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
     command = [*json.loads(last(instructions, "ENTRYPOINT")), "--help"]
     assert last(instructions, "WORKDIR") == "$BENTO_PATH/src"
     said = subprocess.run(command, cwd=bento.folder / "src", env=environment, capture_output=True, text=True)
-    assert said.returncode == 0 and "FUSION_PORT" in said.stdout, said.stderr
+    assert said.returncode == 0, said.stderr
+    assert "FUSION_PORT" in said.stdout
 
 
 def test_the_bento_holds_the_service_and_the_shipped_adapters(bento: Bento) -> None:
-    for name in ("service/app.py", "service/engine/worker.py", "adapters/algebra/fuse.py", "training/base.py"):
+    for name in ("service/bento/app.py", "service/engine/worker.py", "adapters/algebra/fuse.py", "training/base.py"):
         assert f"src/{name}" in bento.files
     for pair in Settings().adapters:
         folder = adapter_path(pair.partition("=")[2]).relative_to(ROOT)
@@ -165,10 +168,10 @@ def test_the_served_bento_mixes_and_serves_what_ships(
 ) -> None:
     log = tmp_path / "log"
     outside = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": ""}
-    found = subprocess.run(
+    elsewhere = subprocess.run(
         [sys.executable, "-c", "import service"], cwd=tmp_path, env=os.environ | outside, capture_output=True
     )
-    assert b"ModuleNotFoundError" in found.stderr  # so whatever is served below is the Bento's own code
+    assert b"ModuleNotFoundError" in elsewhere.stderr  # so whatever is served below is the Bento's own code
     own = [f"{name}={server.adapters[name]}" for name in ("wide", "narrow")]
     process, url = launch(
         tmp_path / "data",

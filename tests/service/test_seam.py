@@ -135,7 +135,7 @@ def test_the_v1_runner_writes_rows_each_step_and_resets_them_for_dummy_runs() ->
     batch = SimpleNamespace(req_ids=["a"], make_lora_inputs=lambda *_: ((7,), (7, 7), set()))
     runner.set_active_loras(batch, np.array([2]))
     assert torch.equal(punica.fusion_rows[:2], torch.tensor([[0.25, 4.0]] * 2))
-    runner._set_active_loras((), (), set())  # noqa: SLF001 - what vLLM itself calls for dummy runs
+    runner._set_active_loras((), (), set())
     assert torch.equal(punica.fusion_rows, torch.ones(6, 2))
 
 

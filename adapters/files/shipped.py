@@ -4,10 +4,10 @@ from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
-from adapters import AdapterError
+from adapters.errors import AdapterError
 
 SHIPPED = "shipped:"
-CHECKOUT = Path(__file__).resolve().parents[1] / "examples" / "adapters"
+CHECKOUT = Path(__file__).resolve().parents[2] / "examples" / "adapters"
 INSTALLED = "lora_fusion"
 """The installed package that holds the same folders as data, under `adapters`."""
 
