@@ -1,4 +1,4 @@
-"""The tables of the docs that are made from the code: settings, fusion methods, data formats."""
+"""The tables of the docs that are made from the code: settings, routes, fusion methods, data formats."""
 
 from adapters import METHODS
 from service.settings import describe
@@ -35,3 +35,16 @@ def formats() -> str:
 def training_settings() -> str:
     """Every setting of the trainer with its default, as TOML would have it."""
     return "\n".join(["```text", *(f"{key} = {value}" for key, value in defaults()), "```"])
+
+
+def routes() -> str:
+    """Every route of our own, as the OpenAPI document has it; vLLM's are left out, so no engine is asked."""
+    from service.routes.openapi import OWN_ROUTERS, build_document
+
+    own = [route for module in OWN_ROUTERS for route in module.router.routes]
+    rows = ["| route | does |", "| --- | --- |"]
+    for path, methods in build_document(own, [])["paths"].items():
+        for method, operation in methods.items():
+            text = operation.get("description") or f"{operation['summary']}."
+            rows.append(f"| `{method.upper()} {path}` | {text.splitlines()[0]} |")
+    return "\n".join(rows)

@@ -1,7 +1,7 @@
 """Fill the tables of README and docs: `python -m benchmarks.tables [--check]`.
 
 Each stands between `<!-- NAME -->` and `<!-- /NAME -->` and is made from `benchmarks/results/*.json` or, for settings,
-methods and formats, from the code.
+routes, methods and formats, from the code.
 """
 
 import argparse
@@ -107,6 +107,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/performance.md": {"results": ratios},
     "docs/evaluation.md": {"quality": quality},
     "docs/settings.md": {"settings": reference.settings},
+    "docs/http-api.md": {"routes": reference.routes},
     "docs/recipes.md": {"methods": reference.methods},
     "docs/training.md": {"training-settings": reference.training_settings, "formats": reference.formats},
     "benchmarks/README.md": {
