@@ -1,5 +1,7 @@
 """The tables of the docs that are made from the code: settings, routes, fusion methods, data formats."""
 
+import re
+
 from adapters import METHODS
 from service.settings import describe
 from training.config import defaults
@@ -29,7 +31,10 @@ def methods() -> str:
 def formats() -> str:
     """Every format of training rows."""
     rows = ["| format | a row is |", "| --- | --- |"]
-    return "\n".join([*rows, *(f"| `{name}` | `{format.summary}` |" for name, format in FORMATS.items())])
+    for name, format in FORMATS.items():
+        text = re.sub(r"[{[].*[}\]]", r"`\g<0>`", format.summary)
+        rows.append(f"| `{name}` | {text} |")
+    return "\n".join(rows)
 
 
 def training_settings() -> str:
