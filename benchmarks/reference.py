@@ -4,7 +4,7 @@ import re
 
 from adapters import METHODS
 from service.settings import describe
-from training.config import defaults
+from training.config import list_settings
 from training.rows.readers import FORMATS
 
 
@@ -39,7 +39,7 @@ def formats() -> str:
 
 def training_settings() -> str:
     """Every setting of the trainer with its default, as TOML would have it."""
-    return "\n".join(["```text", *(f"{key} = {value}" for key, value in defaults()), "```"])
+    return "\n".join(["```text", *(f"{key} = {value}" for key, value in list_settings()), "```"])
 
 
 def routes() -> str:
