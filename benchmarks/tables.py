@@ -14,10 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reference
+from benchmarks import headline, quality, reference
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
-from benchmarks.headline import rendered as headlines
-from benchmarks.quality import rendered
 
 PAIRS_FOR_95 = 6
 """The fewest values between whose lowest and highest the median lies with 95 %."""
@@ -79,40 +77,40 @@ def ratios(names: Sequence[str] = ()) -> str:
     for row in [rows[name] for name in names] if names else rows.values():
         low, high = row["interval"]
         few = "*" if len(row["ours"]) < PAIRS_FOR_95 else ""
-        what = f"**{row['ratio']:.2f}×** the {quantity(row)} ({low:.2f}–{high:.2f}{few})"
+        what = f"**{row['ratio']:.2f}×** the {measured_quantity(row)} ({low:.2f}–{high:.2f}{few})"
         lines.append(f"| {row['name']} | {row['peer_is']} | {what} |")
     return "\n".join(lines)
 
 
-def quantity(row: Mapping[str, Any]) -> str:
+def measured_quantity(row: Mapping[str, Any]) -> str:
     """What a comparison compares: less time and memory is better, more throughput and speed."""
     if row["aim"][0] == "<=":
         return "memory" if row["unit"] == "GB" else "time"
     return "throughput" if "tok" in row["unit"] else "speed"
 
 
-def quality() -> str:
+def quality_table() -> str:
     """What the shipped adapters do."""
-    return rendered(json.loads((RESULTS / "quality.json").read_text())["models"])
+    return quality.render(json.loads((RESULTS / "quality.json").read_text())["models"])
 
 
-def headline() -> str:
+def headline_tables() -> str:
     """The paper's headline points at three seeds, and MMLU."""
     path = RESULTS / "headline.json"
-    return headlines(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+    return headline.render(json.loads(path.read_text())) if path.exists() else "Not measured yet."
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"ratios": partial(ratios, FIRST)},
     "docs/performance.md": {"results": ratios},
-    "docs/evaluation.md": {"quality": quality},
+    "docs/evaluation.md": {"quality": quality_table},
     "docs/settings.md": {"settings": reference.settings},
     "docs/http-api.md": {"routes": reference.routes},
     "docs/recipes.md": {"methods": reference.methods},
     "docs/training.md": {"training-settings": reference.training_settings, "formats": reference.formats},
     "benchmarks/README.md": {
         "tables": figures,
-        "headline": headline,
+        "headline": headline_tables,
         "gpu": partial(figures, "gpu.json"),
         "scaling": scaling,
     },
