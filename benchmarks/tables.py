@@ -1,19 +1,20 @@
-"""Put the recorded figures into the README files: `python -m benchmarks.tables [--check]`.
+"""Fill the tables of README and docs: `python -m benchmarks.tables [--check]`.
 
-Each table stands between `<!-- NAME -->` and `<!-- /NAME -->` and is made from `benchmarks/results/*.json` alone.
+Each stands between `<!-- NAME -->` and `<!-- /NAME -->` and is made from `benchmarks/results/*.json` or, for settings,
+routes, methods and formats, from the code.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import headline, quality
+from benchmarks import headline, quality, reference
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
 
 PAIRS_FOR_95 = 6
@@ -59,20 +60,33 @@ def scaling() -> str:
     return "\n".join([*lines, f"{content['case']}: `{content['command']}`, {content['date']}, {content['machine']}"])
 
 
-def highlights() -> str:
-    """What the README opens with: figure, peer, ratio."""
-    lines = [
-        "| on 2 CPU cores | against | ratio (95 % interval; * three pairs: lowest to highest) |",
-        "| --- | --- | --- |",
-    ]
-    for row in (row for row in read_records() if "peer" in row):
-        less = "times the memory" if row["unit"] == "GB" else "times the time"
-        (low, high), sign = row["interval"], "times" if row["aim"][0] == ">=" else less
+FIRST = (
+    "first token of weights never seen, adapters resident",
+    "first token, adapters not resident",
+    "64 mixes in one slot, against 64 materialised adapters",
+    "base model throughput, 16 streams",
+    "start, installed",
+)
+"""What the README shows: three gains, the plain base beside it, and the price."""
+
+
+def ratios(names: Sequence[str] = ()) -> str:
+    """Figure, peer and ratio of all comparisons, or of those with these names, in that order."""
+    rows = {row["name"]: row for row in read_records() if "peer" in row}
+    lines = ["| on 2 CPU cores | against | ratio (95 % interval) |", "| --- | --- | --- |"]
+    for row in [rows[name] for name in names] if names else rows.values():
+        low, high = row["interval"]
         few = "*" if len(row["ours"]) < PAIRS_FOR_95 else ""
-        lines.append(
-            f"| {row['name']} | {row['peer_is']} | **{row['ratio']:.2f}** {sign} ({low:.2f}–{high:.2f}{few}) |"
-        )
+        what = f"**{row['ratio']:.2f}×** the {measured_quantity(row)} ({low:.2f}–{high:.2f}{few})"
+        lines.append(f"| {row['name']} | {row['peer_is']} | {what} |")
     return "\n".join(lines)
+
+
+def measured_quantity(row: Mapping[str, Any]) -> str:
+    """What a comparison compares: less time and memory is better, more throughput and speed."""
+    if row["aim"][0] == "<=":
+        return "memory" if row["unit"] == "GB" else "time"
+    return "throughput" if "tok" in row["unit"] else "speed"
 
 
 def quality_table() -> str:
@@ -87,7 +101,13 @@ def headline_tables() -> str:
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "README.md": {"results": highlights, "quality": quality_table},
+    "README.md": {"ratios": partial(ratios, FIRST)},
+    "docs/performance.md": {"results": ratios},
+    "docs/evaluation.md": {"quality": quality_table},
+    "docs/settings.md": {"settings": reference.settings},
+    "docs/http-api.md": {"routes": reference.routes},
+    "docs/recipes.md": {"methods": reference.methods},
+    "docs/training.md": {"training-settings": reference.training_settings, "formats": reference.formats},
     "benchmarks/README.md": {
         "tables": figures,
         "headline": headline_tables,

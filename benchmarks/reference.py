@@ -1,0 +1,55 @@
+"""The tables of the docs that are made from the code: settings, routes, fusion methods, data formats."""
+
+import re
+
+from adapters import METHODS
+from service.settings import describe
+from training.config import list_settings
+from training.rows.readers import FORMATS
+
+
+def settings() -> str:
+    """Every setting of the service."""
+    return describe()
+
+
+def methods() -> str:
+    """Every fusion method with its options and source."""
+    rows = ["| method | what it computes | options (default) | source |", "| --- | --- | --- | --- |"]
+    for method in METHODS.values():
+        options = ", ".join(f"`{o.name}` ({'required' if o.default is None else o.default})" for o in method.options)
+        text, _, link = method.reference.rpartition("https://")
+        source = (
+            f"[{text.strip(', ') or link.removesuffix('/')}](https://{link})"
+            if "https://" in method.reference
+            else link
+        )
+        rows.append(f"| `{method.name}` | {method.summary} | {options} | {source} |")
+    return "\n".join(rows)
+
+
+def formats() -> str:
+    """Every format of training rows."""
+    rows = ["| format | a row is |", "| --- | --- |"]
+    for name, format in FORMATS.items():
+        text = re.sub(r"[{[].*[}\]]", r"`\g<0>`", format.summary)
+        rows.append(f"| `{name}` | {text} |")
+    return "\n".join(rows)
+
+
+def training_settings() -> str:
+    """Every setting of the trainer with its default, as TOML would have it."""
+    return "\n".join(["```text", *(f"{key} = {value}" for key, value in list_settings()), "```"])
+
+
+def routes() -> str:
+    """Every route of our own, as the OpenAPI document has it; vLLM's are left out, so no engine is asked."""
+    from service.routes.openapi import OWN_ROUTERS, build_document
+
+    own = [route for module in OWN_ROUTERS for route in module.router.routes]
+    rows = ["| route | does |", "| --- | --- |"]
+    for path, methods in build_document(own, [])["paths"].items():
+        for method, operation in methods.items():
+            text = operation.get("description") or f"{operation['summary']}."
+            rows.append(f"| `{method.upper()} {path}` | {text.splitlines()[0]} |")
+    return "\n".join(rows)
