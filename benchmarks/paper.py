@@ -32,7 +32,7 @@ from eval_clients.sweeps.search import search
 from eval_clients.sweeps.sweep import Sweep, controls, sweep
 from eval_clients.tasks import benchmarks as tasks
 from eval_clients.tasks import data
-from training.builtin.orders import orders
+from training.builtin.orders import draw_orders
 
 IN_FLIGHT = 128
 ENGINE = ["--max-model-len", "4096", "--max-num-seqs", str(IN_FLIGHT)]
@@ -56,7 +56,9 @@ SAFETY_DATA = ROOT / "training/builtin/data/safety_heldout.jsonl"
 def job_file(folder: Path, count: int) -> Path:
     """`count` held-out orders as JSONL."""
     path = folder / f"orders-{count}.jsonl"
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in orders(count, split="heldout")), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(asdict(row)) + "\n" for row in draw_orders(count, split="heldout")), encoding="utf-8"
+    )
     return path
 
 

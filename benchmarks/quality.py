@@ -21,7 +21,7 @@ from eval_clients.endpoint import Endpoint, EndpointError
 from eval_clients.results import SHARES, Line, lines, read, table
 from eval_clients.running import Running, ready, run
 from eval_clients.tasks import benchmarks as tasks
-from training.builtin.orders import orders
+from training.builtin.orders import draw_orders
 
 MODELS = "base,task,safety,balanced"
 ORDERS = 100
@@ -49,7 +49,9 @@ def rendered(rows: list[dict[str, Any]]) -> str:
 def measured(endpoint: Endpoint, models: list[str], folder: Path) -> dict[str, Line]:
     """All lines; EndpointError when an answer is missing: an unanswered row is no zero."""
     job = folder / "orders.jsonl"
-    job.write_text("".join(json.dumps(asdict(row)) + "\n" for row in orders(ORDERS, split="heldout")), encoding="utf-8")
+    job.write_text(
+        "".join(json.dumps(asdict(row)) + "\n" for row in draw_orders(ORDERS, split="heldout")), encoding="utf-8"
+    )
     ready(folder, resume=False)
     todo = [tasks.job(str(job)), tasks.harmful_csv(SAFETY), tasks.harmless(SAFETY)]
     run(todo, endpoint, models, folder, Running(display="plain"))

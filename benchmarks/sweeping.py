@@ -25,7 +25,7 @@ from eval_clients.sweeps.points import Point, expand
 from eval_clients.sweeps.report import make
 from eval_clients.sweeps.sweep import sweep
 from eval_clients.tasks import benchmarks as tasks
-from training.builtin.safety import load
+from training.builtin.safety import read_rows
 
 POINTS: list[Point] = expand(["{1-l}*task + {l}*safety"], ["l=0:1:0.1"])
 TOKENS = 32
@@ -62,7 +62,7 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--prompts", type=int, default=8, help="of every weight; default: %(default)s")
     args = parser.parse_args()
-    rows = [row.prompt for row in load("heldout") if row.kind == "harmless"]
+    rows = [row.prompt for row in read_rows("heldout") if row.kind == "harmless"]
     numbers = count()
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
