@@ -10,7 +10,8 @@ from typing import Literal, get_type_hints
 from training.toml import Tables, build, check, to_plain
 
 SOURCES = ("hub:", "orders:", "safety:")
-"""Prefixes of data.path that name rows elsewhere than in a file."""
+"""Prefixes of data.path that do not name a file."""
+SOURCE_FORMS = "a file, hub:NAME, orders:N, safety:train or safety:heldout"
 Precision = Literal["fp32", "bf16", "bf16-mixed", "fp16"]
 
 
@@ -76,7 +77,7 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(bool(self.path), "data.path", self.path, "a file, hub:NAME, orders:N, safety:train or safety:heldout")
+        check(bool(self.path), "data.path", self.path, SOURCE_FORMS)
         check(self.rows >= 0, "data.rows", self.rows, "0 (all) or more")
         check(0 <= self.validation < 1, "data.validation", self.validation, "0 or more and less than 1")
         check(self.max_tokens > 1, "data.max_tokens", self.max_tokens, "2 or more")
@@ -176,7 +177,7 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A whole run."""
+    """All settings of a run."""
 
     model: ModelConfig
     data: DataConfig

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from adapters import did_you_mean
 from training.config import PRESETS, SOURCES, Config
 from training.errors import ConfigError
 from training.toml import Tables, apply_override, build, merge
@@ -53,12 +54,13 @@ def list_recipes() -> dict[str, Path]:
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """The recipe's file: `recipe` itself, or the shipped one of that name. ConfigError that lists the shipped ones."""
+    """The recipe's file: `recipe` itself, or the shipped one of that name. ConfigError that names them."""
     if Path(recipe).is_file():
         return Path(recipe)
     shipped = list_recipes()
     if str(recipe) not in shipped:
-        raise ConfigError(f"there is no recipe {str(recipe)!r}: expected a TOML file or one of {', '.join(shipped)}")
+        hint = did_you_mean(str(recipe), shipped) or f"expected a TOML file or one of {', '.join(shipped)}"
+        raise ConfigError(f"there is no recipe {str(recipe)!r}: {hint}")
     return shipped[str(recipe)]
 
 

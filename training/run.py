@@ -50,7 +50,7 @@ def resume(folder: Path, *, watch: Watch | None = None) -> Progress:
 
 
 def _train(config: Config, folder: Path, group: Group, command: str, extra: Watch | None, *, resume: bool) -> Progress:
-    # What the run is made from.
+    # Data and base.
     base = resolve_base(config.model.base)
     tokenizer = load_tokenizer(base)
     set_template(tokenizer, config.model.template)
@@ -66,7 +66,7 @@ def _train(config: Config, folder: Path, group: Group, command: str, extra: Watc
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(to_json(config), indent=1) + "\n")
         (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-    # Its model, and the loop.
+    # Model and loop.
     model = load_model(config, base)
     if group.is_main:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -78,7 +78,7 @@ def _train(config: Config, folder: Path, group: Group, command: str, extra: Watc
     worker = Worker(model, config, group, tokenizer.pad_token_id)
     with watch_metrics(config, folder, step, total, extra) if group.is_main else nullcontext() as watch:
         progress = fit(worker, data, checkpoints, watch=watch, resume=resume)
-    # Its adapter.
+    # Export.
     if group.is_main:
         card = make_card(config, about, progress, mean_loss(folder))
         convert.export(folder, folder / ADAPTER, replace=True, card=card)

@@ -126,3 +126,5 @@ def test_a_bad_override_is_refused_by_name(tmp_path: Path, text: str, message: s
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no recipe .*: expected a TOML file or one of safety, task"):
         load_recipe(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="there is no recipe 'safty': did you mean 'safety'"):
+        load_recipe("safty")

@@ -1,6 +1,7 @@
 """Converters, the command line, and the quick look."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from training import convert
 from training.base_model import load_tokenizer, name_base
 from training.cli import main
 from training.errors import ConfigError
+from training.loop.checkpoints import read_tensors
 
 
 def logits(model: torch.nn.Module, base: Path) -> torch.Tensor:
@@ -62,6 +64,18 @@ def test_an_adapter_takes_the_place_of_an_older_one(finished: Path, tmp_path: Pa
     for _ in range(2):
         assert main(["resume", str(finished), "--export", str(tmp_path / "mine")]) == 0
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {convert.WEIGHTS, convert.CONFIG, convert.CARD}
+
+
+def test_a_failed_export_leaves_the_older_adapter_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+    out = convert.export(finished, tmp_path / "out" / "mine")
+    digest = adapters.load(out).digest
+    tensors = read_tensors(convert.find_checkpoint(finished))
+    next(value for name, value in tensors.items() if name.startswith("adapter.")).fill_(math.nan)
+    save_sharded(tensors, checkpoint_id=str(finished / "checkpoints/step-00000009"), no_dist=True)
+    with pytest.raises(adapters.AdapterError, match="NaN"):
+        convert.export(finished, out, replace=True)
+    assert adapters.load(out).digest == digest
+    assert [path.name for path in out.parent.iterdir()] == ["mine"]
 
 
 def test_a_weight_that_the_base_uses_twice_is_not_merged(tiny_base: Path, tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ class AdamWBf16(torch.optim.Optimizer):
         if "lost" not in state:
             parameter.add_(change.to(parameter.dtype))
             return
-        whole = parameter.float() + change + state["lost"].float()
-        parameter.copy_(whole)
-        state["lost"].copy_(whole - parameter.float())
+        updated = parameter.float() + change + state["lost"].float()
+        parameter.copy_(updated)
+        state["lost"].copy_(updated - parameter.float())
 
 
 def make_optimizer(parameters: dict[str, nn.Parameter], config: Config) -> torch.optim.Optimizer:

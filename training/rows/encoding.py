@@ -66,27 +66,27 @@ def encode(tokenizer: Any, chat: Chat) -> Row:
     messages = [{"role": role, "content": content} for role, content in chat.messages]
     ids: list[int] = []
     wanted: list[bool] = []
-    done = ""
+    rendered = ""
     for i, (role, _) in enumerate(chat.messages):
         if role != "assistant":
             continue
         try:
-            head = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-            whole = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+            prompt_text = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+            full_text = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
         except (ValueError, jinja2.TemplateError) as error:
             raise ConfigError(f"{chat.where}: the chat template refuses these turns: {error}") from None
-        if not (head.startswith(done) and whole.startswith(head)):
+        if not (prompt_text.startswith(rendered) and full_text.startswith(prompt_text)):
             raise ConfigError(
                 f"{chat.where}: the chat template renders the turns before an answer differently once it follows"
             )
-        end = whole.rstrip("\n")
-        before, after = (tokenizer(text, add_special_tokens=False).input_ids for text in (head, end))
+        full_text = full_text.rstrip("\n")
+        before, after = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt_text, full_text))
         if before[: len(ids)] == ids and after[: len(before)] == before:
             prompt, answer = before[len(ids) :], after[len(before) :]
         else:  # a token would span the end of a prompt, where a served model begins to answer
-            texts = (head[len(done) :], end[len(head) :])
+            texts = (prompt_text[len(rendered) :], full_text[len(prompt_text) :])
             prompt, answer = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
         ids += [*prompt, *answer]
         wanted += [False] * len(prompt) + [True] * len(answer)
-        done = end
+        rendered = full_text
     return Row(np.array(ids, np.int32), np.array(wanted, bool), chat.where)

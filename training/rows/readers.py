@@ -14,6 +14,7 @@ from typing import Any
 from adapters import did_you_mean
 from training.builtin.orders import draw_orders
 from training.builtin.safety import read_rows
+from training.config import SOURCE_FORMS
 from training.errors import ConfigError
 
 Message = tuple[str, str]
@@ -199,7 +200,7 @@ def _read_hub(name: str, split: str) -> Iterator[tuple[str, Any]]:
 
 def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
-        raise ConfigError(f"there is no file {str(path)!r}: check data.path")
+        raise ConfigError(f"there is no file {str(path)!r}: expected {SOURCE_FORMS}")
     if path.suffix == ".csv":
         yield from _read_csv(path)
         return
@@ -215,9 +216,8 @@ def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
         for i, row in enumerate(rows, 1):
             yield f"{path.name}:[{i}]", row
         return
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # JSON strings may contain other line separators, such as U+2028
+    # Not splitlines: JSON strings may contain other line separators, such as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
