@@ -97,3 +97,12 @@ def test_commands_say_what_the_user_typed(capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "lora-fusion train run safety" in text
     assert "python -m training " not in text.replace("torchrun", "")
+
+
+def test_making_the_base_needs_no_more_of_the_trainer_than_a_container_has(tmp_path: Path) -> None:
+    code = """
+import sys, training.base
+ours = {name for name in sys.modules if name.partition(".")[0] == "training"}
+assert ours == {"training", "training.base", "training.builtin", "training.builtin.base"}, ours
+"""
+    run_python(code, tmp_path)
