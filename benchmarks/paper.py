@@ -33,7 +33,7 @@ from eval_clients.sweeps.study import Study, run_study
 from eval_clients.sweeps.sweep import Sweep
 from eval_clients.tasks import benchmarks as tasks
 from eval_clients.tasks.data import hash_files, read_text
-from training.builtin.orders import orders
+from training.builtin.orders import draw_orders
 
 IN_FLIGHT = 128
 ENGINE = ["--max-model-len", "4096", "--max-num-seqs", str(IN_FLIGHT)]
@@ -57,7 +57,9 @@ SAFETY_DATA = ROOT / "training/builtin/data/safety_heldout.jsonl"
 def write_orders(folder: Path, count: int) -> Path:
     """`count` held-out orders as JSONL."""
     path = folder / f"orders-{count}.jsonl"
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in orders(count, split="heldout")), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(asdict(row)) + "\n" for row in draw_orders(count, split="heldout")), encoding="utf-8"
+    )
     return path
 
 

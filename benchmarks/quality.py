@@ -22,7 +22,7 @@ from eval_clients.errors import EndpointError
 from eval_clients.results import SHARES, ModelScores, format_table, score_models
 from eval_clients.running import RunOptions, prepare_folder, run_tasks
 from eval_clients.tasks import benchmarks as tasks
-from training.builtin.orders import orders
+from training.builtin.orders import draw_orders
 
 MODELS = "base,task,safety,balanced"
 ORDERS = 100
@@ -50,7 +50,9 @@ def render(rows: list[dict[str, Any]]) -> str:
 def measure(endpoint: Endpoint, models: list[str], folder: Path) -> dict[str, ModelScores]:
     """The scores of all models; EndpointError when an answer is missing: an unanswered row is not a zero."""
     job = folder / "orders.jsonl"
-    job.write_text("".join(json.dumps(asdict(row)) + "\n" for row in orders(ORDERS, split="heldout")), encoding="utf-8")
+    job.write_text(
+        "".join(json.dumps(asdict(row)) + "\n" for row in draw_orders(ORDERS, split="heldout")), encoding="utf-8"
+    )
     prepare_folder(folder, resume=False)
     every = [tasks.job(str(job)), tasks.harmful_csv(SAFETY), tasks.harmless(SAFETY)]
     run_tasks(every, endpoint, models, folder, RunOptions(display="plain"))

@@ -26,7 +26,7 @@ from adapters import LoraAdapter, fuse, load, parse
 from benchmarks.common import BASE, RESULTS, ROOT, stamp
 from eval_clients.errors import DataError
 from eval_clients.tasks.data import assign_half, read_xstest
-from training.loop.model import load_tokenizer
+from training.base_model import load_tokenizer
 
 RECIPES = ("1*safety", "0.6*task + 0.4*safety", "0.6*task + 0.6*safety", "0.7*task + 0.3*safety")
 OPENING = "I"

@@ -25,7 +25,7 @@ from eval_clients.running import RunOptions, prepare_folder
 from eval_clients.sweeps.points import Point, expand
 from eval_clients.sweeps.study import Study, run_study
 from eval_clients.tasks import benchmarks as tasks
-from training.builtin.safety import load
+from training.builtin.safety import read_rows
 
 POINTS: list[Point] = expand(["{1-l}*task + {l}*safety"], ["l=0:1:0.1"])
 TOKENS = 32
@@ -80,7 +80,7 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--prompts", type=int, default=8, help="of every weight; default: %(default)s")
     args = parser.parse_args()
-    rows = [row.prompt for row in load("heldout") if row.kind == "harmless"][: args.prompts]
+    rows = [row.prompt for row in read_rows("heldout") if row.kind == "harmless"][: args.prompts]
     settings = {
         "FUSION_ADAPTERS": ",".join(f"{name}={path}" for name, path in SHIPPED.items()),
         "FUSION_ADAPTER_ROOTS": str(SHIPPED["task"].parent),

@@ -25,7 +25,7 @@ def _algebra(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def _train(argv: Sequence[str]) -> int:
-    from training.__main__ import main
+    from training.cli import main
 
     return main(argv, prog="lora-fusion train")
 
@@ -59,9 +59,9 @@ def _serve(argv: Sequence[str]) -> int:
             os.environ[PREFIX + name.upper()] = value
     base = Path(os.environ.get(PREFIX + "BASE", default := Settings().base))
     if str(base) == default and not base.exists():
-        from training.builtin.base import convert
+        from training.builtin.base import make_base
 
-        convert(base)
+        make_base(base)
     return main([])
 
 

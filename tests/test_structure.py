@@ -82,7 +82,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(" → ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("place, allowed", [*WINGS.items(), *ROOMS.items()])
+@pytest.mark.parametrize(("place", "allowed"), [*WINGS.items(), *ROOMS.items()])
 def test_imports_point_one_way(place: str, allowed: set[str]) -> None:
     strays = {
         f"{module} → {target}"

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT, free_port, stop, wait_ready
+from benchmarks.servers import free_port
+from tests.conftest import ROOT, stop, wait_ready
 
 PACKAGES = ("adapters", "eval_clients", "lora_fusion", "service", "training")
 
@@ -50,11 +51,11 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     build = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(place), str(tree)]
     subprocess.run([sys.executable, "-m", *build], check=True)
     (wheel,) = place.glob("lora_fusion-*.whl")
-    uv, environment = Path(sys.executable).parent / "uv", place / "environment"
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, environment], check=True)
+    uv, environment = str(Path(sys.executable).parent / "uv"), place / "environment"
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "pinned.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [uv, "pip", "install", "-q", "--no-deps", "--python", environment / "bin/python", wheel]
+    install = [uv, "pip", "install", "-q", "--no-deps", "--python", str(environment / "bin/python"), str(wheel)]
     subprocess.run(install, check=True)
     (place / "empty").mkdir()
     return Installation(wheel, environment / "bin", place / "empty")

@@ -10,8 +10,8 @@ import pytest
 from eval_clients.cli import build_parser
 from eval_clients.sweeps.points import expand
 from tests.conftest import ROOT, Server
-from training.__main__ import _parser
-from training.config import load
+from training.cli import build_parser as build_training_parser
+from training.recipe import load_recipe
 
 NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
 LLAMA = ROOT / "examples/llama2"
@@ -52,7 +52,7 @@ def test_a_notebook_runs_against_a_running_service(path: Path, server: Server, m
 
 @pytest.mark.parametrize("name", ["task", "safety", "rival"])
 def test_the_llama_recipes_are_read_without_warnings(name: str) -> None:
-    config, warnings = load(LLAMA / f"{name}.toml")
+    config, warnings = load_recipe(LLAMA / f"{name}.toml")
     assert warnings == []
     assert config.model.base == "meta-llama/Llama-2-7b-chat-hf"
     assert (config.lora.r, config.lora.alpha, config.lora.targets) == (8, 32, ("q_proj", "v_proj"))
@@ -79,7 +79,7 @@ def test_every_command_of_the_llama_script_exists(tmp_path: Path) -> None:
     subprocess.run(["sh", str(LLAMA / "run.sh")], cwd=ROOT, env=environment, check=True, timeout=60)
     commands = [line.split("\037")[:-1] for line in record.read_text().splitlines()]
     runs = [command[command.index("training") + 1 :] for command in commands if "training" in command]
-    assert [Path(_parser().parse_args(run).recipe).stem for run in runs] == ["task", "safety", "rival"]
+    assert [Path(build_training_parser().parse_args(run).recipe).stem for run in runs] == ["task", "safety", "rival"]
     assert ["-m", "service"] in commands
     sweep, mmlu = (build_parser("eval").parse_args(c[2:]) for c in commands if c[:2] == ["-m", "eval_clients"])
     assert mmlu.command == "mmlu"

@@ -46,9 +46,9 @@ def few(path: Path, rows: Path, kinds: dict[str, int]) -> Path:
 
 
 def orders(path: Path, count: int) -> Path:
-    from training.builtin.orders import orders as draw
+    from training.builtin.orders import draw_orders
 
-    rows = [{"prompt": row.prompt, "answer": row.answer} for row in draw(count, split="heldout")]
+    rows = [{"prompt": row.prompt, "answer": row.answer} for row in draw_orders(count, split="heldout")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
