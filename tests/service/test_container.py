@@ -163,23 +163,17 @@ def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) 
     assert not [path for path in texts if str(ROOT) in path.read_text()]
 
 
-def test_the_served_bento_mixes_and_serves_what_ships(
-    server: Server, bento: Bento, instructions: list[Instruction], tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    outside = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": ""}
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", "import service"], cwd=tmp_path, env=os.environ | outside, capture_output=True
-    )
-    assert b"ModuleNotFoundError" in elsewhere.stderr  # so whatever is served below is the Bento's own code
+def serve(bento: Bento, server: Server, place: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Serve the Bento as its image does, with the shipped adapters and two of `server`'s."""
     own = [f"{name}={server.adapters[name]}" for name in ("wide", "narrow")]
-    process, url = launch(
-        tmp_path / "data",
+    return launch(
+        place / "data",
         server.adapters["wide"].parent,
-        log,
+        place / "log",
         command=["-m", "bentoml", "serve", TAG, "--host", "127.0.0.1", "--port", "{port}"],
-        cwd=tmp_path,
-        **outside,
+        cwd=place,
+        PYTHONPATH="",
+        PYTHONDONTWRITEBYTECODE="",
         BENTOML_HOME=str(bento.home),
         BENTOML_DO_NOT_TRACK="1",
         BENTOML_CONTAINERIZED="true",  # as in the image: a worker that dies ends the server
@@ -188,19 +182,23 @@ def test_the_served_bento_mixes_and_serves_what_ships(
         FUSION_MIXED="required",
         VLLM_CPU_KVCACHE_SPACE="1",
     )
+
+
+def test_the_served_bento_mixes_and_serves_what_ships(
+    server: Server, bento: Bento, instructions: list[Instruction], tmp_path: Path
+) -> None:
+    process, url = serve(bento, server, tmp_path)
     check = ["sh", "-c", last(instructions, "HEALTHCHECK").partition("CMD ")[2]]
-    environment = {
-        **os.environ,
-        "FUSION_PORT": url.rpartition(":")[2],
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"FUSION_PORT": url.rpartition(":")[2], "PATH": path}
     try:
         assert subprocess.run(check, env=environment, capture_output=True).returncode != 0
-        wait_ready(process, url, log)
+        wait_ready(process, url, tmp_path / "log")
         assert subprocess.run(check, env=environment, capture_output=True).returncode == 0
         assert httpx.get(f"{url}/readyz").json()["mixing"]["proven"]
-        # Only vLLM's worker processes import this module: they took it from the Bento.
-        assert list((bento.folder / "src/service/engine/__pycache__").glob("worker.*.pyc"))
+        # What is served is the Bento's own code, in BentoML's worker and in vLLM's, whatever else is installed.
+        for module in ("bento/__pycache__/app", "engine/__pycache__/worker"):
+            assert list((bento.folder / "src/service").glob(f"{module}.*.pyc"))
         served = {model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
         assert {"task", "safety", "balanced"} <= served
         ours, theirs, balanced = (
