@@ -13,14 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import headline, quality
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
+from benchmarks.headline import rendered as headlines
+from benchmarks.quality import rendered
 
 PAIRS_FOR_95 = 6
 """The fewest values between whose lowest and highest the median lies with 95 %."""
 
 
-def read_records(*names: str) -> list[dict[str, Any]]:
+def recorded(*names: str) -> list[dict[str, Any]]:
     """All comparisons and measurements on record."""
     files = [
         RESULTS / name
@@ -29,21 +30,21 @@ def read_records(*names: str) -> list[dict[str, Any]]:
     return [row for file in files if file.exists() for row in json.loads(file.read_text()).values()]
 
 
-def restore(row: Mapping[str, Any]) -> Comparison | Measurement:
-    """The figure that a record holds."""
+def restored(row: Mapping[str, Any]) -> Comparison | Measurement:
+    """A record as what it was made from."""
     kind = Comparison if "peer" in row else Measurement
     return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 
 def figures(*names: str) -> str:
     """Every figure of these result files with its aim, and the commands that made them."""
-    rows = read_records(*names)
-    sources = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in rows})
+    rows = recorded(*names)
+    made = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in rows})
     notes = [f"{row['name']}: {row['note']}." for row in rows if row["note"]]
-    ratios = [restore(row).line() for row in rows if "peer" in row]
-    alone = [restore(row).line() for row in rows if "peer" not in row]
+    ratios = [restored(row).line() for row in rows if "peer" in row]
+    alone = [restored(row).line() for row in rows if "peer" not in row]
     measured = ["", MEASUREMENTS, *alone] if alone else []
-    return "\n".join([HEADER, *ratios, *measured, "", *(f"- {line}" for line in sources + notes)])
+    return "\n".join([HEADER, *ratios, *measured, "", *(f"- {line}" for line in made + notes)])
 
 
 def scaling() -> str:
@@ -65,7 +66,7 @@ def highlights() -> str:
         "| on 2 CPU cores | against | ratio (95 % interval; * three pairs: lowest to highest) |",
         "| --- | --- | --- |",
     ]
-    for row in (row for row in read_records() if "peer" in row):
+    for row in (row for row in recorded() if "peer" in row):
         less = "times the memory" if row["unit"] == "GB" else "times the time"
         (low, high), sign = row["interval"], "times" if row["aim"][0] == ">=" else less
         few = "*" if len(row["ours"]) < PAIRS_FOR_95 else ""
@@ -75,30 +76,30 @@ def highlights() -> str:
     return "\n".join(lines)
 
 
-def quality_table() -> str:
+def quality() -> str:
     """What the shipped adapters do."""
-    return quality.render(json.loads((RESULTS / "quality.json").read_text())["models"])
+    return rendered(json.loads((RESULTS / "quality.json").read_text())["models"])
 
 
-def headline_tables() -> str:
+def headline() -> str:
     """The paper's headline points at three seeds, and MMLU."""
     path = RESULTS / "headline.json"
-    return headline.render(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+    return headlines(json.loads(path.read_text())) if path.exists() else "Not measured yet."
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "README.md": {"results": highlights, "quality": quality_table},
+    "README.md": {"results": highlights, "quality": quality},
     "benchmarks/README.md": {
         "tables": figures,
-        "headline": headline_tables,
+        "headline": headline,
         "gpu": partial(figures, "gpu.json"),
         "scaling": scaling,
     },
 }
 
 
-def fill_tables(file: str) -> str:
-    """The file's text with its tables renewed."""
+def filled(file: str) -> str:
+    """The file's text with its tables made anew."""
     text = (ROOT / file).read_text()
     for name, make in TABLES[file].items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -114,11 +115,11 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--check", action="store_true", help="write nothing, say what differs")
     args = parser.parse_args()
-    stale = [file for file in TABLES if fill_tables(file) != Path(ROOT / file).read_text()]
+    stale = [file for file in TABLES if filled(file) != Path(ROOT / file).read_text()]
     for file in stale:
         print(f"{file}: {'differs from benchmarks/results' if args.check else 'renewed'}")
         if not args.check:
-            (ROOT / file).write_text(fill_tables(file))
+            (ROOT / file).write_text(filled(file))
     return int(bool(stale) and args.check)
 
 

@@ -45,7 +45,7 @@ def test_no_other_distribution_owns_our_names() -> None:
 
 
 def test_the_tables_in_the_readmes_are_the_recorded_figures() -> None:
-    assert all(tables.fill_tables(file) == (ROOT / file).read_text() for file in tables.TABLES)
+    assert all(tables.filled(file) == (ROOT / file).read_text() for file in tables.TABLES)
 
 
 def blocks(language: str) -> list[str]:
