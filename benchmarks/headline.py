@@ -83,7 +83,7 @@ def record(part: str, rows: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def rendered(content: Mapping[str, Any]) -> str:
+def render(content: Mapping[str, Any]) -> str:
     """The record as markdown tables."""
     columns = {"seeds": ("recipe", "seed", *MEASURES), "mmlu": ("model", "mmlu")}
     lines = []

@@ -38,7 +38,7 @@ COLUMNS = {
 }
 
 
-def rendered(rows: list[dict[str, Any]]) -> str:
+def render(rows: list[dict[str, Any]]) -> str:
     """The recorded lines as a markdown table, one model a row."""
     lines = [f"| model | {' | '.join(name.strip() for name in COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
     for row in rows:

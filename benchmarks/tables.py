@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
-from benchmarks.headline import rendered as headlines
-from benchmarks.quality import rendered
+from benchmarks.headline import render as headlines
+from benchmarks.quality import render as rendered
 
 PAIRS_FOR_95 = 6
 """The fewest values between whose lowest and highest the median lies with 95 %."""
