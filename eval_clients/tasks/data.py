@@ -37,8 +37,6 @@ HEXPHI = (
 )
 """What `category_1.csv` to `category_11.csv` hold."""
 PROMPT_COLUMNS = ("prompt", "goal", "instruction", "question", "text", "behavior")
-MISSING = "'{path}' does not exist; --data expects the evaluation set, which you provide"
-"""What to say about a path that holds nothing."""
 REFERENCED = ("math", "reasoning", "coding")
 """MT-Bench categories that are judged against a reference answer."""
 
@@ -66,7 +64,7 @@ def draw_subset(samples: Sequence[Sample], limit: int | None, seed: int = 0) -> 
 def hash_files(path: Path) -> str:
     """SHA-256 (hex) over a file, or over all files under a folder with their names. DataError when absent."""
     if not path.exists():
-        raise DataError(MISSING.format(path=path))
+        raise _missing(path)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
@@ -74,12 +72,16 @@ def hash_files(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _missing(path: Path) -> DataError:
+    return DataError(f"{str(path)!r} does not exist; --data expects the evaluation set, which you provide")
+
+
 def read_text(path: Path) -> str:
     """The file's text; DataError when it is absent, not UTF-8, or empty."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(MISSING.format(path=path)) from None
+        raise _missing(path) from None
     except IsADirectoryError:
         raise DataError(f"{str(path)!r} is a folder; expected a file") from None
     except OSError as error:
@@ -92,12 +94,15 @@ def read_text(path: Path) -> str:
 
 
 def read_csv(path: Path) -> list[list[str]]:
-    """The rows of a CSV file that are not blank."""
+    """The rows of a CSV file that are not blank, at least one."""
     try:
         rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
     except csv.Error as error:
         raise DataError(f"{str(path)!r} is not valid CSV: {error}") from None
-    return [row for row in rows if any(cell.strip() for cell in row)]
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    if not rows:
+        raise DataError(f"{str(path)!r} holds only blank rows")
+    return rows
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -197,15 +202,18 @@ def read_mt_bench(folder: Path) -> list[Sample]:
     references: dict[object, Sequence[str]] = {}
     for file in sorted(folder.glob("reference_answer*.jsonl")):
         for row in read_jsonl(file, ("question_id", "choices")):
-            references[row["question_id"]] = row["choices"][0]["turns"]
+            try:
+                references[row["question_id"]] = row["choices"][0]["turns"]
+            except (KeyError, IndexError, TypeError):
+                raise DataError(f"{str(file)!r}: expected choices[0].turns in {row['question_id']!r}") from None
     samples = []
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is not a folder; expected one with question.jsonl")
     for row in read_jsonl(folder / "question.jsonl", ("question_id", "category", "turns")):
-        turns = list(row["turns"])
+        turns = row["turns"]
         reference = references.get(row["question_id"], ()) if row["category"] in REFERENCED else ()
-        if len(turns) != 2:
-            raise DataError(f"question {row['question_id']!r} has {len(turns)} turns; expected two")
+        if not isinstance(turns, list) or [type(turn) for turn in turns] != [str, str]:
+            raise DataError(f"question {row['question_id']!r}: `turns` is {turns!r}; expected two strings")
         identity, metadata = f"mt-{row['question_id']}", {"second": turns[1], "references": list(reference)}
         samples.append(make_sample(identity, turns[0], "dialogue", row["category"], **metadata))
     return samples

@@ -83,6 +83,8 @@ def test_other_bad_files_are_named(tmp_path: Path) -> None:
         data.read_harmful(lines(tmp_path / "kind.JSONL", '{"prompt": "good", "kind": "harmless"}'))
     with pytest.raises(DataError, match="is not a folder"):
         data.read_mt_bench(tmp_path / "kind.JSONL")
+    with pytest.raises(DataError, match="holds only blank rows"):
+        data.read_harmful(lines(tmp_path / "blank.csv", ",,", " , ,"))
     with pytest.raises(DataError, match="a letter A to D"):
         mmlu.read_rows(lines(tmp_path / "letters.csv", "q,a,b,c,d,BC"))
     with pytest.raises(DataError, match="is not an MMLU subject"):
@@ -150,3 +152,17 @@ def test_the_real_mmlu_is_read_whole() -> None:
     assert len(samples) == 14042
     assert len({s.metadata["category"] for s in samples}) == 57
     assert len(mmlu.read_questions(MMLU, limit=200)) == 200
+
+
+@pytest.mark.parametrize("turns", [["only one"], ["one", 2], "two", None])
+def test_mt_bench_has_two_turns(turns: object, tmp_path: Path) -> None:
+    lines(tmp_path / "question.jsonl", json.dumps({"question_id": 7, "category": "math", "turns": turns}))
+    with pytest.raises(DataError, match="question 7: `turns` is .*; expected two strings"):
+        data.read_mt_bench(tmp_path)
+
+
+def test_a_reference_answer_without_turns_is_named(tmp_path: Path) -> None:
+    lines(tmp_path / "question.jsonl", json.dumps({"question_id": 7, "category": "math", "turns": ["one", "two"]}))
+    lines(tmp_path / "reference_answer.jsonl", json.dumps({"question_id": 7, "choices": []}))
+    with pytest.raises(DataError, match=r"expected choices\[0\]\.turns in 7"):
+        data.read_mt_bench(tmp_path)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapters import AdapterError
-from adapters.files import adapter_path, shipped_adapter
-from service import data_folder, shipped
+from adapters.files import adapter_path, shipped, shipped_adapter
+from service import data_folder
 from service.data_folder import hold_data_folder, scratch_folder
 from service.groups import declared_groups, warn_of_idle_groups
 from service.registry import AdapterRecord, Registry
