@@ -16,6 +16,7 @@ from adapters.algebra.heatmap import write_heatmap
 from adapters.algebra.rank import smallest_rank
 from adapters.errors import FusionError, UnknownAdapterError
 from adapters.files.io import load, save
+from adapters.files.shipped import adapter_path
 from adapters.recipes import METHODS, Option, Recipe, check_name, parse
 
 PROG = "python -m adapters"
@@ -79,7 +80,13 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
 
 def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="such as '0.6*task + 0.4*safety'")
-    command.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
+    command.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a PEFT folder, or shipped:NAME; may be repeated",
+    )
     command.add_argument(
         "--rank",
         "--max-rank",
@@ -92,7 +99,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def _show(args: argparse.Namespace) -> Output:
-    adapter = load(args.path)
+    adapter = load(adapter_path(args.path))
     rows = [
         {"module": name, "rank": module.rank, "scaling": module.scaling, "shape": list(module.shape)}
         for name, module in adapter.modules.items()
@@ -137,7 +144,7 @@ def _fuse(args: argparse.Namespace) -> Output:
 
 
 def _diff(args: argparse.Namespace) -> Output:
-    difference = diff(load(args.first), load(args.second))
+    difference = diff(*(load(adapter_path(path)) for path in (args.first, args.second)))
     if args.png is None:
         return difference.table(), difference.to_json()
     write_heatmap(difference, Path(args.png))
@@ -176,7 +183,7 @@ def _read_inputs(args: argparse.Namespace) -> tuple[Recipe, dict[str, LoraAdapte
     for name in recipe.adapters:
         if name not in paths:
             raise UnknownAdapterError(name, paths)
-    return recipe, {name: load(paths[name]) for name in recipe.adapters}
+    return recipe, {name: load(adapter_path(paths[name])) for name in recipe.adapters}
 
 
 def _choose_limit(args: argparse.Namespace, recipe: Recipe, parents: Mapping[str, LoraAdapter]) -> int | None:

@@ -128,8 +128,10 @@ def stock(flags: Sequence[str], scratch: Path) -> AbstractContextManager[Running
     return run_server([*command, *flags], environment, folder, scratch / "stock.log", "/health")
 
 
-def ours(flags: Sequence[str], scratch: Path, **settings: str) -> AbstractContextManager[RunningServer]:
-    """The fusion service over the same base."""
+def ours(
+    flags: Sequence[str], scratch: Path, tree: Path = ROOT, /, **settings: str
+) -> AbstractContextManager[RunningServer]:
+    """The fusion service over the same base, its code taken from `tree`."""
     environment = {"FUSION_PORT": "{port}", "FUSION_BASE": str(BASE), "FUSION_DATA": str(scratch / "data")}
     environment |= {"FUSION_ENGINE_ARGS": " ".join(flags), "FUSION_ADAPTER_ROOTS": str(scratch)} | settings
-    return run_server([sys.executable, "-m", "service"], environment, ROOT, scratch / "ours.log", "/readyz")
+    return run_server([sys.executable, "-m", "service"], environment, tree, scratch / "ours.log", "/readyz")

@@ -52,7 +52,9 @@ def prepare_cpu(extra: Sequence[str]) -> None:
     """Set the environment variables that vLLM's CPU workers read, unless the user has; `extra` are vLLM's flags."""
     if not current_platform.is_cpu():
         return
-    if len(os.sched_getaffinity(0)) <= FEW_CORES:
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # vLLM would compute on one thread
+    if cores <= FEW_CORES:
         # vLLM reserves one core for its scheduler; with few cores that is too much, and the system shares them.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     # oneDNN compiles a kernel for every number of tokens in a step and keeps 1,024 of some 100 KB each.

