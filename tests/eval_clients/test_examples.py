@@ -15,9 +15,13 @@ from training.recipe import load_recipe
 
 NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
 LLAMA = ROOT / "examples/llama2"
+WAITER = """#!/bin/sh
+until grep -q service "$RECORD"; do sleep 0.1; done
+"""
+"""Answers once the service, which starts in the background, has been recorded."""
 RECORDER = """#!/bin/sh
-for word in "$@"; do printf '%s\\037' "$word"; done >> "$RECORD"
-echo >> "$RECORD"
+line=$(printf '%s\\037' "$@")
+echo "$line" >> "$RECORD"
 [ "$2" = service ] && sleep 5
 exit 0
 """
@@ -62,7 +66,7 @@ def test_every_command_of_the_llama_script_exists(tmp_path: Path) -> None:
     bin_, record = tmp_path / "bin", tmp_path / "record"
     bin_.mkdir()
     (tmp_path / "sets/hexphi").mkdir(parents=True)
-    for name, text in (("python", RECORDER), ("curl", "#!/bin/sh\nexit 0\n")):
+    for name, text in (("python", RECORDER), ("curl", WAITER)):
         (bin_ / name).write_text(text)
         (bin_ / name).chmod(0o755)
     environment = {
