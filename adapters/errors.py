@@ -2,7 +2,7 @@
 
 FusionError (a ValueError)
 ├── RecipeError          the recipe's text or JSON form is wrong; `position` says where
-├── UnknownAdapterError  a recipe names an adapter nobody gave; `nearest` is the likely typo
+├── UnknownAdapterError  a recipe names an adapter that is not known; `nearest` is the likely one
 ├── AdapterError         an adapter cannot be used; `reason` is a short code
 └── LossError            `strict` was asked for and the fusion would lose something
 """
@@ -17,7 +17,7 @@ COMPARED_NAMES, COMPARED_CHARACTERS = 1000, 100
 
 
 def quoted(value: object) -> str:
-    """`value` as it may stand in a message: one line, at most QUOTED characters."""
+    """`value` for a message: one line, at most QUOTED characters."""
     text = repr(value)
     return text if len(text) <= QUOTED else f"{text[: QUOTED - 1]}…"
 
@@ -37,7 +37,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class FusionError(ValueError):
-    """Base of every error of this package: the input is at fault, never the program."""
+    """Base of every error this package raises on purpose: the input is at fault, never the program."""
 
 
 class RecipeError(FusionError):

@@ -123,7 +123,7 @@ def bind(recipe: Recipe, adapters: Mapping[str, LoraAdapter], max_rank: int | No
     for name in nonzero or recipe.weights:
         shapes.update(used[name].shapes)
     method = METHODS[recipe.method]
-    options = method.filled(dict(recipe.options))
+    options = method.fill(dict(recipe.options))
     layers = layer_range(key for adapter in used.values() for key in adapter.shapes)
     dtype = reduce(torch.promote_types, (adapter.dtype for adapter in used.values()))
     return BoundRecipe(recipe, used, method, options, dict(sorted(shapes.items())), layers, max_rank, device, dtype)

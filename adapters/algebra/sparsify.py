@@ -90,16 +90,16 @@ def _kth_largest(flat: Tensor, count: int) -> Tensor:
 
 
 def kth_by_bits(flat: Tensor, count: int) -> Tensor:
-    """The `count`-th largest of non-negative float32 or float64 numbers: they order as their bits do, which are found
-    one by one, a pass each. A GPU's topk sorts instead.
+    """The `count`-th largest of non-negative float32 or float64 numbers: they order as their bits do, which are
+    determined one by one, in a pass each. A GPU's topk sorts instead.
     """
     whole = torch.int32 if flat.dtype == torch.float32 else torch.int64
-    bits, found = flat.view(whole), 0
+    bits, threshold = flat.view(whole), 0
     for place in reversed(range(8 * whole.itemsize - 1)):
-        more = found | 1 << place
-        if int(torch.count_nonzero(bits >= more)) >= count:
-            found = more
-    return torch.tensor(found, dtype=whole, device=flat.device).view(flat.dtype)
+        candidate = threshold | 1 << place
+        if int(torch.count_nonzero(bits >= candidate)) >= count:
+            threshold = candidate
+    return torch.tensor(threshold, dtype=whole, device=flat.device).view(flat.dtype)
 
 
 def none(update: Tensor, draw: Draw, options: Options) -> Tensor:

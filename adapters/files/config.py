@@ -169,9 +169,10 @@ def write_config(adapter: LoraAdapter, details: PeftDetails | None = None) -> by
     matches one. ValueError when a module is not among the `target_modules` of `details`.
     """
     details = details or {}
-    targets = details.get("target_modules", list(adapter.modules))
-    if missed := [name for name in adapter.modules if not any(f".{name}".endswith(f".{end}") for end in targets)]:
-        raise ValueError(f"target_modules is {targets!r}: expected one that ends the module name {missed[0]!r}")
+    targets = details.get("target_modules")
+    for name in adapter.modules:
+        if targets is not None and not any(f".{name}".endswith(f".{target}") for target in targets):
+            raise ValueError(f"target_modules is {targets!r}: expected one that ends the module name {name!r}")
     rslora, alphas = _choose_alphas(adapter.modules, details.get("use_rslora"))
     rank = adapter.rank
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -188,7 +189,7 @@ def write_config(adapter: LoraAdapter, details: PeftDetails | None = None) -> by
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": {_anchor(n): m.rank for n, m in adapter.modules.items() if m.rank != rank},
-        "target_modules": sorted(targets),
+        "target_modules": sorted(targets or adapter.modules),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": rslora,

@@ -22,7 +22,7 @@ def fusion_digest(recipe: Recipe, *, base: str, parents: Mapping[str, str]) -> s
     method = METHODS[recipe.method]
     weights = {term.adapter: weight_text(term.weight) for term in recipe.terms}
     options: dict[str, object] = {}
-    for name, value in method.filled(dict(recipe.options)).items():
+    for name, value in method.fill(dict(recipe.options)).items():
         digest = parents[str(value)] if method.kinds[name] in ("adapter", "term") else value
         # Two terms may hold the same content: which one is meant shows in its weight.
         options[name] = [digest, weights[str(value)]] if method.kinds[name] == "term" else digest

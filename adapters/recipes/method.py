@@ -12,8 +12,8 @@ class Option:
     """One named option of a method.
 
     `kind` is "int", "float", "choice" (one of `choices`), "term" (the name of one of the recipe's terms)
-    or "adapter" (the name of a further adapter, which plays a role and is no term). `default` None means
-    that the option must be given; numbers lie in [minimum, maximum].
+    or "adapter" (the name of a further adapter, which plays a role instead of being a term). An option whose `default`
+    is None is required; numbers lie in [minimum, maximum].
     """
 
     name: str
@@ -31,8 +31,8 @@ class Method:
 
     `on` says what the row's functions see: "factors" (low-rank all the way, exact before the rank limit),
     "update" (the true dense update of one module at a time, truncated to `rank` afterwards) or "factorwise" (A
-    and B as if each were an update, as PEFT does: approximate). `version` is part of every fusion
-    digest: raise it whenever the result changes.
+    and B as if each were an update, as PEFT does: approximate). `version` is part of every fusion digest: raise it
+    whenever the result changes.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Method:
         """The kind of each option by its name."""
         return {option.name: option.kind for option in self.options}
 
-    def filled(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        """All options by name: those given, and the defaults of the others."""
+    def fill(self, options: Mapping[str, Value]) -> dict[str, Value]:
+        """All options by name: `options`, and the defaults of the others."""
         defaults = {option.name: option.default for option in self.options if option.default is not None}
-        return {**defaults, **given}
+        return {**defaults, **options}

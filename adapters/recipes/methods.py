@@ -1,7 +1,7 @@
 """The table of fusion methods: a method is a row, not a class.
 
-Each row says on what it works, how it makes every update sparse, how it settles their signs, and how it
-combines them; `combine`, `sparsify` and `consensus` hold the functions these words stand for.
+Each row says what it works on, how it makes every update sparse, how it merges their signs, and how it combines
+them; `adapters.algebra` has the functions these words stand for in `sparsify`, `consensus` and `combine`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from adapters.recipes.method import Method, Option
 
 MAX_RANK = 65536
 _RANK = Option(name="rank", kind="int", minimum=1, maximum=MAX_RANK, help="largest rank of a module")
-_CUT = Option(
+_OPTIONAL_RANK = Option(
     name="rank",
     kind="int",
     default=0,
@@ -20,7 +20,7 @@ _CUT = Option(
     maximum=MAX_RANK,
     help="rank the result is truncated to; 0: the parents' ranks added up",
 )
-_PEFT_CUT = Option(
+_PEFT_RANK = Option(
     name="rank",
     kind="int",
     default=0,
@@ -60,7 +60,7 @@ def _peft_rows() -> tuple[Method, ...]:
             summary="PEFT's svd: the sum truncated to a rank",
             reference=_PEFT,
             default_rank="max",
-            options=(_PEFT_CUT,),
+            options=(_PEFT_RANK,),
         ),
     ]
     for name, how, options in kinds:
@@ -80,7 +80,7 @@ def _peft_rows() -> tuple[Method, ...]:
                 summary=f"PEFT's {name}_svd: {name} on the update, then the best rank",
                 on="update",
                 default_rank="max",
-                options=(*options, _PEFT_CUT),
+                options=(*options, _PEFT_RANK),
                 **words,
             )
         )
@@ -106,7 +106,7 @@ ROWS = (
         on="update",
         sparsify="magnitude",
         consensus="sign",
-        options=(_DENSITY, _MAJORITY, _CUT),
+        options=(_DENSITY, _MAJORITY, _OPTIONAL_RANK),
     ),
     Method(
         name="dare_linear",
@@ -114,7 +114,7 @@ ROWS = (
         reference=_DARE,
         on="update",
         **_RANDOM,
-        options=(_DENSITY, _SEED, _CUT),
+        options=(_DENSITY, _SEED, _OPTIONAL_RANK),
     ),
     Method(
         name="dare_ties",
@@ -123,7 +123,7 @@ ROWS = (
         on="update",
         **_RANDOM,
         consensus="sign",
-        options=(_DENSITY, _SEED, _MAJORITY, _CUT),
+        options=(_DENSITY, _SEED, _MAJORITY, _OPTIONAL_RANK),
     ),
     Method(
         name="magnitude_prune",
@@ -131,7 +131,7 @@ ROWS = (
         reference="Han et al. 2015, https://arxiv.org/abs/1506.02626",
         on="update",
         sparsify="magnitude",
-        options=(_DENSITY, _CUT),
+        options=(_DENSITY, _OPTIONAL_RANK),
     ),
     Method(
         name="della",
@@ -153,7 +153,7 @@ ROWS = (
             ),
             _SEED,
             _MAJORITY,
-            _CUT,
+            _OPTIONAL_RANK,
         ),
     ),
     Method(
@@ -167,7 +167,7 @@ ROWS = (
             Option(
                 name="gamma", kind="float", default=0.01, minimum=0, maximum=1, help="share of largest entries dropped"
             ),
-            _CUT,
+            _OPTIONAL_RANK,
         ),
     ),
     Method(

@@ -35,7 +35,7 @@ def drawn(name: str, seed: int, *, weight: float = 1.0, rank: int = 3) -> Weight
 
 def context(method: str, options: dict[str, float | int | str], roles: dict[str, LoraModule | None]) -> Context:
     row = METHODS[method]
-    return Context(MODULE, row, row.filled(options), roles, None)
+    return Context(MODULE, row, row.fill(options), roles, None)
 
 
 def total(terms: list[tuple[float, LoraModule]]) -> Tensor:

@@ -45,7 +45,7 @@ def modules_of(recipe: Recipe, family: Family) -> list[str]:
 
 
 def filled(recipe: Recipe) -> dict[str, float | int | str]:
-    return METHODS[recipe.method].filled(dict(recipe.options))
+    return METHODS[recipe.method].fill(dict(recipe.options))
 
 
 @given(cases(ON_UPDATE))
