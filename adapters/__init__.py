@@ -11,7 +11,7 @@ from adapters.algebra.fuse import fuse, plan
 from adapters.algebra.rank import smallest_rank
 from adapters.algebra.report import FusionReport, ModuleReport
 from adapters.algebra.stack import Stack, stack, stack_rank
-from adapters.errors import AdapterError, FusionError, LossError, RecipeError, UnknownAdapterError
+from adapters.errors import AdapterError, FusionError, LossError, RecipeError, UnknownAdapterError, did_you_mean
 from adapters.files.io import load, save
 from adapters.files.store import Entry, Store
 from adapters.recipes.methods import METHODS, RESERVED_METHODS, Method, Option
@@ -54,6 +54,7 @@ __all__ = [
     "UnknownAdapterError",
     "check_name",
     "check_together",
+    "did_you_mean",
     "diff",
     "from_json",
     "fuse",

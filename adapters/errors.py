@@ -7,18 +7,33 @@ FusionError (a ValueError)
 └── LossError            `strict` was asked for and the fusion would lose something
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 QUOTED = 120
+COMPARED_NAMES, COMPARED_CHARACTERS = 1000, 100
+"""Names a misspelled one is compared with, at most, and the length up to which names are compared at all."""
 
 
 def quoted(value: object) -> str:
     """`value` as it may stand in a message: one line, at most QUOTED characters."""
     text = repr(value)
     return text if len(text) <= QUOTED else f"{text[: QUOTED - 1]}…"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like `name`, None when none is near; for long names and many, in bounded time."""
+    if len(name) > COMPARED_CHARACTERS:
+        return None
+    compared = [other for other in islice(known, COMPARED_NAMES) if len(other) <= COMPARED_CHARACTERS]
+    return next(iter(difflib.get_close_matches(name, compared, n=1)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The hint "did you mean 'task'?" for a name that is unknown; empty when no known name is near."""
+    near = nearest(name, known)
+    return "" if near is None else f"did you mean {near!r}?"
 
 
 class FusionError(ValueError):
@@ -38,16 +53,12 @@ class UnknownAdapterError(FusionError):
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        close = difflib.get_close_matches(name, names, n=1)
         self.name = name
-        self.nearest: str | None = close[0] if close else None
-        if self.nearest is not None:
-            hint = f"did you mean {self.nearest!r}?"
-        elif names:
+        self.nearest = nearest(name, names)
+        hint = did_you_mean(name, names)
+        if not hint and names:
             hint = f"known adapters: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
-        else:
-            hint = "no adapter is known yet: register one first"
-        super().__init__(f"unknown adapter {name!r}: {hint}")
+        super().__init__(f"unknown adapter {name!r}: {hint or 'no adapter is known yet, register one first'}")
 
 
 class AdapterError(FusionError):

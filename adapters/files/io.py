@@ -1,10 +1,6 @@
 """Adapters on disk: standard PEFT folders, adapter_config.json + adapter_model.safetensors. Never pickle."""
 
-from __future__ import annotations
-
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +8,7 @@ from pathlib import Path
 from adapters.adapter import LoraAdapter, make_adapter
 from adapters.errors import AdapterError
 from adapters.files.config import read_config, to_json, write_config
+from adapters.files.landing import atomic_folder
 from adapters.files.weights_file import WEIGHTS, FileModules, write_weights
 
 CONFIG = "adapter_config.json"
@@ -52,23 +49,11 @@ def save(adapter: LoraAdapter, path: str | os.PathLike[str], *, provenance: Mapp
     fusion.json, since PEFT warns about unknown keys in its own file. Scalings come back to the last
     bit when they are alpha/r or alpha/sqrt(r).
     """
-    target = Path(os.path.abspath(path))
-    if os.path.lexists(target) and not _is_empty_folder(target):
-        raise FileExistsError(f"{os.fspath(path)!r} exists already: choose another place or remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".saving-{os.getpid()}-{secrets.token_hex(8)}"
-    scratch.mkdir()
-    try:
-        _write(scratch / CONFIG, write_config(adapter))
-        write_weights(adapter, scratch / WEIGHTS)
-        _sync(scratch / WEIGHTS)
+    with atomic_folder(path) as folder:
+        (folder / CONFIG).write_bytes(write_config(adapter))
+        write_weights(adapter, folder / WEIGHTS)
         if provenance is not None:
-            _write(scratch / PROVENANCE, to_json(provenance))
-        _sync(scratch)
-        scratch.rename(target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            (folder / PROVENANCE).write_bytes(to_json(provenance))
 
 
 def _read_config_file(folder: Path) -> bytes:
@@ -87,22 +72,3 @@ def _regular_size(file: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise AdapterError("not_safetensors" if file.name == WEIGHTS else "bad_config", f"{file.name} is no plain file")
     return found.st_size
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-
-
-def _write(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

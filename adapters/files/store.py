@@ -2,25 +2,17 @@
 killed when.
 """
 
-from __future__ import annotations
-
 import contextlib
-import hashlib
 import os
-import platform
 import re
-import secrets
-import shutil
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.files.landing import atomic_folder, remove_stale, scratch_folder
+
 KEY_PATTERN = re.compile(r"[0-9a-f]{16,64}")
-STALE_SECONDS = 3600.0
-_PREFIX = ".landing-"
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +34,7 @@ class Store:
         self.budget_bytes = budget_bytes
         self._lock = threading.RLock()
         self.root.mkdir(parents=True, exist_ok=True)
-        self.clean()
+        remove_stale(self.root)
 
     def land(self, key: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill an empty folder, then make it visible as `key` in one atomic rename.
@@ -55,20 +47,15 @@ class Store:
         if ready is not None:
             return ready
         target = self.root / key
-        with self._scratch() as scratch:
-            folder = scratch / key
-            folder.mkdir()
-            write(folder)
-            if not any(folder.iterdir()):
-                raise ValueError(f"the writer of {key!r} left an empty folder: expected files")
-            _fsync_tree(folder)
-            os.utime(folder)
-            try:
-                folder.rename(target)
-            except OSError:
-                if not target.is_dir():
-                    raise
-            _fsync(self.root)
+        try:
+            with atomic_folder(target) as folder:
+                write(folder)
+                if not any(folder.iterdir()):
+                    raise ValueError(f"the writer of {key!r} left an empty folder: expected files")
+                os.utime(folder)
+        except FileExistsError:  # another lander was first
+            if not target.is_dir():
+                raise
         return target
 
     def get(self, key: str) -> Path | None:
@@ -83,7 +70,7 @@ class Store:
     def remove(self, key: str) -> None:
         """Take `key` out of sight at once, then delete its files. A key that is not there is no error."""
         target = self._path(key)
-        with self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
+        with scratch_folder(self.root) as scratch, contextlib.suppress(FileNotFoundError):
             target.rename(scratch / key)
 
     def entries(self) -> list[Entry]:
@@ -119,64 +106,11 @@ class Store:
                     over -= entry.bytes
             return removed
 
-    def clean(self) -> None:
-        """Delete the leftovers of killed processes: scratch folders whose owner is dead, or older
-        than an hour.
-        """
-        for folder in self.root.glob(_PREFIX + "*"):
-            if _abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-
     def _path(self, key: str) -> Path:
         if not isinstance(key, str) or KEY_PATTERN.fullmatch(key) is None:
             raise ValueError(f"{key!r} is not a store key: expected 16 to 64 lower-case hex digits")
         return self.root / key
 
-    @contextlib.contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        folder = self.root / f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(8)}"
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _abandoned(folder: Path) -> bool:
-    """Whether the process that made this scratch folder is gone (other hosts' folders go by age alone)."""
-    host, _, rest = folder.name.removeprefix(_PREFIX).partition("-")
-    pid = rest.partition("-")[0]
-    try:
-        if time.time() - folder.stat().st_mtime > STALE_SECONDS:
-            return True
-    except FileNotFoundError:
-        return False
-    return host == _HOST and not (pid.isdecimal() and _alive(int(pid)))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 
-from adapters.errors import RecipeError, quoted
+from adapters.errors import RecipeError, did_you_mean, quoted
 from adapters.recipes.methods import METHODS, Method, Option, Value
 from adapters.recipes.recipe import MAX_TERMS, Term, check_name
 from adapters.recipes.weights import ByModule, Ramp, Weight
@@ -61,8 +60,7 @@ def find_method(name: object, position: int | None) -> Method:
     """The row of that name; RecipeError naming the known ones."""
     method = METHODS.get(name) if isinstance(name, str) else None
     if method is None:
-        close = difflib.get_close_matches(str(name), METHODS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known methods are {', '.join(METHODS)}"
+        hint = did_you_mean(str(name), METHODS) or f"known methods are {', '.join(METHODS)}"
         raise RecipeError(f"unknown method {quoted(name)}: {hint}", position)
     return method
 
