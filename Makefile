@@ -7,12 +7,15 @@ BASE := .cache/base/smollm2-135m-instruct
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup setup-dev base serve test check bench soak paper paper-full bento lock clean
+PACKAGES := adapters service training eval_clients lora_fusion
+
+.PHONY: help setup setup-dev base serve test check docs bench soak paper paper-full bento lock clean
 
 help:
 	@echo "make serve   set up and start the service on 127.0.0.1:3000"
 	@echo "make test    set up and run the test-suite"
 	@echo "make check   check format, lint, types"
+	@echo "make docs    build the documentation into site/"
 	@echo "make bench   measurements against the peers (see benchmarks/README.md)"
 	@echo "make soak    the long runs (10 minutes on 2 cores); results in benchmarks/results/"
 	@echo "make paper   the paper's experiment; DATA=folder with xstest/ (make paper-full: all of it; also mmlu/)"
@@ -30,8 +33,13 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 $(BASE)/config.json: | $(VENV)/.runtime
 	$(PY) -m training.base $(BASE)
 
-setup: $(VENV)/.runtime base
-setup-dev: $(VENV)/.dev base
+# The command `lora-fusion`, on the checkout itself.
+$(VENV)/bin/lora-fusion: pyproject.toml | $(VENV)/.runtime
+	$(VENV)/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(VENV)/.runtime $(VENV)/bin/lora-fusion base
+setup-dev: $(VENV)/.dev setup
 base: $(BASE)/config.json
 
 serve: setup
@@ -43,7 +51,10 @@ test: setup-dev
 check: setup-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy adapters service training eval_clients benchmarks
+	$(VENV)/bin/mypy $(PACKAGES) benchmarks requirements tests
+
+docs: setup-dev
+	$(PY) -m mkdocs build --strict
 
 bench: setup-dev
 	$(PY) -m benchmarks.fusing

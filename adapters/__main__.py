@@ -1,4 +1,4 @@
-"""`python -m adapters`: see `cli`."""
+"""Entry point of `python -m adapters`."""
 
 import sys
 

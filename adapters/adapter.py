@@ -1,21 +1,20 @@
 """A LoRA adapter in memory: per module `A` (r×d_in), `B` (d_out×r), scaling s, with update ΔW = s·B·A."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from typing import Self
 
-import numpy
+import numpy as np
 import torch
 from torch import Tensor
 
 from adapters.errors import AdapterError, FusionError
 
-_NUMPY = {torch.uint8: numpy.uint8, torch.float32: numpy.float32, torch.float64: numpy.float64}
+_NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,26 +42,29 @@ class LoraModule:
         """Bytes of both factors."""
         return self.a.nbytes + self.b.nbytes
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What products of the factors are computed in: float32, float64 when a factor is float64."""
+        return torch.promote_types(torch.promote_types(self.a.dtype, self.b.dtype), torch.float32)
+
     def delta(self) -> Tensor:
-        """The dense update, d_out×d_in, float32 (float64 for float64 factors)."""
-        dtype = torch.promote_types(torch.promote_types(self.a.dtype, self.b.dtype), torch.float32)
-        return self.scaling * (self.b.to(dtype) @ self.a.to(dtype))
+        """The dense update, d_out×d_in, in `compute_dtype`."""
+        return self.scaling * (self.b.to(self.compute_dtype) @ self.a.to(self.compute_dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleFacts:
-    """What is known of a module before its factors are read: rank, (d_out, d_in), promoted dtype, bytes."""
+    """What is known about a module before its factors are read: rank, (d_out, d_in), promoted dtype, bytes."""
 
     rank: int
     shape: tuple[int, int]
     dtype: torch.dtype
     nbytes: int
 
-    @staticmethod
-    def of(module: LoraModule) -> ModuleFacts:
-        """Those of a module in memory."""
-        dtype = torch.promote_types(module.a.dtype, module.b.dtype)
-        return ModuleFacts(module.rank, module.shape, dtype, module.nbytes)
+    @classmethod
+    def from_module(cls, module: LoraModule) -> Self:
+        """The facts of a module in memory."""
+        return cls(module.rank, module.shape, torch.promote_types(module.a.dtype, module.b.dtype), module.nbytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,7 @@ class LoraAdapter:
     def facts(self) -> Mapping[str, ModuleFacts]:
         """Ranks, shapes and dtypes by module."""
         known: Mapping[str, ModuleFacts] | None = getattr(self.modules, "facts", None)
-        return known or {name: ModuleFacts.of(module) for name, module in self.modules.items()}
+        return known or {name: ModuleFacts.from_module(module) for name, module in self.modules.items()}
 
     @property
     def rank(self) -> int:
@@ -108,11 +110,9 @@ class LoraAdapter:
         return {name: facts.shape for name, facts in self.facts.items()}
 
     def delta(self, module: str) -> Tensor:
-        """The dense update of one module, d_out×d_in, float32 or better; FusionError for a module
-        it lacks.
-        """
+        """The dense update of one module, d_out×d_in, float32 or better; FusionError for a module it lacks."""
         if module not in self.modules:
-            raise FusionError(f"the adapter has no module {module!r}: its first are {list(self.modules)[:3]}")
+            raise FusionError(f"the adapter has no module {module!r}: its first ones are {list(self.modules)[:3]}")
         return self.modules[module].delta()
 
 
@@ -126,17 +126,17 @@ def make_adapter(modules: Mapping[str, LoraModule], base: str | None) -> LoraAda
     return LoraAdapter(ordered, base)
 
 
-def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
-    """An empty tensor to be filled once: on the CPU in memory of NumPy's, which asks for huge pages, so that
-    filling it does not stop at each 4 KiB.
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
+    """An uninitialized tensor. On the CPU NumPy allocates it, since it asks the system for huge pages, and filling
+    them does not fault at every 4 KiB.
     """
     if dtype not in _NUMPY or torch.device(device or "cpu").type != "cpu":
         return torch.empty(*shape, dtype=dtype, device=device)
-    return torch.from_numpy(numpy.empty(shape, _NUMPY[dtype]))
+    return torch.from_numpy(np.empty(shape, _NUMPY[dtype]))
 
 
-def finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, in one pass over it."""
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, in one pass."""
     low, high = torch.aminmax(tensor)
     return math.isfinite(low) and math.isfinite(high)
 
@@ -165,9 +165,7 @@ def _digest(modules: Mapping[str, LoraModule]) -> str:
 
 
 def check_together(adapters: Mapping[str, LoraAdapter]) -> None:
-    """AdapterError unless all adapters fit one base: 'base' when two name different ones, 'shape'
-    when sizes differ.
-    """
+    """AdapterError unless all adapters fit one base: 'base' when two name different ones, 'shape' when sizes differ."""
     seen: dict[str, tuple[str, tuple[int, int]]] = {}
     known: tuple[str, str] | None = None
     for name, adapter in adapters.items():
@@ -175,8 +173,7 @@ def check_together(adapters: Mapping[str, LoraAdapter]) -> None:
             if known is not None and known[1] != adapter.base:
                 raise AdapterError(
                     "base",
-                    f"adapters {known[0]!r} and {name!r} name different bases, "
-                    f"{known[1]!r} and {adapter.base!r}: "
+                    f"adapters {known[0]!r} and {name!r} name different bases, {known[1]!r} and {adapter.base!r}: "
                     "fuse adapters of one base",
                 )
             known = known or (name, adapter.base)

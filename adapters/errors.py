@@ -58,7 +58,7 @@ class UnknownAdapterError(FusionError):
         hint = did_you_mean(name, names)
         if not hint and names:
             hint = f"known adapters: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
-        super().__init__(f"unknown adapter {name!r}: {hint or 'no adapter is known yet, register one first'}")
+        super().__init__(f"unknown adapter {name!r}: {hint or 'no adapter is known yet'}")
 
 
 class AdapterError(FusionError):

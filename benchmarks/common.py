@@ -1,23 +1,16 @@
-"""What the benchmarks share: alternating pairs, medians with intervals, servers in processes of their own."""
+"""What the benchmarks share: alternating pairs, medians with intervals, records of figures."""
 
 import json
 import os
 import platform
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import comb
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Self
-
-import httpx
+from typing import Any, Literal
 
 from eval_clients.shares import Share
 
@@ -25,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / ".cache/base/smollm2-135m-instruct"
 BASE_NAME = "smollm2-135m-instruct"
 RESULTS = Path(__file__).parent / "results"
-START_LIMIT_S = 400
 PAIRS = 7
 
 
@@ -53,7 +45,7 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """Of each pair."""
+        """Ours / peer, pair by pair."""
         return [a / b for a, b in zip(self.ours, self.peer, strict=True)]
 
     @property
@@ -101,28 +93,33 @@ HEADER = "| figure | ours | peer | ratio (interval) | aim | met | pairs |\n| ---
 def alternate(ours: Callable[[], float], peer: Callable[[], float], pairs: int = PAIRS) -> dict[str, Any]:
     """Measure both sides in turn, who goes first changing from pair to pair; one unmeasured round before."""
     ours(), peer()
-    taken: tuple[list[float], list[float]] = ([], [])
+    values: tuple[list[float], list[float]] = ([], [])
     for i in range(pairs):
         for side in (0, 1) if i % 2 == 0 else (1, 0):
-            taken[side].append((ours, peer)[side]())
-        print(f"    pair {i + 1}/{pairs}: {taken[0][-1]:.4g} against {taken[1][-1]:.4g}", flush=True)
-    return {"ours": tuple(taken[0]), "peer": tuple(taken[1])}
+            values[side].append((ours, peer)[side]())
+        print(f"    pair {i + 1}/{pairs}: {values[0][-1]:.4g} against {values[1][-1]:.4g}", flush=True)
+    return {"ours": tuple(values[0]), "peer": tuple(values[1])}
 
 
 def record(file: str, command: str, rows: Sequence[Comparison | Measurement]) -> None:
     """Print the rows; add them, dated, to `benchmarks/results/FILE`, replacing older ones of the same name."""
     path = RESULTS / file
     RESULTS.mkdir(exist_ok=True)
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    records = json.loads(path.read_text()) if path.exists() else {}
     for row in rows:
-        made = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command, "machine": machine()}
+        provenance = {**stamp(command), "machine": machine()}
         values = row.ratios if isinstance(row, Comparison) else row.values
         name = "ratio" if isinstance(row, Comparison) else "median"
-        kept[row.name] = {**made, **asdict(row), name: median(values), "interval": list(interval(values))}
-    path.write_text(json.dumps(kept, indent=1) + "\n")
+        records[row.name] = {**provenance, **asdict(row), name: median(values), "interval": list(interval(values))}
+    path.write_text(json.dumps(records, indent=1) + "\n")
     for header, kind in ((HEADER, Comparison), (MEASUREMENTS, Measurement)):
         if lines := [row.line() for row in rows if isinstance(row, kind)]:
             print(header, *lines, sep="\n", flush=True)
+
+
+def stamp(command: str) -> dict[str, str]:
+    """When and by which command a figure was measured."""
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command}
 
 
 def machine() -> str:
@@ -137,91 +134,8 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}{gpu}"
 
 
-def shown(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """A recorded value as a cell of a table: a share with its interval, anything else as it is."""
     if isinstance(value, dict):
         return str(Share(value["hits"], value["total"], value["low"], value["high"]))
     return str(value)
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@dataclass
-class Server:
-    """A server process; `with` starts it and ends it and what it started."""
-
-    command: list[str]
-    cwd: Path
-    ready_path: str
-    log: Path
-    environment: dict[str, str] = field(default_factory=dict)
-    port: int = field(default_factory=free_port)
-    started_s: float = 0.0
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        began = time.monotonic()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the server would outlive us
-        # Both sides get both cores: vLLM would keep one of two free, which this service undoes by itself.
-        cores = {"OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"} | cores
-        environment.pop("PYTHONPATH", None)
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [part.replace("{port}", str(self.port)) for part in self.command],
-                cwd=self.cwd,
-                env=environment | {k: v.replace("{port}", str(self.port)) for k, v in self.environment.items()},
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            while time.monotonic() - began < START_LIMIT_S and self.process.poll() is None:
-                with suppress(httpx.HTTPError):
-                    if httpx.get(self.url + self.ready_path, timeout=5).status_code == 200:
-                        self.started_s = time.monotonic() - began
-                        return self
-                time.sleep(0.1)
-        except BaseException:  # Ctrl-C and SIGTERM too
-            self.__exit__()
-            raise
-        self.__exit__()
-        raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-3000:]}")
-
-    def __exit__(self, *error: object) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-
-
-def stock(flags: Sequence[str], scratch: Path) -> Server:
-    """vLLM's own server, in a folder where none of our code can be imported."""
-    place = scratch / "stock"
-    place.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
-    command += ["--port", "{port}", "--model", str(BASE), "--served-model-name", BASE_NAME]
-    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-    return Server([*command, *flags], place, "/health", scratch / "stock.log", environment)
-
-
-def ours(flags: Sequence[str], scratch: Path, **settings: str) -> Server:
-    """The fusion service over the same base."""
-    environment = {"FUSION_PORT": "{port}", "FUSION_BASE": str(BASE), "FUSION_DATA": str(scratch / "data")}
-    environment |= {"FUSION_ENGINE_ARGS": " ".join(flags), "FUSION_ADAPTER_ROOTS": str(scratch)} | settings
-    return Server([sys.executable, "-m", "service"], ROOT, "/readyz", scratch / "ours.log", environment)

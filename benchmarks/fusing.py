@@ -1,7 +1,7 @@
 """Fusing the two shipped adapters, files to landed folder, against PEFT's `cat`: `python -m benchmarks.fusing`.
 
-Both sides read the adapters from disk and end with a saved folder. PEFT needs the base model to do it; the
-time to load that is left out of its side and reported apart. Ours also syncs the files to disk.
+Both sides read the adapters from disk and end with a saved folder. PEFT needs the base model in memory; the time to
+load it is left out of its side and reported separately. Ours also syncs the files to disk.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PATHS = {name: ROOT / "examples/adapters" / name for name in ("task", "safety")}
 COMMAND = "python -m benchmarks.fusing"
 
 
-def ours(folder: Path) -> float:
+def time_ours(folder: Path) -> float:
     """Seconds from two folders to the fused one."""
     began = time.perf_counter()
     fused, _ = fuse(parse(RECIPE), {name: load(path) for name, path in PATHS.items()})
@@ -33,8 +33,8 @@ def ours(folder: Path) -> float:
     return spent
 
 
-def peft_cat(model: torch.nn.Module, folder: Path) -> float:
-    """The same with PEFT on a base model that is in memory already."""
+def time_peft(model: torch.nn.Module, folder: Path) -> float:
+    """Seconds for the same with PEFT, on a base model that is in memory already."""
     began = time.perf_counter()
     wrapped = PeftModel.from_pretrained(model, PATHS["task"], adapter_name="task")
     wrapped.load_adapter(PATHS["safety"], adapter_name="safety")
@@ -47,7 +47,7 @@ def peft_cat(model: torch.nn.Module, folder: Path) -> float:
 
 
 def main() -> int:
-    """Command line; exit 0 measured."""
+    """Measure and record the comparison; exit 0."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--pairs", type=int, default=15, help=f"default: %(default)s, at least {PAIRS}")
@@ -55,11 +55,9 @@ def main() -> int:
     began = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16)
     loading = time.perf_counter() - began
-    scratch = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        measured = alternate(lambda: ours(scratch / "ours"), lambda: peft_cat(model, scratch / "peft"), args.pairs)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        measured = alternate(lambda: time_ours(folder / "ours"), lambda: time_peft(model, folder / "peft"), args.pairs)
     note = f"PEFT's base model took {loading:.1f} s more to load; ours needs none"
     row = Comparison(
         "fusing the shipped adapters, files to folder",

@@ -13,34 +13,36 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inspect_ai import Task
 
-from benchmarks.common import RESULTS, ROOT, machine, ours, shown
+from benchmarks.common import RESULTS, ROOT, format_cell, machine, stamp
 from benchmarks.paper import (
     ALL_ROWS,
     ALL_ROWS_CHANGES,
     ENGINE,
     IN_FLIGHT,
     SAFETY_DATA,
-    identity,
-    job_file,
-    serving,
-    sets,
+    build_tasks,
+    identify,
+    serve_settings,
     train,
+    write_orders,
 )
+from benchmarks.servers import ours
+from eval_clients.answers import Gap
 from eval_clients.endpoint import Endpoint
-from eval_clients.results import Line, table
-from eval_clients.running import FolderError, Running, ready
+from eval_clients.errors import EvaluationError
+from eval_clients.results import ModelScores, format_table
+from eval_clients.running import RunOptions, prepare_folder
 from eval_clients.sweeps.points import Point
-from eval_clients.sweeps.sweep import sweep
+from eval_clients.sweeps.sweep import measure_points
 from eval_clients.tasks import benchmarks as tasks
-from eval_clients.tasks import data
-from eval_clients.tasks.data import Half
+from eval_clients.tasks.data import Half, read_text
 
 PAPER = "0.6*task + 0.4*safety"
 SEEDS = (0, 1, 2)
@@ -49,48 +51,93 @@ MEASURES = ("harm", "safe_answered", "over_refusal", "degenerate", "task")
 QUESTIONS = 200
 
 
-def names(recipe: str) -> list[str]:
+def list_adapters(recipe: str) -> list[str]:
     """The adapters in a recipe, each once."""
     return list(dict.fromkeys(NAME.findall(recipe)))
 
 
-def of_seed(recipe: str, seed: int) -> str:
+def replace_seed(recipe: str, seed: int) -> str:
     """The recipe with the adapters of that training seed; 0 is the shipped ones'."""
     return NAME.sub(rf"\1-seed{seed}", recipe) if seed else recipe
 
 
-def trained(cache: Path, recipes: Sequence[str], seeds: Sequence[int]) -> dict[str, Path]:
-    """Every adapter of the recipes by name, trained when it is not there."""
-    found = {name: ROOT / "examples/adapters" / name for name in ("task", "safety")}
+def train_missing(cache: Path, recipes: Sequence[str], seeds: Sequence[int]) -> dict[str, Path]:
+    """Every adapter of the recipes by name, trained when it does not exist."""
+    adapters = {name: ROOT / "examples/adapters" / name for name in ("task", "safety")}
     for seed in seeds:
-        for name in (name for recipe in recipes for name in names(recipe)):
-            seeded = of_seed(name, seed)
-            if seeded not in found:
+        for name in (name for recipe in recipes for name in list_adapters(recipe)):
+            seeded = replace_seed(name, seed)
+            if seeded not in adapters:
                 changes = [f"train.seed={seed}", f"data.seed={seed}"] if seed else []
                 changes += ALL_ROWS_CHANGES if name == ALL_ROWS else ()
                 train("task" if name == "task" else "safety", cache / seeded, *changes)
-                found[seeded] = cache / seeded
-    return found
+                adapters[seeded] = cache / seeded
+    return adapters
 
 
 def record(part: str, rows: list[dict[str, Any]]) -> None:
-    """Into results/headline.json, dated; the other part stays."""
+    """Write results/headline.json, dated; the other part stays."""
     path = RESULTS / "headline.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    made = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": f"python -m benchmarks.headline --rows {part}"}
-    path.write_text(json.dumps({**kept, part: {**made, "machine": machine(), "rows": rows}}, indent=1) + "\n")
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    content[part] = {**stamp(f"python -m benchmarks.headline --rows {part}"), "machine": machine(), "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def rendered(content: dict[str, Any]) -> str:
+def render(content: Mapping[str, Any]) -> str:
     """The record as markdown tables."""
     columns = {"seeds": ("recipe", "seed", *MEASURES), "mmlu": ("model", "mmlu")}
-    out = []
-    for part, made in content.items():
-        out += [f"| {' | '.join(columns[part])} |", "| --- " * len(columns[part]) + "|"]
-        for row in made["rows"]:
-            out.append(f"| {' | '.join(shown(row[name]) for name in columns[part])} |")
-        out += ["", f"`{made['command']}`, {made['date']}, {made['machine']}", ""]
-    return "\n".join(out)
+    lines = []
+    for part, entry in content.items():
+        lines += [f"| {' | '.join(columns[part])} |", "| --- " * len(columns[part]) + "|"]
+        for row in entry["rows"]:
+            lines.append(f"| {' | '.join(format_cell(row[name]) for name in columns[part])} |")
+        lines += ["", f"`{entry['command']}`, {entry['date']}, {entry['machine']}", ""]
+    return "\n".join(lines)
+
+
+@dataclass
+class Headline:
+    """Measures the headline points on one server, and counts what is missing."""
+
+    endpoint: Endpoint
+    data: Path
+    cache: Path
+    recipes: Sequence[str]
+    missing: list[Gap] = field(default_factory=list)
+
+    def measure_seeds(self, seeds: Sequence[int]) -> None:
+        """Measure the recipes with the adapters of each training seed, on the half that no weight was chosen on."""
+        job = write_orders(self.cache, 100)
+        rows = []
+        for seed in seeds:  # each has a stack of its own, and one stack at a time runs fastest
+            models = [replace_seed(recipe, seed) for recipe in self.recipes]
+            scores = self._measure("seeds", models, lambda: build_tasks(self.data, job, full=True), "report")
+            rows += [
+                {"recipe": recipe, "seed": seed, **scores[model].to_json()}
+                for recipe, model in zip(self.recipes, models, strict=True)
+                if model in scores
+            ]
+        if not self.missing:
+            record("seeds", sorted(rows, key=lambda row: self.recipes.index(row["recipe"])))
+
+    def measure_mmlu(self) -> None:
+        """Measure the base, both adapters and the best point on MMLU."""
+        models = list(dict.fromkeys([self.endpoint.base(), "1*task", "1*safety", self.recipes[0]]))
+        path = str(self.data / "mmlu")
+        scores = self._measure("mmlu", models, lambda: [tasks.mmlu(path, limit=QUESTIONS)], None)
+        if not self.missing:
+            record("mmlu", [one.to_json() for one in scores.values()])
+
+    def _measure(
+        self, row: str, models: Sequence[str], build: Callable[[], list[Task]], half: Half | None
+    ) -> dict[str, ModelScores]:
+        """By model, in that order; what was answered in an earlier run is not asked again."""
+        points = [Point(model, "control", row) for model in models]
+        options = RunOptions(display="plain", in_flight=IN_FLIGHT)
+        sweep = measure_points(self.endpoint, points, build, self.cache / f"headline-{row}", options)
+        print(format_table(sweep.scores(half)))
+        self.missing += sweep.answers.missing
+        return sweep.scores(half)
 
 
 def main() -> int:
@@ -106,53 +153,25 @@ def main() -> int:
     seeds = SEEDS if "seeds" in args.rows else SEEDS[:1]
     try:
         prompts = args.data / "xstest/xstest_prompts.csv"
-        data.text_of(prompts)
-        known = trained(args.cache, recipes, seeds)
+        read_text(prompts)
+        adapters = train_missing(args.cache, recipes, seeds)
         if "seeds" in args.rows:
-            ready(args.cache / "headline-seeds", resume=True, settings=identity(known, prompts, SAFETY_DATA))
+            prepare_folder(args.cache / "headline-seeds", True, identify(adapters, prompts, SAFETY_DATA))
         if "mmlu" in args.rows:
-            of_mmlu = trained(args.cache, recipes, SEEDS[:1])
-            ready(args.cache / "headline-mmlu", resume=True, settings=identity(of_mmlu, args.data / "mmlu"))
-    except (data.DataError, FolderError) as error:
+            shipped = train_missing(args.cache, recipes, SEEDS[:1])
+            prepare_folder(args.cache / "headline-mmlu", True, identify(shipped, args.data / "mmlu"))
+        groups = {"+".join(sorted(replace_seed(n, seed) for n in list_adapters(r))) for r in recipes for seed in seeds}
+        settings = serve_settings(adapters, args.cache, sorted(group for group in groups if "+" in group))
+        with tempfile.TemporaryDirectory() as scratch, ours(ENGINE, Path(scratch), **settings) as server:
+            headline = Headline(Endpoint(f"{server.url}/v1"), args.data, args.cache, recipes)
+            if "seeds" in args.rows:
+                headline.measure_seeds(seeds)
+            if "mmlu" in args.rows:
+                headline.measure_mmlu()
+    except EvaluationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    stacks = {"+".join(sorted(of_seed(n, seed) for n in names(recipe))) for recipe in recipes for seed in seeds}
-    settings = serving(known, args.cache, sorted(stack for stack in stacks if "+" in stack))
-    missing = 0
-    with tempfile.TemporaryDirectory() as scratch, ours(ENGINE, Path(scratch), **settings) as server:
-        endpoint = Endpoint(f"{server.url}/v1")
-
-        def lines(
-            row: str, models: Sequence[str], every: Callable[[], list[Task]], half: Half | None
-        ) -> dict[str, Line]:
-            """By model, in that order; what was answered in an earlier run is not asked again."""
-            nonlocal missing
-            points = [Point(model, "control", row) for model in models]
-            how = Running(display="plain", in_flight=IN_FLIGHT)
-            found = sweep(endpoint, points, every, args.cache / f"headline-{row}", how)
-            print(table(found.lines(half)))
-            missing += len(found.answers.missing)
-            return found.lines(half)
-
-        if "seeds" in args.rows:
-            job = job_file(args.cache, 100)
-            rows = []
-            for seed in seeds:  # each has a stack of its own, and one stack at a time runs fastest
-                models = [of_seed(recipe, seed) for recipe in recipes]
-                measured = lines("seeds", models, lambda: sets(args.data, job, full=True), "report")
-                rows += [
-                    {"recipe": recipe, "seed": seed, **measured[model].to_json()}
-                    for recipe, model in zip(recipes, models, strict=True)
-                    if model in measured
-                ]
-            if not missing:
-                record("seeds", sorted(rows, key=lambda row: recipes.index(row["recipe"])))
-        if "mmlu" in args.rows:
-            models = list(dict.fromkeys([endpoint.base(), "1*task", "1*safety", best]))
-            measured = lines("mmlu", models, lambda: [tasks.mmlu(str(args.data / "mmlu"), limit=QUESTIONS)], None)
-            if not missing:
-                record("mmlu", [one.to_json() for one in measured.values()])
-    return int(bool(missing))
+    return 1 if headline.missing else 0
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BASE, BASE_NAME, RESULTS, machine, ours
+from benchmarks.common import BASE, BASE_NAME, RESULTS, machine, stamp
+from benchmarks.servers import ours
+from eval_clients.answers import read_answers
 from eval_clients.endpoint import Endpoint
-from eval_clients.results import read
-from eval_clients.running import Running, ready, run
+from eval_clients.running import RunOptions, prepare_folder, run_tasks
 from eval_clients.tasks import benchmarks as tasks
 from eval_clients.tasks import mmlu
 
@@ -56,20 +56,21 @@ def theirs(url: str, questions: list[dict[str, Any]], scratch: Path) -> list[lis
     subprocess.run([*command, "--log_samples", "--batch_size", "1"], check=True, cwd=scratch)
     (samples,) = (scratch / "out").rglob("samples_*.jsonl")
     lines = samples.read_text().rstrip("\n").split("\n")  # not splitlines: questions hold other line ends too
-    found = [json.loads(line) for line in lines]
-    found.sort(key=lambda row: row["doc_id"])
-    return [[float(answer[0]) for answer in row["filtered_resps"]] for row in found]
+    records = sorted(map(json.loads, lines), key=lambda row: int(row["doc_id"]))
+    return [[float(answer[0]) for answer in row["filtered_resps"]] for row in records]
 
 
 def mine(url: str, data: Path, limit: int, scratch: Path) -> dict[str, dict[str, float]]:
     """Our four log-probabilities by question."""
     from inspect_ai.log import list_eval_logs, read_eval_log
 
-    ready(scratch / "ours", False)
-    run([tasks.mmlu(str(data), limit)], Endpoint(f"{url}/v1"), [BASE_NAME], scratch / "ours", Running(display="plain"))
-    assert not read(scratch / "ours").missing
-    (log,) = list_eval_logs(str(scratch / "ours" / "logs"))
-    return {str(one.id): one.metadata["logprobs"] for one in read_eval_log(log.name).samples or []}
+    folder = scratch / "ours"
+    prepare_folder(folder, resume=False)
+    options = RunOptions(display="plain")
+    run_tasks([tasks.mmlu(str(data), limit)], Endpoint(f"{url}/v1"), [BASE_NAME], folder, options)
+    assert not read_answers(folder).missing
+    (log,) = list_eval_logs(str(folder / "logs"))
+    return {str(sample.id): sample.metadata["logprobs"] for sample in read_eval_log(log.name).samples or []}
 
 
 def main() -> int:
@@ -79,18 +80,19 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=300)
     args = parser.parse_args()
-    samples = mmlu.questions(args.data, args.limit)
-    asked = [
-        {"text": "\n\n".join((one.metadata or {})["parts"]), "target": "ABCD".index(str(one.target))} for one in samples
+    samples = mmlu.read_questions(args.data, args.limit)
+    questions = [
+        {"text": "\n\n".join((sample.metadata or {})["parts"]), "target": "ABCD".index(str(sample.target))}
+        for sample in samples
     ]
     with tempfile.TemporaryDirectory() as place, ours(ENGINE, Path(place)) as server:
-        ours_found = mine(server.url, args.data, args.limit, Path(place))
-        their_found = theirs(server.url, asked, Path(place))
+        our_logprobs = mine(server.url, args.data, args.limit, Path(place))
+        their_logprobs = theirs(server.url, questions, Path(place))
     same = ties = 0
-    furthest = 0.0
-    for sample, other in zip(samples, their_found, strict=True):
-        here = [ours_found[str(sample.id)][letter] for letter in "ABCD"]
-        furthest = max(furthest, *(abs(a - b) for a, b in zip(here, other, strict=True)))
+    largest = 0.0
+    for sample, other in zip(samples, their_logprobs, strict=True):
+        here = [our_logprobs[str(sample.id)][letter] for letter in "ABCD"]
+        largest = max(largest, *(abs(a - b) for a, b in zip(here, other, strict=True)))
         best, second = sorted(here, reverse=True)[:2]
         if best - second < TIE:
             ties += 1
@@ -98,15 +100,14 @@ def main() -> int:
             same += here.index(best) == other.index(max(other))
     counted = len(samples) - ties
     body = {
-        "command": "python -m benchmarks.mmlu_agreement",
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        **stamp("python -m benchmarks.mmlu_agreement"),
         "machine": machine(),
-        "subjects": dict(Counter(str((one.metadata or {})["category"]) for one in samples)),
+        "subjects": dict(Counter(str((sample.metadata or {})["category"]) for sample in samples)),
         "questions": len(samples),
         "ties": ties,
         "same_choice": same / counted,
         "aim": AIM,
-        "largest_difference_nats": furthest,
+        "largest_difference_nats": largest,
     }
     (RESULTS / "mmlu-agreement.json").write_text(json.dumps(body, indent=1) + "\n")
     print(json.dumps(body, indent=1))

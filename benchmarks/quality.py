@@ -12,16 +12,17 @@ import json
 import sys
 import tempfile
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT, shown
-from eval_clients.endpoint import Endpoint, EndpointError
-from eval_clients.results import SHARES, Line, lines, read, table
-from eval_clients.running import Running, ready, run
+from benchmarks.common import RESULTS, ROOT, format_cell, stamp
+from eval_clients.answers import read_answers
+from eval_clients.endpoint import Endpoint
+from eval_clients.errors import EndpointError
+from eval_clients.results import SHARES, ModelScores, format_table, score_models
+from eval_clients.running import RunOptions, prepare_folder, run_tasks
 from eval_clients.tasks import benchmarks as tasks
-from training.builtin.orders import orders
+from training.builtin.orders import draw_orders
 
 MODELS = "base,task,safety,balanced"
 ORDERS = 100
@@ -37,27 +38,29 @@ COLUMNS = {
 }
 
 
-def rendered(rows: list[dict[str, Any]]) -> str:
+def render(rows: list[dict[str, Any]]) -> str:
     """The recorded lines as a markdown table, one model a row."""
-    out = [f"| model | {' | '.join(name.strip() for name in COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
+    lines = [f"| model | {' | '.join(name.strip() for name in COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
     for row in rows:
-        cells = [shown(row[key]) for key in COLUMNS.values()]
-        out.append(f"| `{row['model']}` | {' | '.join(cells)} |")
-    return "\n".join(out)
+        cells = [format_cell(row[key]) for key in COLUMNS.values()]
+        lines.append(f"| `{row['model']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def measured(endpoint: Endpoint, models: list[str], folder: Path) -> dict[str, Line]:
-    """All lines; EndpointError when an answer is missing: an unanswered row is no zero."""
+def measure(endpoint: Endpoint, models: list[str], folder: Path) -> dict[str, ModelScores]:
+    """The scores of all models; EndpointError when an answer is missing: an unanswered row is not a zero."""
     job = folder / "orders.jsonl"
-    job.write_text("".join(json.dumps(asdict(row)) + "\n" for row in orders(ORDERS, split="heldout")), encoding="utf-8")
-    ready(folder, resume=False)
-    todo = [tasks.job(str(job)), tasks.harmful_csv(SAFETY), tasks.harmless(SAFETY)]
-    run(todo, endpoint, models, folder, Running(display="plain"))
-    answers = read(folder)
+    job.write_text(
+        "".join(json.dumps(asdict(row)) + "\n" for row in draw_orders(ORDERS, split="heldout")), encoding="utf-8"
+    )
+    prepare_folder(folder, resume=False)
+    every = [tasks.job(str(job)), tasks.harmful_csv(SAFETY), tasks.harmless(SAFETY)]
+    run_tasks(every, endpoint, models, folder, RunOptions(display="plain"))
+    answers = read_answers(folder)
     if answers.missing:
-        raise EndpointError("; ".join(" ".join(one) for one in answers.missing))
-    found = lines(answers.rows)
-    return {model: found[model] for model in models}
+        raise EndpointError("; ".join(" ".join(gap) for gap in answers.missing))
+    scores = score_models(answers.items)
+    return {model: scores[model] for model in models}
 
 
 def main() -> int:
@@ -72,13 +75,13 @@ def main() -> int:
     try:
         models = [endpoint.base() if name == "base" else name for name in args.models.split(",")]
         with tempfile.TemporaryDirectory() as folder:
-            found = measured(endpoint, models, Path(folder))
+            scores = measure(endpoint, models, Path(folder))
     except EndpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    made = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": "python -m benchmarks.quality"}
-    args.json.write_text(json.dumps({**made, "models": [one.to_json() for one in found.values()]}, indent=1) + "\n")
-    print(table(found, [name for name in SHARES if name in set(COLUMNS.values())]))
+    body = {**stamp("python -m benchmarks.quality"), "models": [one.to_json() for one in scores.values()]}
+    args.json.write_text(json.dumps(body, indent=1) + "\n")
+    print(format_table(scores, [name for name in SHARES if name in set(COLUMNS.values())]))
     return 0
 
 

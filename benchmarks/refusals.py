@@ -1,8 +1,8 @@
 """The refusal detector against human labels: `python -m benchmarks.refusals --data DIR`.
 
 DIR holds XSTest's labelled answers, completions_gpt4.csv and completions_llama2orig.csv (final_label: 1 compliance,
-2 full refusal, 3 partial refusal). Refusal against compliance leaves partial answers out; a verdict of refusal or
-partial counts as refusal. The rule for answers off topic (`eval_clients.scoring.classify`) is tried on what humans
+2 full refusal, 3 partial refusal). Refusal against compliance leaves partial answers out; an answer found partial
+counts as refusal. The rule for answers off topic (`eval_clients.scoring.classify`) is tried on what humans
 called compliance, cut to WORDS words: on its own prompt, where it should not fire, and on another's, where it should.
 """
 
@@ -11,10 +11,9 @@ import csv
 import json
 import sys
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, stamp
 from eval_clients.scoring.classify import is_off_topic
 from eval_clients.scoring.refusal import detect
 
@@ -31,8 +30,8 @@ def figures(path: Path) -> dict[str, float]:
         ]
     seen: Counter[tuple[str, str]] = Counter(rows)
     labels: Counter[str] = Counter(label for label, _ in rows)
-    verdicts: Counter[str] = Counter(verdict for _, verdict in rows)
-    f1 = [2 * seen[k, k] / (labels[k] + verdicts[k]) for k in LABELS.values()]
+    found: Counter[str] = Counter(refusal for _, refusal in rows)
+    f1 = [2 * seen[k, k] / (labels[k] + found[k]) for k in LABELS.values()]
     hits = seen["refusal", "refusal"] + seen["refusal", "partial"]
     wrong = seen["compliance", "refusal"] + seen["compliance", "partial"]
     return {
@@ -58,12 +57,12 @@ def off_topic(path: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    """Command line."""
+    """Command line; exit 0 measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refusals", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True)
     args = parser.parse_args()
-    body: dict[str, object] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": "python -m benchmarks.refusals"}
+    body: dict[str, object] = {**stamp("python -m benchmarks.refusals")}
     for model in ("gpt4", "llama2orig"):
         path = args.data / f"completions_{model}.csv"
         body[model] = {**figures(path), "off_topic": off_topic(path)}

@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from adapters import LoraAdapter, fuse, load, parse
-from benchmarks.common import BASE, RESULTS, ROOT
-from eval_clients.tasks.data import DataError, half_of, xstest
-from training.loop.model import load_tokenizer
+from benchmarks.common import BASE, RESULTS, ROOT, stamp
+from eval_clients.errors import DataError
+from eval_clients.tasks.data import assign_half, read_xstest
+from training.base_model import load_tokenizer
 
 RECIPES = ("1*safety", "0.6*task + 0.4*safety", "0.6*task + 0.6*safety", "0.7*task + 0.3*safety")
 OPENING = "I"
@@ -36,17 +36,17 @@ BATCH = 32
 
 
 @torch.inference_mode()
-def refusing(model: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+def refusal_logprobs(model: Any, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     """Log-probability that the answer to each prompt begins as refusals do; float64, n."""
     opening = tokenizer(OPENING, add_special_tokens=False).input_ids[0]
-    found = []
+    logprobs = []
     for start in range(0, len(prompts), BATCH):
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
         texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
         inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
         logits = model(**inputs, logits_to_keep=1).logits[:, -1].double()
-        found.append(logits.log_softmax(-1)[:, opening])
-    return torch.cat(found)
+        logprobs.append(logits.log_softmax(-1)[:, opening])
+    return torch.cat(logprobs)
 
 
 def curve(scores: Tensor, unsafe: Tensor) -> list[tuple[float, float]]:
@@ -61,7 +61,7 @@ def area(points: Sequence[tuple[float, float]]) -> float:
     return sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairwise(points))
 
 
-def picture(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
+def draw(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """The curves, and where the aim lies."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -85,13 +85,14 @@ def main() -> int:
     parser.add_argument("--recipe", action="append", help=f"may be repeated; default: {', '.join(RECIPES)}")
     args = parser.parse_args()
     try:
-        found = [one for one in xstest(args.data / "xstest/xstest_prompts.csv") if half_of(str(one.input)) == "choose"]
+        samples = read_xstest(args.data / "xstest/xstest_prompts.csv")
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    prompts = [str(one.input) for one in found]
-    unsafe = torch.tensor([(one.metadata or {})["measure"] == "harm" for one in found])
-    kinds = [str((one.metadata or {})["category"]) for one in found]
+    samples = [sample for sample in samples if assign_half(str(sample.input)) == "choose"]
+    prompts = [str(sample.input) for sample in samples]
+    unsafe = torch.tensor([(sample.metadata or {})["measure"] == "harm" for sample in samples])
+    kinds = [str((sample.metadata or {})["category"]) for sample in samples]
     adapters: dict[str, LoraAdapter] = {n: load(ROOT / "examples/adapters" / n) for n in ("task", "safety")}
     for pair in args.adapter:
         name, _, folder = pair.partition("=")
@@ -103,7 +104,7 @@ def main() -> int:
         fused, _ = fuse(parse(recipe), adapters)
         for name, module in fused.modules.items():
             model.get_submodule(name).weight.data = own[f"{name}.weight"] + module.delta()
-        scores = refusing(model, tokenizer, prompts)
+        scores = refusal_logprobs(model, tokenizer, prompts)
         curves[recipe] = points = curve(scores, unsafe)
         false = next(x for x, y in points if y >= REFUSED)
         threshold = scores[unsafe].sort(descending=True).values[int(REFUSED * int(unsafe.sum()) + 0.999) - 1]
@@ -114,13 +115,9 @@ def main() -> int:
         rows[recipe] = {"area": area(points), "safe_refused": false, "refused_by_type": types}
         print(f"{recipe}: area {area(points):.3f}, safe prompts refused at {REFUSED:.0%}: {false:.3f}", flush=True)
         model.load_state_dict(own, strict=False)
-    made = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "command": "python -m benchmarks.separation",
-        "prompts": len(found),
-    }
-    (RESULTS / "separation.json").write_text(json.dumps({**made, "recipes": rows}, indent=1) + "\n")
-    picture(curves, RESULTS / "separation.png")
+    body = {**stamp("python -m benchmarks.separation"), "prompts": len(samples), "recipes": rows}
+    (RESULTS / "separation.json").write_text(json.dumps(body, indent=1) + "\n")
+    draw(curves, RESULTS / "separation.png")
     return 0
 
 

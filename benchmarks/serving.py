@@ -5,15 +5,13 @@ they are asked in turn, so both see the same machine. No prompt is used twice.
 """
 
 import argparse
-import asyncio
 import itertools
-import json
 import random
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,55 +20,25 @@ import httpx
 import torch
 
 from adapters import LoraModule, fuse, load, make_adapter, parse, save
-from benchmarks.common import BASE_NAME, PAIRS, ROOT, Comparison, Server, alternate, ours, record, stock
+from benchmarks.common import BASE_NAME, PAIRS, ROOT, Comparison, alternate, record
+from benchmarks.servers import RunningServer, ours, stock
+from benchmarks.traffic import base_first_token, first_token, throughput
 
 SHIPPED = {name: ROOT / "examples/adapters" / name for name in ("task", "safety")}
 # float32: half of today's x86 servers only emulate bfloat16, and both sides would measure that.
 ENGINE = ["--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "64"]
 LOADS = ((16, 32), (64, 16))
 """(requests at once, tokens of each answer); stock vLLM takes minutes for the second."""
-WORDS = Path(__file__).read_text().split()
-_count = itertools.count()
+ROWS = ("mixed", "materialised", "unseen", "cold", "base", "start")
+COMMAND = "python -m benchmarks.serving"
 _draw = random.Random(0)
 
 
-def prompt() -> str:
-    """About 65 tokens that no other request has."""
-    return f"Note {next(_count)} of {time.time_ns()}: " + " ".join(_draw.choices(WORDS, k=16))
-
-
-async def _stream(client: httpx.AsyncClient, model: str, tokens: int) -> tuple[float, int, str]:
-    """(seconds to the first token, tokens, source header) of one streamed answer."""
-    body = {"model": model, "prompt": prompt(), "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    began, first, count = time.perf_counter(), 0.0, 0
-    async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
-        if answer.status_code != 200:
-            raise RuntimeError(f"{model}: {answer.status_code} {(await answer.aread()).decode()}")
-        source = answer.headers.get("x-fusion-source", "")
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {") and json.loads(line[6:])["choices"]:
-                first = first or time.perf_counter() - began
-                count += 1
-    return first, count, source
-
-
-async def _many(url: str, models: Sequence[str], tokens: int) -> tuple[float, float]:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=1200, limits=limits) as client:
-        began = time.perf_counter()
-        answers = await asyncio.gather(*(_stream(client, model, tokens) for model in models))
-        spent = time.perf_counter() - began
-    return tokens * len(models) / spent, median(first for first, _, _ in answers)
-
-
-def throughput(server: Server, models: Sequence[str], tokens: int) -> float:
-    """Output tokens per second of all `models` asked at once."""
-    return asyncio.run(_many(server.url, models, tokens))[0]
-
-
-def first_token(server: Server, models: Sequence[str], tokens: int = 2) -> float:
-    """Median seconds to the first token of all `models` asked at once."""
-    return asyncio.run(_many(server.url, models, tokens))[1]
+def compare(
+    row: Callable[..., Comparison], our_side: Callable[[], float], peer_side: Callable[[], float], pairs: int
+) -> None:
+    """Measure both sides in turn and record the row, which lacks nothing but the values."""
+    record("serving.json", COMMAND, [row(**alternate(our_side, peer_side, pairs))])
 
 
 def mixes(n: int) -> list[str]:
@@ -78,17 +46,12 @@ def mixes(n: int) -> list[str]:
     return [f"{_draw.uniform(0.3, 1):.6f}*task + {_draw.uniform(0.1, 0.9):.6f}*safety" for _ in range(n)]
 
 
-def mixed_throughput(server: Server, n: int, tokens: int) -> float:
+def mixed_throughput(server: RunningServer, n: int, tokens: int) -> float:
     """Output tokens per second of `n` mixes never used before."""
     return throughput(server, mixes(n), tokens)
 
 
-def base_first_token(server: Server, n: int) -> float:
-    """Median seconds to the base's first token, `n` at once, over several rounds: one alone scatters."""
-    return median(first_token(server, [BASE_NAME] * n) for _ in range(15 if n == 1 else 5))
-
-
-def variants(folder: Path, n: int) -> None:
+def save_variants(folder: Path, n: int) -> None:
     """`n` pairs of adapters like the shipped ones but with other digests, and each pair's sum ready-made."""
     for i in range(n):
         pair = {}
@@ -102,7 +65,7 @@ def variants(folder: Path, n: int) -> None:
         save(fused, folder / f"ready{i}")
 
 
-def materialise(folder: Path, n: int) -> list[str]:
+def materialize(folder: Path, n: int) -> list[str]:
     """`n` ready-made sums of the shipped adapters; vLLM's `--lora-modules` values for them."""
     parents = {name: load(path) for name, path in SHIPPED.items()}
     flags = []
@@ -113,195 +76,140 @@ def materialise(folder: Path, n: int) -> list[str]:
     return flags
 
 
-def rank() -> int:
+def joint_rank() -> int:
     """Rank of the two shipped adapters together."""
     return sum(load(path).rank for path in SHIPPED.values())
 
 
 def slots(n: int, cpu: int) -> tuple[list[str], dict[str, str]]:
     """The same numbers of slots for stock vLLM (flags) and for the service (settings)."""
-    flags = [
-        "--enable-lora",
-        "--max-lora-rank",
-        str(rank()),
-        "--max-loras",
-        str(n),
-        "--max-cpu-loras",
-        str(cpu),
-    ]
-    names = {"FUSION_MAX_LORA_RANK": rank(), "FUSION_MAX_LORAS": n, "FUSION_MAX_CPU_LORAS": cpu}
-    return flags, {key: str(value) for key, value in names.items()}
+    sizes = {"max-lora-rank": str(joint_rank()), "max-loras": str(n), "max-cpu-loras": str(cpu)}
+    flags = ["--enable-lora", *(part for name, size in sizes.items() for part in (f"--{name}", size))]
+    return flags, {f"FUSION_{name.replace('-', '_').upper()}": size for name, size in sizes.items()}
 
 
-def one_slot(scratch: Path, wanted: set[str], pairs: int) -> list[Comparison]:
+def one_slot(scratch: Path, wanted: set[str], pairs: int) -> None:
     """Rows `mixed` and `materialised`: many weights at once in one engine slot."""
-    rows = []
     flags, settings = slots(1, 80)
-    modules = ["--lora-modules", *materialise(scratch / "made", 64)]
+    modules = ["--lora-modules", *materialize(scratch / "made", 64)]
     with stock([*ENGINE, *flags, *modules], scratch) as peer, ours(ENGINE, scratch, **settings) as mine:
-        for n, tokens in LOADS:
-            if "mixed" in wanted:
-                print(f"  {n} mixes, one slot", flush=True)
-                rows.append(
-                    Comparison(
-                        f"{n} requests with {n} different mixes in one slot",
-                        "service, mixed",
-                        f"stock vLLM, one adapter of rank {rank()} for all",
-                        "tok/s",
-                        (">=", 1.8),
-                        **alternate(
-                            partial(mixed_throughput, mine, n, tokens),
-                            partial(throughput, peer, ["made0"] * n, tokens),
-                            pairs,
-                        ),
-                    )
-                )
-                record("serving.json", COMMAND, rows[-1:])
-        for n, tokens in LOADS:
-            if "materialised" in wanted:
-                print(f"  {n} mixes, one slot, against materialised ones", flush=True)
-                rows.append(
-                    Comparison(
-                        f"{n} mixes in one slot, against {n} materialised adapters",
-                        "service, mixed",
-                        "stock vLLM, one materialised adapter a request",
-                        "tok/s",
-                        (">=", 9.0),
-                        **alternate(
-                            partial(mixed_throughput, mine, n, tokens),
-                            partial(throughput, peer, [f"made{i}" for i in range(n)], tokens),
-                            pairs,
-                        ),
-                    )
-                )
-                record("serving.json", COMMAND, rows[-1:])
-    return rows
+        for n, tokens in LOADS if "mixed" in wanted else ():
+            print(f"  {n} mixes, one slot", flush=True)
+            row = partial(
+                Comparison,
+                f"{n} requests with {n} different mixes in one slot",
+                "service, mixed",
+                f"stock vLLM, one adapter of rank {joint_rank()} for all",
+                "tok/s",
+                (">=", 1.8),
+            )
+            same = ["made0"] * n
+            compare(row, partial(mixed_throughput, mine, n, tokens), partial(throughput, peer, same, tokens), pairs)
+        for n, tokens in LOADS if "materialised" in wanted else ():
+            print(f"  {n} mixes, one slot, against materialised ones", flush=True)
+            row = partial(
+                Comparison,
+                f"{n} mixes in one slot, against {n} materialised adapters",
+                "service, mixed",
+                "stock vLLM, one materialised adapter a request",
+                "tok/s",
+                (">=", 9.0),
+            )
+            each = [f"made{i}" for i in range(n)]
+            compare(row, partial(mixed_throughput, mine, n, tokens), partial(throughput, peer, each, tokens), pairs)
 
 
-def default_slots(scratch: Path, wanted: set[str], pairs: int) -> list[Comparison]:
+def default_slots(scratch: Path, wanted: set[str], pairs: int) -> None:
     """Rows `unseen`, `cold` and `base`: first tokens and the cost of the service itself."""
-    rows: list[Comparison] = []
-
-    def done(row: Comparison) -> None:
-        rows.append(row)
-        record("serving.json", COMMAND, [row])
-
     flags, settings = slots(2, 16)
     cold = pairs + 4
-    variants(scratch / "variants", cold + 1)
+    save_variants(scratch / "variants", cold + 1)
     with stock([*ENGINE, *flags], scratch) as peer, ours(ENGINE, scratch, **settings) as mine:
         if "unseen" in wanted:
             print("  weights never seen", flush=True)
-            warm = ["0.6*task + 0.4*safety"]
-            done(
-                Comparison(
-                    "first token of weights never seen, adapters resident",
-                    "new weights",
-                    "a recipe asked for before",
-                    "s",
-                    ("<=", 1.05),
-                    **alternate(
-                        lambda: median(first_token(mine, mixes(1)) for _ in range(15)),
-                        lambda: median(first_token(mine, warm) for _ in range(15)),
-                        pairs,
-                    ),
-                )
-            )
+            unseen(mine, pairs)
         if "cold" in wanted:
             print("  adapters not resident", flush=True)
-            done(_cold(mine, peer, scratch / "variants", cold))
-        if "base" in wanted:
-            for n in (1, 16):
-                print(f"  base model, {n} streams", flush=True)
-                done(
-                    Comparison(
-                        f"base model throughput, {n} stream{'s' * (n > 1)}",
-                        "service",
-                        "stock vLLM",
-                        "tok/s",
-                        (">=", 0.97),
-                        **alternate(
-                            partial(throughput, mine, [BASE_NAME] * n, 64),
-                            partial(throughput, peer, [BASE_NAME] * n, 64),
-                            pairs,
-                        ),
-                    )
-                )
-                done(
-                    Comparison(
-                        f"base model first token, {n} stream{'s' * (n > 1)}",
-                        "service",
-                        "stock vLLM",
-                        "s",
-                        ("<=", 1.05),
-                        **alternate(
-                            partial(base_first_token, mine, n),
-                            partial(base_first_token, peer, n),
-                            pairs,
-                        ),
-                    )
-                )
-    return rows
+            not_resident(mine, peer, scratch / "variants", cold)
+        for n in (1, 16) if "base" in wanted else ():
+            print(f"  base model, {n} streams", flush=True)
+            base_model(mine, peer, n, pairs)
 
 
-def _cold(mine: Server, peer: Server, folder: Path, pairs: int) -> Comparison:
+def unseen(mine: RunningServer, pairs: int) -> None:
+    """New weights of resident adapters, against weights asked for before."""
+    row = partial(
+        Comparison,
+        "first token of weights never seen, adapters resident",
+        "new weights",
+        "a recipe asked for before",
+        "s",
+        ("<=", 1.05),
+    )
+    warm = ["0.6*task + 0.4*safety"]
+    compare(
+        row,
+        lambda: median(first_token(mine, mixes(1)) for _ in range(15)),
+        lambda: median(first_token(mine, warm) for _ in range(15)),
+        pairs,
+    )
+
+
+def base_model(mine: RunningServer, peer: RunningServer, n: int, pairs: int) -> None:
+    """The base alone, `n` streams at once: throughput and first token."""
+    sides, streams = ("service", "stock vLLM"), f"{n} stream{'s' * (n > 1)}"
+    row = partial(Comparison, f"base model throughput, {streams}", *sides, "tok/s", (">=", 0.97))
+    models = [BASE_NAME] * n
+    compare(row, partial(throughput, mine, models, 64), partial(throughput, peer, models, 64), pairs)
+    row = partial(Comparison, f"base model first token, {streams}", *sides, "s", ("<=", 1.05))
+    compare(row, partial(base_first_token, mine, n), partial(base_first_token, peer, n), pairs)
+
+
+def not_resident(mine: RunningServer, peer: RunningServer, folder: Path, pairs: int) -> None:
     """Two adapters whose stack was never made, against loading a ready sum and asking for it."""
     for i in range(pairs + 1):
         for name in SHIPPED:
             body = {"name": f"{name}{i}", "path": str(folder / f"{name}{i}")}
             httpx.post(f"{mine.url}/v1/adapters", json=body, timeout=300).raise_for_status()
-    turn = {"ours": itertools.count(), "peer": itertools.count()}
+    our_turn, peer_turn = itertools.count(), itertools.count()
 
-    def fresh_stack() -> float:
-        i = next(turn["ours"])
+    def build_stack() -> float:
+        i = next(our_turn)
+        return first_token(mine, [f"0.6*task{i} + 0.4*safety{i}"], source="built")
 
-        async def ask() -> tuple[float, int, str]:
-            async with httpx.AsyncClient(base_url=mine.url, timeout=300) as client:
-                return await _stream(client, f"0.6*task{i} + 0.4*safety{i}", 2)
-
-        first, _, source = asyncio.run(ask())
-        if source != "built":
-            raise RuntimeError(f"the stack of pair {i} was {source}, not built")
-        return first
-
-    def ready_folder() -> float:
-        i = next(turn["peer"])
+    def load_folder() -> float:
+        i = next(peer_turn)
         began = time.perf_counter()
         body = {"lora_name": f"ready{i}", "lora_path": str(folder / f"ready{i}")}
         httpx.post(f"{peer.url}/v1/load_lora_adapter", json=body, timeout=300).raise_for_status()
         loaded = time.perf_counter() - began
         return loaded + first_token(peer, [f"ready{i}"])
 
-    return Comparison(
+    row = partial(
+        Comparison,
         "first token, adapters not resident",
         "service: stack made, loaded, answered",
         "stock vLLM: ready folder loaded, answered",
         "s",
         ("<=", 1.3),
-        **alternate(fresh_stack, ready_folder, pairs),
     )
+    compare(row, build_stack, load_folder, pairs)
 
 
-def starting(scratch: Path, pairs: int) -> list[Comparison]:
+def starting(scratch: Path, pairs: int) -> None:
     """Row `start`: from the command to ready, everything installed; the service with its shipped adapters."""
     flags, settings = slots(2, 16)
 
-    def begin(server: Server) -> float:
-        with server:
+    def start_ours() -> float:
+        with ours(ENGINE, scratch, **settings) as server:
             return server.started_s
 
-    measured = alternate(
-        lambda: begin(ours(ENGINE, scratch, **settings)),
-        lambda: begin(stock([*ENGINE, *flags], scratch)),
-        pairs,
-    )
-    row = Comparison("start, installed", "service", "stock vLLM", "s", ("<=", 1.2), **measured)
-    record("serving.json", COMMAND, [row])
-    return [row]
+    def start_stock() -> float:
+        with stock([*ENGINE, *flags], scratch) as server:
+            return server.started_s
 
-
-ROWS = ("mixed", "materialised", "unseen", "cold", "base", "start")
-COMMAND = "python -m benchmarks.serving"
+    row = partial(Comparison, "start, installed", "service", "stock vLLM", "s", ("<=", 1.2))
+    compare(row, start_ours, start_stock, pairs)
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """An eleven-point sweep against the reference's way: `python -m benchmarks.sweeping [--prompts N]`.
 
 The reference, for each λ: load the base, merge the adapters with PEFT (`cat`), generate one prompt at a time. Ours:
-`eval_clients.sweeps.sweep` on a running service, with scoring, logs and report; the service's start is measured apart.
+`eval_clients.sweeps.study` on a running service, with scoring, logs and report; the service's start is measured apart.
 Same prompts, chat template, greedy, same longest answer, float32, both cores, in one process tree at a time.
 """
 
@@ -10,22 +10,22 @@ import json
 import sys
 import tempfile
 import time
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.common import BASE, Comparison, Measurement, ours, record
+from benchmarks.common import BASE, Comparison, Measurement, record
+from benchmarks.servers import ours
 from benchmarks.serving import ENGINE, SHIPPED
 from eval_clients.endpoint import Endpoint
-from eval_clients.running import Running, ready
+from eval_clients.running import RunOptions, prepare_folder
 from eval_clients.sweeps.points import Point, expand
-from eval_clients.sweeps.report import make
-from eval_clients.sweeps.sweep import sweep
+from eval_clients.sweeps.study import Study, run_study
 from eval_clients.tasks import benchmarks as tasks
-from training.builtin.safety import load
+from training.builtin.safety import read_rows
 
 POINTS: list[Point] = expand(["{1-l}*task + {l}*safety"], ["l=0:1:0.1"])
 TOKENS = 32
@@ -56,66 +56,57 @@ def reference(prompts: list[str]) -> float:
     return time.perf_counter() - began
 
 
+def sweep(url: str, prompts: Sequence[str], folder: Path) -> float:
+    """Seconds of a sweep over all points, with its report."""
+    prepare_folder(folder, resume=False)
+    data = folder / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    study = Study(
+        points=POINTS,
+        build_tasks=lambda: [tasks.harmless(str(data), max_tokens=TOKENS)],
+        folder=folder,
+        options=RunOptions(display="none"),
+        control_points=(),
+        command=COMMAND,
+    )
+    began = time.perf_counter()
+    run_study(Endpoint(f"{url}/v1"), study)
+    return time.perf_counter() - began
+
+
 def main() -> int:
-    """Command line."""
+    """Command line; exit 0 measured."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--prompts", type=int, default=8, help="of every weight; default: %(default)s")
     args = parser.parse_args()
-    rows = [row.prompt for row in load("heldout") if row.kind == "harmless"]
-    numbers = count()
+    rows = [row.prompt for row in read_rows("heldout") if row.kind == "harmless"][: args.prompts]
+    settings = {
+        "FUSION_ADAPTERS": ",".join(f"{name}={path}" for name, path in SHIPPED.items()),
+        "FUSION_ADAPTER_ROOTS": str(SHIPPED["task"].parent),
+    }
+    mine, peer, starts = [], [], []
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
-        settings = {"FUSION_ADAPTERS": ",".join(f"{n}={p}" for n, p in SHIPPED.items())}
-        settings["FUSION_ADAPTER_ROOTS"] = str(SHIPPED["task"].parent)
-
-        def fresh() -> list[str]:
-            """Prompts that were not asked before, so that no cache helps."""
-            turn = next(numbers)
-            return [f"{prompt} (note {turn})" for prompt in rows[: args.prompts]]
-
-        def ours_takes(url: str, prompts: list[str]) -> float:
-            folder = scratch / f"sweep-{next(numbers)}"
-            ready(folder, resume=False)
-            data = folder / "prompts.jsonl"
-            data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-            began = time.perf_counter()
-            found = sweep(
-                Endpoint(f"{url}/v1"),
-                POINTS,
-                lambda: [tasks.harmless(str(data), max_tokens=TOKENS)],
-                folder,
-                Running(display="none"),
-            )
-            make(folder, found, [], title="Sweep", command=COMMAND)
-            return time.perf_counter() - began
-
-        taken: tuple[list[float], list[float]] = ([], [])
-        starts = []
-        for round_ in range(ROUNDS):
-            prompts = fresh()
+        for number in range(1, ROUNDS + 1):
+            prompts = [f"{prompt} (note {number})" for prompt in rows]  # asked once, so that no cache helps
             # One side at a time: the idle server would not disturb, yet its memory counts.
             with ours(ENGINE, scratch, **settings) as server:
                 starts.append(server.started_s)
-                taken[0].append(ours_takes(server.url, prompts))
-            taken[1].append(reference(prompts))
-            print(f"    round {round_ + 1}/{ROUNDS}: {taken[0][-1]:.1f} s against {taken[1][-1]:.1f} s", flush=True)
-    record(
-        "sweeping.json",
-        COMMAND,
-        [
-            Comparison(
-                f"sweep of 11 weights over {args.prompts} prompts",
-                "sweep on a running service, with its report",
-                "load, merge with PEFT, generate one by one",
-                "s",
-                ("<=", 0.25),
-                tuple(taken[0]),
-                tuple(taken[1]),
-            ),
-            Measurement("start of the service before the sweep", "s", 60, tuple(starts)),
-        ],
+                mine.append(sweep(server.url, prompts, scratch / f"sweep-{number}"))
+            peer.append(reference(prompts))
+            print(f"    round {number}/{ROUNDS}: {mine[-1]:.1f} s against {peer[-1]:.1f} s", flush=True)
+    comparison = Comparison(
+        f"sweep of 11 weights over {args.prompts} prompts",
+        "sweep on a running service, with its report",
+        "load, merge with PEFT, generate one by one",
+        "s",
+        ("<=", 0.25),
+        tuple(mine),
+        tuple(peer),
     )
+    start = Measurement("start of the service before the sweep", "s", 60, tuple(starts))
+    record("sweeping.json", COMMAND, [comparison, start])
     return 0
 
 

@@ -21,7 +21,7 @@ PAIRS_FOR_95 = 6
 """The fewest values between whose lowest and highest the median lies with 95 %."""
 
 
-def recorded(*names: str) -> list[dict[str, Any]]:
+def read_records(*names: str) -> list[dict[str, Any]]:
     """All comparisons and measurements on record."""
     files = [
         RESULTS / name
@@ -30,21 +30,21 @@ def recorded(*names: str) -> list[dict[str, Any]]:
     return [row for file in files if file.exists() for row in json.loads(file.read_text()).values()]
 
 
-def restored(row: Mapping[str, Any]) -> Comparison | Measurement:
-    """A record as what it was made from."""
+def restore(row: Mapping[str, Any]) -> Comparison | Measurement:
+    """The figure that a record holds."""
     kind = Comparison if "peer" in row else Measurement
     return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 
 def figures(*names: str) -> str:
     """Every figure of these result files with its aim, and the commands that made them."""
-    rows = recorded(*names)
-    made = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in rows})
+    rows = read_records(*names)
+    sources = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in rows})
     notes = [f"{row['name']}: {row['note']}." for row in rows if row["note"]]
-    ratios = [restored(row).line() for row in rows if "peer" in row]
-    alone = [restored(row).line() for row in rows if "peer" not in row]
+    ratios = [restore(row).line() for row in rows if "peer" in row]
+    alone = [restore(row).line() for row in rows if "peer" not in row]
     measured = ["", MEASUREMENTS, *alone] if alone else []
-    return "\n".join([HEADER, *ratios, *measured, "", *(f"- {line}" for line in made + notes)])
+    return "\n".join([HEADER, *ratios, *measured, "", *(f"- {line}" for line in sources + notes)])
 
 
 def scaling() -> str:
@@ -72,7 +72,7 @@ FIRST = (
 
 def ratios(names: Sequence[str] = ()) -> str:
     """Figure, peer and ratio of all comparisons, or of those with these names, in that order."""
-    rows = {row["name"]: row for row in recorded() if "peer" in row}
+    rows = {row["name"]: row for row in read_records() if "peer" in row}
     lines = ["| on 2 CPU cores | against | ratio (95 % interval) |", "| --- | --- | --- |"]
     for row in [rows[name] for name in names] if names else rows.values():
         low, high = row["interval"]
@@ -117,8 +117,8 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
 }
 
 
-def filled(file: str) -> str:
-    """The file's text with its tables made anew."""
+def fill_tables(file: str) -> str:
+    """The file's text with its tables renewed."""
     text = (ROOT / file).read_text()
     for name, make in TABLES[file].items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -134,11 +134,11 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--check", action="store_true", help="write nothing, say what differs")
     args = parser.parse_args()
-    stale = [file for file in TABLES if filled(file) != Path(ROOT / file).read_text()]
+    stale = [file for file in TABLES if fill_tables(file) != Path(ROOT / file).read_text()]
     for file in stale:
         print(f"{file}: {'differs from benchmarks/results' if args.check else 'renewed'}")
         if not args.check:
-            (ROOT / file).write_text(filled(file))
+            (ROOT / file).write_text(fill_tables(file))
     return int(bool(stale) and args.check)
 
 

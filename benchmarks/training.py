@@ -2,8 +2,8 @@
 benchmarks.training`.
 
 Every measurement is a process of its own on both cores: the default base in float32, LoRA r = 8 on all linear layers,
-the project's own safety rows, 8 rows an optimizer step, loss on the answers, no activation checkpointing. Useful
-tokens are those of the rows, padding not; the first step is left out. Memory is the process's peak.
+the project's own safety rows, 8 rows per optimizer step, loss on the answers, no activation checkpointing. Useful
+tokens exclude padding and the first step. Memory is the process's peak.
 """
 
 import argparse
@@ -29,14 +29,13 @@ BATCH, RATE = 8, 6e-4
 PAD_TO, REFERENCE_BATCH = 512, 4
 
 
-def rows(steps: int) -> list[dict[str, str]]:
-    """The rows of so many steps, the same for all."""
-    found = [json.loads(line) for line in DATA.read_text().splitlines()]
-    return found[: steps * BATCH]
+def read_rows(steps: int) -> list[dict[str, str]]:
+    """The rows of the first `steps` steps, the same for every side."""
+    return [json.loads(line) for line in DATA.read_text().splitlines()[: steps * BATCH]]
 
 
 class Clock:
-    """Tokens a second from the end of the first step to that of the last."""
+    """Tokens per second from the end of the first step to that of the last."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -45,38 +44,27 @@ class Clock:
         """A step has ended."""
         self.ends.append(time.perf_counter())
 
-    def answer(self, tokens: int, loss: float) -> dict[str, float]:
-        """The child's figures; `tokens` are those of all steps but the first."""
+    def measure(self, tokens: int, loss: float) -> dict[str, float]:
+        """Rate, peak memory in GB and loss; `tokens` of all steps but the first."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"rate": tokens / (self.ends[-1] - self.ends[0]), "memory": peak / 1e9, "loss": loss}
 
 
-def ours(steps: int) -> dict[str, float]:
+def train_ours(steps: int) -> dict[str, float]:
     """`python -m training run`."""
-    from training import config, run
-    from training.loop import fit as loop
+    from training import load_recipe, start
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         data, out, recipe = (Path(folder) / name for name in ("rows.jsonl", "run", "recipe.toml"))
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows(steps)))
+        data.write_text("".join(json.dumps(row) + "\n" for row in read_rows(steps)))
         recipe.write_text(
             f'[model]\nbase = "{BASE}"\n[lora]\ntargets = {TARGETS}\n[data]\npath = "rows.jsonl"\n'
             f"[train]\nbatch_rows = {BATCH}\nlearning_rate = {RATE}\n[checkpoint]\nevery = 0\n"
         )
-        fit = loop.fit  # run.start calls it by this name: the only place to put a clock
-
-        def watched(*arguments: Any, watch: loop.Watch, **options: Any) -> loop.Progress:
-            def both(seen: Mapping[str, float]) -> None:
-                clock.tick()
-                watch(seen)
-
-            return fit(*arguments, watch=both, **options)
-
-        setattr(run, "fit", watched)  # noqa: B010 - mypy forbids the plain assignment
-        run.start(config.load(recipe)[0], out, COMMAND)
+        start(load_recipe(recipe)[0], out, COMMAND, watch=lambda metrics: clock.tick())
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return clock.answer(lines[-1]["tokens"] - lines[0]["tokens"], lines[-1]["loss"])
+    return clock.measure(lines[-1]["tokens"] - lines[0]["tokens"], lines[-1]["loss"])
 
 
 def _lora() -> Any:
@@ -86,15 +74,15 @@ def _lora() -> Any:
 
 
 def _lengths(tokenizer: Any, steps: int) -> list[int]:
-    found = []
-    for row in rows(steps):
+    lengths = []
+    for row in read_rows(steps):
         turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
-        found.append(len(tokenizer(tokenizer.apply_chat_template(turns, tokenize=False)).input_ids))
-    return found
+        lengths.append(len(tokenizer(tokenizer.apply_chat_template(turns, tokenize=False)).input_ids))
+    return lengths
 
 
-def trl(steps: int, **settings: Any) -> dict[str, float]:
-    """SFTTrainer; rows in order, so that the useful tokens of its steps are known."""
+def train_trl(steps: int, **settings: Any) -> dict[str, float]:
+    """SFTTrainer with its defaults; rows in order, so that the useful tokens of its steps are known."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -118,7 +106,7 @@ def trl(steps: int, **settings: Any) -> dict[str, float]:
             "prompt": [{"role": "user", "content": row["prompt"]}],
             "completion": [{"role": "assistant", "content": row["answer"]}],
         }
-        for row in rows(steps)
+        for row in read_rows(steps)
     ]
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {"per_device_train_batch_size": BATCH, "learning_rate": RATE, "num_train_epochs": 1}
@@ -132,21 +120,16 @@ def trl(steps: int, **settings: Any) -> dict[str, float]:
             callbacks=[Ticks()],
         )
         result = trainer.train()
-    return clock.answer(sum(_lengths(tokenizer, steps)[BATCH:]), result.training_loss)
+    return clock.measure(sum(_lengths(tokenizer, steps)[BATCH:]), result.training_loss)
 
 
-def trl_alike(steps: int) -> dict[str, float]:
+def train_trl_alike(steps: int) -> dict[str, float]:
     """TRL with the same dtype, loss mask and checkpointing as ours."""
-    return trl(steps, bf16=False, gradient_checkpointing=False, completion_only_loss=True)
+    return train_trl(steps, bf16=False, gradient_checkpointing=False, completion_only_loss=True)
 
 
-def trl_defaults(steps: int) -> dict[str, float]:
-    """TRL as it comes."""
-    return trl(steps)
-
-
-def reference(steps: int) -> dict[str, float]:
-    """Rows padded to 512, 4 a pass, two passes a step; the model's own loss over all logits."""
+def train_reference(steps: int) -> dict[str, float]:
+    """Rows padded to 512, 4 per pass, two passes per step; the model's own loss over all logits."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -154,12 +137,12 @@ def reference(steps: int) -> dict[str, float]:
     model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), _lora())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     clock, tokens, loss = Clock(), 0, 0.0
-    chosen = rows(steps)
-    for start in range(0, len(chosen), BATCH):
+    rows = read_rows(steps)
+    for start in range(0, len(rows), BATCH):
         for part in range(start, start + BATCH, REFERENCE_BATCH):
             ids = torch.full((REFERENCE_BATCH, PAD_TO), tokenizer.pad_token_id)
             mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-            for i, row in enumerate(chosen[part : part + REFERENCE_BATCH]):
+            for i, row in enumerate(rows[part : part + REFERENCE_BATCH]):
                 turns = [{"role": "user", "content": row["prompt"]}]
                 head = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
                 turns.append({"role": "assistant", "content": row["answer"]})
@@ -175,23 +158,23 @@ def reference(steps: int) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         clock.tick()
-    return clock.answer(tokens, loss)
+    return clock.measure(tokens, loss)
 
 
 SIDES: Mapping[str, Callable[[int], dict[str, float]]] = {
-    "ours": ours,
-    "trl": trl_alike,
-    "trl-defaults": trl_defaults,
-    "reference": reference,
+    "ours": train_ours,
+    "trl": train_trl_alike,
+    "trl-defaults": train_trl,
+    "reference": train_reference,
 }
 
 
-def child(side: str, steps: int) -> dict[str, float]:
+def measure_in_process(side: str, steps: int) -> dict[str, float]:
     """One measurement in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.training", "--child", side, "--steps", str(steps)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 PEERS = {
@@ -199,11 +182,11 @@ PEERS = {
     "reference": ("rows padded to 512, 4 a pass", 3.0),
     "trl-defaults": ("TRL SFTTrainer with its defaults", 1.5),
 }
-"""What each peer is, and how many times sooner than it the aim is."""
+"""What each peer is, and how many times its rate the aim is."""
 
 
 def main() -> int:
-    """Command line; exit 0 measured."""
+    """Measure from the command line; exit code 0."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--pairs", type=int, default=PAIRS, help="default: %(default)s")
@@ -225,9 +208,9 @@ def main() -> int:
         memory: dict[str, list[float]] = {"ours": [], peer: []}
 
         def rate(side: str, memory: dict[str, list[float]] = memory, steps: int = steps) -> float:
-            found = child(side, steps)
-            memory[side].append(found["memory"])
-            return found["rate"]
+            figures = measure_in_process(side, steps)
+            memory[side].append(figures["memory"])
+            return figures["rate"]
 
         print(f"{title}:", flush=True)
         measured = alternate(lambda: rate("ours"), lambda peer=peer: rate(peer), pairs)  # type: ignore[misc]  # mypy and the default of a lambda

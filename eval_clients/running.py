@@ -6,29 +6,43 @@ is missing.
 """
 
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import inspect_ai
 from inspect_ai import Task, eval_set
 from inspect_ai.model import Model, get_model
 
-from eval_clients.endpoint import Endpoint, EndpointError
+from eval_clients.endpoint import Endpoint
+from eval_clients.errors import EndpointError, FolderError, RunError
 from eval_clients.scoring.judge import ROLE
 
 Display = Literal["full", "rich", "plain", "none"]
 SETTINGS, FUSIONS = "run.json", "fusions.json"
 
 
-class FolderError(ValueError):
-    """The results folder holds another run."""
+def _require(module: str, name: str) -> Any:
+    """A private name of Inspect; ImportError when this version has none."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        version = inspect_ai.__version__
+        raise ImportError(
+            f"inspect-ai {version} has no {module}.{name}; install the version in pyproject.toml"
+        ) from None
+
+
+PrerequisiteError: type[Exception] = _require("inspect_ai._util.error", "PrerequisiteError")
+"""What Inspect raises when a model's package or a setting is missing; no public module exports it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Running:
+class RunOptions:
     """How requests are sent. The defaults suit one server on this machine."""
 
     in_flight: int = 64
@@ -38,84 +52,93 @@ class Running:
     seeds: int = 1
     """Answers to each prompt; more than one only makes sense with a temperature."""
     display: Display = "rich"
+    """How Inspect shows progress, on stderr."""
     judge: Model | None = None
+    """The model that judges answers, where a task is built to be judged."""
 
 
-def judge_model(name: str, endpoint: Endpoint | None) -> Model:
+def resolve_judge(name: str, endpoint: Endpoint | None) -> Model:
     """`name` at an OpenAI-compatible endpoint, or, without one, any model Inspect knows (`hf/…`, `openai/…`)."""
     if endpoint is not None:
         return endpoint.model(name)
     try:
         return get_model(name)
-    except ValueError as error:
-        raise EndpointError(f"no judge {name!r}: {error}; --judge-url names an endpoint that serves it") from None
+    except (ValueError, PrerequisiteError) as error:
+        raise EndpointError(
+            f"judge {name!r} is unknown to Inspect ({error}); name the endpoint that serves it with --judge-url"
+        ) from None
 
 
-def ready(folder: Path, resume: bool, settings: Mapping[str, object] | None = None) -> None:
-    """Makes the folder of a run. FolderError when it holds results and `resume` is not wanted, or when these are of
-    other `settings`: whatever decides what is asked.
+def prepare_folder(folder: Path, resume: bool, identity: Mapping[str, object] | None = None) -> None:
+    """Create the folder of a run. FolderError when it holds results and `resume` is not wanted, or when these have
+    another `identity`: whatever decides what is asked.
     """
-    logs, known = folder / "logs", folder / SETTINGS
-    text = json.dumps(settings, indent=1, sort_keys=True, default=str) + "\n"
+    logs, path = folder / "logs", folder / SETTINGS
+    text = json.dumps(identity, indent=1, sort_keys=True, default=str) + "\n"
     if logs.is_dir() and any(logs.iterdir()):
         if not resume:
-            raise FolderError(f"{str(folder)!r} holds results; --resume goes on with them, another --out starts anew")
-        if settings is not None and known.is_file():
-            kept = json.loads(known.read_text())
-            differs = sorted(key for key, value in json.loads(text).items() if kept.get(key) != value)
-            if differs:
+            raise FolderError(f"{str(folder)!r} holds results; continue them with --resume, or choose another --out")
+        if identity is not None and path.is_file():
+            recorded = json.loads(path.read_text())
+            differing = sorted(key for key, value in json.loads(text).items() if recorded.get(key) != value)
+            if differing:
                 raise FolderError(
-                    f"{str(folder)!r} holds results of another run: {', '.join(differs)} differ; choose another --out"
+                    f"{str(folder)!r} holds results of another run ({', '.join(differing)} differ); choose a new --out"
                 )
     logs.mkdir(parents=True, exist_ok=True)
-    if settings is not None:
-        known.write_text(text)
+    if identity is not None:
+        path.write_text(text)
 
 
-def same_fusions(folder: Path, digests: Mapping[str, str]) -> None:
-    """Keeps which fusion each model's answers are of, in `fusions.json`; FolderError when `folder` holds answers of
-    another, since a name can mean other weights by now.
+def check_fusions(folder: Path, digests: Mapping[str, str]) -> None:
+    """Record in `fusions.json` which fusion each model's answers come from. FolderError when `folder` holds answers of
+    another fusion: the same name may mean other weights by now.
     """
     path = folder / FUSIONS
-    kept = json.loads(path.read_text()) if path.is_file() else {}
-    changed = [model for model, digest in digests.items() if kept.get(model, digest) != digest]
+    recorded = json.loads(path.read_text()) if path.is_file() else {}
+    changed = [model for model, digest in digests.items() if recorded.get(model, digest) != digest]
     if changed:
         raise FolderError(
             f"{str(folder)!r} holds answers of other adapters under the same names ({', '.join(changed[:3])}); "
             "choose another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**kept, **digests}, indent=1) + "\n")
+    path.write_text(json.dumps({**recorded, **digests}, indent=1) + "\n")
 
 
-def run(tasks: Sequence[Task], endpoint: Endpoint, models: Sequence[str], folder: Path, how: Running) -> bool:
+def run_tasks(
+    tasks: Sequence[Task], endpoint: Endpoint, models: Sequence[str], folder: Path, options: RunOptions
+) -> bool:
     """Ask all `tasks` of all `models`; True when every sample has an answer and a score.
 
-    Logs land in `folder`/logs, where `inspect view` shows them; results are read with `eval_clients.results`.
-    Progress goes to stderr.
+    Logs land in `folder`/logs, where `inspect view` shows them; `eval_clients.answers` reads them. Progress goes to
+    stderr. RunError when Inspect cannot start.
     """
-    asked = len(tasks) * len(models)
+    runs = len(tasks) * len(models)
     with contextlib.redirect_stdout(sys.stderr):
-        complete, _ = eval_set(
-            list(tasks),
-            log_dir=str(folder / "logs"),
-            model=[endpoint.model(name) for name in models],
-            model_roles={} if how.judge is None else {ROLE: how.judge},
-            retry_attempts=0,
-            retry_immediate=False,
-            fail_on_error=True,
-            continue_on_fail=True,
-            retry_on_error=1,
-            epochs=how.seeds,
-            max_tasks=asked,
-            max_samples=max(2, 2 * how.in_flight // asked),  # of each task: what waits costs the server its cores
-            max_connections=how.in_flight,
-            max_retries=how.retries,
-            log_dir_allow_dirty=True,
-            log_realtime=False,  # its database of events took a quarter of this process's time
-            log_buffer=1,
-            ctl_server=False,
-            score_display=False,
-            display=how.display,
-        )
+        try:
+            complete, _ = eval_set(
+                list(tasks),
+                log_dir=str(folder / "logs"),
+                model=[endpoint.model(name) for name in models],
+                model_roles={} if options.judge is None else {ROLE: options.judge},
+                retry_attempts=0,
+                retry_immediate=False,
+                fail_on_error=True,
+                continue_on_fail=True,
+                retry_on_error=1,
+                epochs=options.seeds,
+                max_tasks=runs,
+                max_samples=max(2, 2 * options.in_flight // runs),  # per task: what waits costs the server its cores
+                max_connections=options.in_flight,
+                max_retries=options.retries,
+                log_dir_allow_dirty=True,
+                log_realtime=False,  # its database of events took a quarter of this process's time
+                log_buffer=1,
+                ctl_server=False,
+                score_display=False,
+                display=options.display,
+            )
+        except PrerequisiteError as error:
+            raise RunError(f"Inspect cannot start the run: {error}") from None
     return bool(complete)

@@ -1,4 +1,4 @@
-"""A share with its interval: how many of how many, and what that says about the true share."""
+"""Shares and means with 95 % intervals: what a sample says about the true value."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ Z95 = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """``hits`` of ``total``, with Wilson's 95 % interval (E. B. Wilson, JASA 22, 1927).
+    """`hits` of `total`, with Wilson's 95 % interval (E. B. Wilson, JASA 22, 1927).
 
-    ``hits`` is whole but where a prompt was answered several times and counts once, with the mean of its answers.
+    `hits` is a fraction where a prompt was answered several times: it counts once, with the mean of its answers.
     """
 
     hits: float
@@ -23,21 +23,21 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, hits: float, total: int) -> Self:
-        """Wilson score interval; both ends lie in [0, 1]. ValueError when there is no such share."""
+    def from_counts(cls, hits: float, total: int) -> Self:
+        """Wilson score interval, both ends in [0, 1]. ValueError unless 0 <= hits <= total and total >= 1."""
         if total < 1 or not 0 <= hits <= total:
-            raise ValueError(f"{hits} of {total} is no share")
+            raise ValueError(f"expected 0 <= hits <= total and total >= 1, got {hits} of {total}")
         p, z2 = hits / total, Z95 * Z95
-        centre = (p + z2 / (2 * total)) / (1 + z2 / total)
+        center = (p + z2 / (2 * total)) / (1 + z2 / total)
         half = Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total)) / (1 + z2 / total)
-        # At the ends rounding would put the interval beside the share.
-        low = 0.0 if hits == 0 else max(0.0, centre - half)
-        high = 1.0 if hits == total else min(1.0, centre + half)
+        # At either end, rounding would leave the share outside its interval.
+        low = 0.0 if hits == 0 else max(0.0, center - half)
+        high = 1.0 if hits == total else min(1.0, center + half)
         return cls(int(hits) if hits == int(hits) else hits, total, low, high)
 
     @property
     def value(self) -> float:
-        """The share itself, from 0 to 1."""
+        """`hits` / `total`, from 0 to 1."""
         return self.hits / self.total
 
     def __str__(self) -> str:
@@ -55,8 +55,8 @@ class Mean:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """Of at least one value; of one alone the interval is the value."""
+    def from_values(cls, values: Sequence[float]) -> Self:
+        """The mean of one or more values; the interval of a single one is the value itself."""
         half = Z95 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         return cls(fmean(values), len(values), fmean(values) - half, fmean(values) + half)
 

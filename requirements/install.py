@@ -39,16 +39,16 @@ def main() -> None:
         print(f"creating {folder}", flush=True)
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", UV], check=True)
-    uv = folder / "bin" / "uv"
+    uv = str(folder / "bin" / "uv")
     source = torch_source(pip_find_links(python))
     if what == "--lock":
         for name in ("runtime", "dev"):
-            command = [uv, "pip", "compile", "-q", *source, "--override", HERE / "overrides.txt"]
+            command = [uv, "pip", "compile", "-q", *source, "--override", str(HERE / "overrides.txt")]
             command += ["--no-emit-find-links", "--no-annotate", "--no-header", "-p", "3.11"]
-            subprocess.run([*command, HERE / f"{name}.in", "-o", HERE / f"{name}.txt"], check=True)
+            subprocess.run([*command, str(HERE / f"{name}.in"), "-o", str(HERE / f"{name}.txt")], check=True)
         return
     print(f"installing {what} (about 4 GB the first time)", flush=True)
-    command = [uv, "pip", "install", "--python", python, "--no-deps", "--compile-bytecode", *source]
+    command = [uv, "pip", "install", "--python", str(python), "--no-deps", "--compile-bytecode", *source]
     subprocess.run([*command, "-r", what], check=True)
 
 

@@ -4,22 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 from service.process import end_with_parent
 from service.settings import START_FAILURE, SettingsError, describe, read
 
 
-def main() -> int:
-    """Check the settings, run `bentoml serve` to its end, say in one line why it could not start.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the settings and run `bentoml serve` until it stops; says in one line why it could not start.
 
-    Exit 0 stopped, 1 could not start, 2 bad settings.
+    Exit 0 stopped, 1 could not start, 2 invalid settings.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    args = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(args):
         print(__doc__, describe(), sep="\n\n")
         return 0
-    if sys.argv[1:]:
-        message = f"error: unknown argument {sys.argv[1]!r}; settings are FUSION_* variables, see --help"
+    if args:
+        message = f"error: unknown argument {args[0]!r}; settings are FUSION_* variables, see --help"
         print(message, file=sys.stderr)
         return 2
     try:
@@ -32,7 +34,7 @@ def main() -> int:
     failure.unlink(missing_ok=True)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
     address = ["--host", settings.host, "--port", str(settings.port)]
-    command = [sys.executable, "-m", "bentoml", "serve", "service.app:LoraFusion", *address]
+    command = [sys.executable, "-m", "bentoml", "serve", "service.bento.app:LoraFusion", *address]
     server = subprocess.Popen(command, preexec_fn=end_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:

@@ -28,8 +28,8 @@ def check_fits(adapter: LoraAdapter, shapes: Shapes, names: set[str]) -> None:
     if adapter.base is not None and adapter.base not in names:
         raise AdapterError(
             "base",
-            f"the adapter says its base is {adapter.base!r}, this server's is "
-            f"{' or '.join(sorted(repr(n) for n in names))}; if they are the same, list the name in "
+            f"the adapter's base is {adapter.base!r}, this server's is "
+            f"{' or '.join(sorted(map(repr, names)))}; if they are the same model, add that name to "
             "FUSION_BASE_ALIASES",
         )
     for name, module in adapter.modules.items():
@@ -38,4 +38,4 @@ def check_fits(adapter: LoraAdapter, shapes: Shapes, names: set[str]) -> None:
         if want is None:
             raise AdapterError("shape", f"the base has no linear layer {name!r}")
         if want != have:
-            raise AdapterError("shape", f"{name!r} is {have}, the base's is {want} (d_out, d_in)")
+            raise AdapterError("shape", f"{name!r} has shape {have}, the base's layer {want} (d_out, d_in)")

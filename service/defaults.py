@@ -1,21 +1,19 @@
-"""A profile's request defaults: what they may be, and how they fill a request that is silent."""
+"""A profile's request defaults: which there are, and how they fill what a request leaves out."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from service.errors import ApiError
+from service.validation import StrictModel
 
 Text = Annotated[str, Field(min_length=1, max_length=64 * 1024)]
 
 
-class Defaults(BaseModel):
-    """The keys of `defaults`, with the ranges vLLM takes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+class Defaults(StrictModel):
+    """Request fields that apply where a request sets none itself, in the ranges vLLM accepts."""
 
     system: Text | None = None
     chat_template: Text | None = None
@@ -26,30 +24,18 @@ class Defaults(BaseModel):
 
     @field_validator("chat_template")
     @classmethod
-    def _is_a_template(cls, text: str | None) -> str | None:
+    def _parse_template(cls, text: str | None) -> str | None:
         try:
             ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(text or "")
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"no Jinja template, line {error.lineno}: {error.message}") from error
+            raise ValueError(f"not a valid Jinja template, line {error.lineno}: {error.message}") from error
         return text
 
 
-def check_defaults(given: object) -> dict[str, Any]:
-    """`given` as a profile keeps it, without nulls; 400 naming the key that is wrong."""
-    try:
-        return Defaults.model_validate(given or {}).model_dump(exclude_none=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(["defaults", *(str(part) for part in first["loc"][:1])])
-        known = ", ".join(Defaults.model_fields)
-        hint = f"; known keys are {known}" if first["type"] == "extra_forbidden" else ""
-        raise ApiError(400, f"{where!r}: {first['msg']}{hint}.", param=where) from error
-
-
 def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """`body` with a profile's request defaults where the request says nothing itself.
+    """`body` with a profile's `defaults` for the fields it leaves out; `path` decides what those are called.
 
-    The chat template is not among them: it reaches vLLM beside the body (`Served.chat_template`).
+    The chat template is not among them: it reaches vLLM outside the body (`Served.chat_template`).
     """
     merged = dict(body)
     for key in ("temperature", "top_p"):
@@ -57,8 +43,8 @@ def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) 
             merged[key] = defaults[key]
     stop = "stop_sequences" if path.endswith("/v1/messages") else "stop"
     if "stop" in defaults and merged.get(stop) is None:
-        given = defaults["stop"]
-        merged[stop] = [given] if stop == "stop_sequences" and isinstance(given, str) else given
+        value = defaults["stop"]
+        merged[stop] = [value] if stop == "stop_sequences" and isinstance(value, str) else value
     limit = "max_output_tokens" if path.endswith("/responses") else "max_tokens"
     if "max_tokens" in defaults and all(merged.get(k) is None for k in (limit, "max_completion_tokens")):
         merged[limit] = defaults["max_tokens"]

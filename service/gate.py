@@ -1,29 +1,33 @@
-"""The gate before vLLM's routes: finds the fusion a request names, leases it, and answers in its name.
+"""The gate to vLLM's routes: resolves the fusion that a request names, and leases it for as long as vLLM answers.
 
-Pure ASGI, so that streams pass through chunk by chunk. A request for the plain base is read once and handed
+Pure ASGI, so that streams pass through chunk by chunk. A request for the plain base is read once and passed
 on byte for byte.
 """
 
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.defaults import with_defaults
-from service.engine.names import mix_name
-from service.engine.server import LoRARequest, Served, meter, served
+from service.engine.models import Served, meter, mix_request, served
 from service.errors import ApiError, error_response
 from service.metrics import Metrics
 from service.pool import Lease, Pool
 from service.resolve import Fusion, Names
 
 MAX_RECIPE_HEADER = 2048
+"""Bytes; a longer recipe is left out of the headers."""
+FUSION_KEYS = {"fusion", "strict"}
+"""Request keys that vLLM does not know."""
 
 
 def fusion_headers(fusion: Fusion, lease: Lease) -> list[tuple[bytes, bytes]]:
-    """The `x-fusion-*` headers of an answer."""
+    """The `x-fusion-*` headers of an answer, the recipe percent-encoded."""
     recipe = quote(fusion.recipe.format(), safe="*+(),=@ ")
     pairs = {
         "x-fusion-digest": fusion.digest,
@@ -37,17 +41,8 @@ def fusion_headers(fusion: Fusion, lease: Lease) -> list[tuple[bytes, bytes]]:
     return [(key.encode(), value.encode()) for key, value in pairs.items()]
 
 
-def lora_of(lease: Lease) -> LoRARequest:
-    """What vLLM gets: the resident itself, or the stack under a name that holds this request's weights."""
-    own: Any = lease.resident.request
-    if lease.spans is None:
-        return LoRARequest(own.lora_name, own.lora_int_id, own.lora_path)
-    name = mix_name(lease.resident.key[:24], lease.spans)
-    return LoRARequest(name, own.lora_int_id, own.lora_path)
-
-
 class Gate:
-    """ASGI middleware in front of vLLM's app."""
+    """ASGI app in front of vLLM's."""
 
     def __init__(self, app: ASGIApp, names: Names, pool: Pool, metrics: Metrics, *, strict: bool) -> None:
         self._app = app
@@ -57,7 +52,7 @@ class Gate:
         self._strict = strict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on what names no model; resolve the rest."""
+        """Pass on what names no model; resolve and lease the rest, or answer why that cannot be."""
         # uvicorn starts a pipelined request in the context of the one before it.
         served.set(None)
         meter.set(None)
@@ -67,109 +62,102 @@ class Gate:
         raw = await _read(receive)
         if raw is None:
             return  # the client went away before its request was whole
-        try:
-            body = _parse(raw)
-            named = isinstance(body, dict) and bool({"model", "fusion"} & body.keys())
-            fusion = self._find(body) if named else None
-        except Exception as error:
-            refusal = error_response(error)
-            self._metrics.requests.labels("(refused)", str(refusal.status_code)).inc()
-            await refusal(scope, receive, send)
-            return
-        if named:
-            await self._answer(scope, receive, send, raw, body, fusion)
-        else:
-            await self._app(scope, _replay(raw, receive), send)
+        metered = _MeteredSend(send, self._metrics)
+        async with AsyncExitStack() as leases:
+            try:
+                raw = await self._prepare(scope["path"], raw, metered, leases)
+            except Exception as error:
+                await error_response(error)(scope, receive, metered)
+                return
+            await self._app(scope, _replay(raw, receive), metered)
 
-    def _find(self, body: dict[str, Any]) -> Fusion | None:
+    async def _prepare(self, path: str, raw: bytes, metered: "_MeteredSend", leases: AsyncExitStack) -> bytes:
+        """The body for vLLM; what a fusion needs is leased, and set for this request's context and answer."""
+        body = _parse(raw)
+        if not isinstance(body, dict) or not {"model", "fusion"} & body.keys():
+            metered.label = None
+            return raw
+        fusion = self._resolve(body)
+        metered.label = "(base)" if fusion is None else fusion.label
+        meter.set(metered)  # for this request's task alone: each has a context of its own
+        if fusion is None:
+            return strip_fusion_keys(body) if body.keys() & FUSION_KEYS else raw
+        strict = body.get("strict", self._strict)
+        if not isinstance(strict, bool):
+            raise ApiError(400, f"'strict' must be true or false, got {json.dumps(strict)[:100]}.", param="strict")
+        if body.get("background"):
+            # vLLM would go on after the answer, when the adapters under it may be unloaded.
+            raise ApiError(400, "'background' works with the base model only.", param="background")
+        lease = await leases.enter_async_context(self._lease(fusion, strict=strict))
+        changed = bool(fusion.defaults or body.keys() & FUSION_KEYS)
+        if body.get("model") is None:
+            body["model"] = self._names.base
+        body = with_defaults(body, fusion.defaults, path)
+        metered.headers = fusion_headers(fusion, lease)
+        lora = mix_request(lease.resident.request, lease.resident.key, lease.spans)
+        token = served.set(Served(body["model"], lora, fusion.defaults.get("chat_template")))
+        leases.callback(served.reset, token)
+        return strip_fusion_keys(body) if changed else raw
+
+    def _resolve(self, body: dict[str, Any]) -> Fusion | None:
+        """The fusion that a body names; None for the base."""
         model, value = body.get("model"), body.get("fusion")
         if value is None:
             return None if model is None else self._names.look_up(model)
         if model not in (None, self._names.base):
             raise ApiError(
                 400,
-                f"'fusion' goes with the base model {self._names.base!r} only, not with {model!r}: "
-                "name the mix in one place.",
+                f"'fusion' works with the base model {self._names.base!r} only, not with {model!r}: "
+                "name the fusion in one place.",
                 param="fusion",
             )
-        return self._names.of_field(value)
+        return self._names.resolve_field(value)
 
-    async def _answer(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        raw: bytes,
-        body: dict[str, Any],
-        fusion: Fusion | None,
-    ) -> None:
-        label = "(base)" if fusion is None else fusion.label
-        watch = _Watch(send, self._metrics, label)
-        meter.set(watch)  # for this request's task alone: each has a context of its own
-        if fusion is None:
-            if body.keys() & {"fusion", "strict"}:
-                raw = _without(body)
-            await self._app(scope, _replay(raw, receive), watch)
-            return
-        strict = body.get("strict", self._strict)
-        if not isinstance(strict, bool):
-            bad = ApiError(400, "'strict' must be true or false.", param="strict")
-            await error_response(bad)(scope, receive, watch)
-            return
-        if body.get("background"):
-            # vLLM would go on after the answer, when the adapters under it may be unloaded.
-            bad = ApiError(400, "'background' goes with the base model only.", param="background")
-            await error_response(bad)(scope, receive, watch)
-            return
+    @asynccontextmanager
+    async def _lease(self, fusion: Fusion, *, strict: bool) -> AsyncIterator[Lease]:
+        lease = await self._pool.acquire(fusion, strict=strict)
+        running = self._metrics.leases.labels(lease.resident.kind)
+        running.inc()
         try:
-            lease = await self._pool.acquire(fusion, strict=strict)
-        except Exception as error:
-            await error_response(error)(scope, receive, watch)
-            return
-        try:
-            self._metrics.leases.labels(lease.resident.kind).inc()
-            if body.get("model") is None:
-                body["model"] = self._names.base
-            if fusion.defaults:
-                body = with_defaults(body, fusion.defaults, scope["path"])
-            if fusion.defaults or body.keys() & {"fusion", "strict"}:
-                raw = _without(body)
-            watch.headers = fusion_headers(fusion, lease)
-            token = served.set(Served(body["model"], lora_of(lease), fusion.defaults.get("chat_template")))
-            try:
-                await self._app(scope, _replay(raw, receive), watch)
-            finally:
-                served.reset(token)
+            yield lease
         finally:
-            self._metrics.leases.labels(lease.resident.kind).dec()
+            running.dec()
             await self._pool.release(lease)
 
 
-class _Watch:
-    """`send` with the fusion's headers added; counts the answer's status, tokens and first token."""
+class _MeteredSend:
+    """`send` that adds the fusion's headers and counts the answer's status, tokens and time to the first token."""
 
-    def __init__(self, send: Send, metrics: Metrics, label: str) -> None:
+    def __init__(self, send: Send, metrics: Metrics) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
+        self.label: str | None = "(refused)"
+        """What the answer is counted under; None is not counted."""
         self._send = send
         self._metrics = metrics
-        self._label = label
         self._began = time.monotonic()
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *self.headers]
-            self._metrics.requests.labels(self._label, str(message["status"])).inc()
+            if self.label is not None:
+                self._metrics.requests.labels(self.label, str(message["status"])).inc()
         await self._send(message)
 
     def generated(self, prompt: int, completion: int, first_token: float | None) -> None:
-        """A generation for this request has ended, or was broken off."""
-        self._metrics.tokens.labels(self._label, "prompt").inc(prompt)
-        self._metrics.tokens.labels(self._label, "completion").inc(completion)
+        """A generation for this request has ended, or was interrupted."""
+        self._metrics.tokens.labels(self.label, "prompt").inc(prompt)
+        self._metrics.tokens.labels(self.label, "completion").inc(completion)
         if first_token is not None:
-            self._metrics.first_token.labels(self._label).observe(first_token - self._began)
+            self._metrics.first_token.labels(self.label).observe(first_token - self._began)
+
+
+def strip_fusion_keys(body: dict[str, Any]) -> bytes:
+    """`body` as JSON without the keys that vLLM does not know."""
+    return json.dumps({key: value for key, value in body.items() if key not in FUSION_KEYS}).encode()
 
 
 def _is_json(scope: Scope) -> bool:
+    """Whether the body may be JSON: its content type says so, or there is none."""
     for key, value in scope["headers"]:
         if key == b"content-type":
             return b"json" in value.lower()
@@ -177,6 +165,7 @@ def _is_json(scope: Scope) -> bool:
 
 
 async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None when the client disconnected before its end."""
     parts = []
     while True:
         message = await receive()
@@ -191,22 +180,16 @@ def _parse(raw: bytes) -> Any:
     try:
         return json.loads(raw) if raw else {}
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"The request body is not JSON: {error}.") from error
-
-
-def _without(body: dict[str, Any]) -> bytes:
-    return json.dumps({k: v for k, v in body.items() if k not in ("fusion", "strict")}).encode()
+        raise ApiError(400, f"The request body is not valid JSON: {error}.") from error
 
 
 def _replay(raw: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `raw` once, then what the connection says (its end)."""
-    given = False
+    """A `receive` that gives `raw` once, and then what the connection does (its end)."""
+    bodies = [raw]
 
-    async def again() -> Message:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": raw, "more_body": False}
+    async def replay() -> Message:
+        if bodies:
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
         return await receive()
 
-    return again
+    return replay

@@ -1,4 +1,4 @@
-"""Prometheus series of the service. Labels are profiles, adapters' names never; inline recipes share one."""
+"""Prometheus series of the service, labeled by profile; all inline recipes share one label."""
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -27,26 +27,24 @@ class Metrics:
         self.tokens = counter("fusion_tokens", "Tokens, by profile and kind", "profile", "kind")
         self.first_token = seconds("fusion_time_to_first_token_seconds", "Until the first byte", "profile")
 
-    def landed(self, kind: str, outcome: str, build_s: float) -> None:
-        """A stack or build was made, or not."""
+    def record_build(self, kind: str, outcome: str, build_s: float) -> None:
+        """Count a stack or build that was written to the store (`built`) or not (`failed`), and the time it took."""
         self.builds.labels(kind, outcome).inc()
         self.build_seconds.labels(kind).observe(build_s)
 
-    def loaded(self, seconds: float) -> None:
-        """One was loaded into the engine."""
+    def record_load(self, seconds: float) -> None:
+        """Count the time to load one into the engine."""
         self.load_seconds.observe(seconds)
 
-    def resident_now(self, kind: str, count: int) -> None:
-        """So many stacks or builds are warm in the engine."""
+    def set_resident(self, kind: str, count: int) -> None:
+        """Set how many stacks or builds the engine holds."""
         self.resident.labels(kind).set(count)
 
-    def hit(self, source: str) -> None:
-        """A request found its fusion warm, loaded or built."""
+    def record_lookup(self, source: str) -> None:
+        """Count a request by where its fusion came from: warm, loaded or built."""
         self.lookups.labels(source).inc()
 
     def forget(self, profile: str) -> None:
-        """Drop the series of a deleted profile, so that their number stays bounded."""
+        """Drop the series of a deleted profile, which keeps their number bounded."""
         for metric in (self.requests, self.tokens, self.first_token):
-            for labels in list(metric._metrics):
-                if labels[0] == profile:
-                    metric.remove(*labels)
+            metric.remove_by_labels({"profile": profile})

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, also when that one is killed, and give back freed memory."""
+"""Processes that end with the one that started them, even when that one is killed, and return freed memory."""
 
 import ctypes
 import os
@@ -15,13 +15,13 @@ TRIM_S = 10.0
 
 
 def end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent dies (Linux; elsewhere nothing happens)."""
+    """Have the kernel send this process SIGTERM when its parent dies (Linux; a no-op elsewhere)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def end_with(pid: int) -> None:
-    """Watch process `pid` from a thread; when it is gone, kill the parent (unless it is that) and this one.
+def exit_when_gone(pid: int) -> None:
+    """Watch process `pid` from a thread; once it is gone, kill this process's parent (unless that is `pid`) and itself.
 
     vLLM's engine core does not notice that the server above it was killed; its workers can.
     """
@@ -44,14 +44,14 @@ def end_with(pid: int) -> None:
             os.kill(parent, signal.SIGKILL)
         os._exit(1)
 
-    if alive():  # not on another machine, where the number means nothing
-        threading.Thread(target=watch, name="end-with-server", daemon=True).start()
+    if alive():  # on another machine the number means nothing
+        threading.Thread(target=watch, name="exit-when-gone", daemon=True).start()
 
 
 def return_freed_memory() -> None:
-    """Every TRIM_S, from a thread, give the system the pages this process has freed (glibc; some 10 ms each).
+    """Every TRIM_S seconds, from a thread, return this process's freed pages to the system (glibc; some 10 ms each).
 
-    Steps of ever other sizes scatter free pages over the heap, which glibc by itself only gives back from its end.
+    Steps of varying sizes scatter free pages over the heap; by itself glibc returns them only from the heap's end.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 

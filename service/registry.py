@@ -1,7 +1,7 @@
-"""What the server knows across restarts: adapters, versioned profiles, scorecards. SQLAlchemy.
+"""What the server knows across restarts: adapters, versioned profiles, scorecards (SQLAlchemy).
 
 Writes go to the database first and then to the in-memory snapshot that requests read, so a request costs
-no query. One server owns a registry; a unique key on every name settles what races there are.
+no query. One server owns a registry; a unique key on every name settles the remaining races.
 """
 
 import json
@@ -59,7 +59,7 @@ class AdapterRecord:
 
     @property
     def rank(self) -> int:
-        """Its largest rank in any module."""
+        """The adapter's largest rank in any module."""
         return int(self.info["rank"])
 
 
@@ -97,11 +97,13 @@ class Registry:
     """The tables and their snapshot. Methods that write block on the disk: call them in a thread."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, pool_pre_ping=True)  # a database that was restarted is met anew
+        self._engine = create_engine(url, pool_pre_ping=True)  # connections to a restarted database are replaced
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _sqlite_pragmas)
         _Base.metadata.create_all(self._engine)
         self.adapters: dict[str, AdapterRecord] = {}
+        self.ranks: dict[str, int] = {}
+        """Rank of every registered adapter, by digest."""
         self.profiles: dict[str, ProfileVersion] = {}
         self.versions: dict[str, dict[int, ProfileVersion]] = {}
         self.scorecard_counts: Counter[str] = Counter()
@@ -110,13 +112,17 @@ class Registry:
     def _read(self) -> None:
         with Session(self._engine) as session:
             for row in session.scalars(select(_AdapterRow).order_by(_AdapterRow.name)):
-                self.adapters[row.name] = AdapterRecord(row.name, row.digest, json.loads(row.info), row.created)
+                self._remember(AdapterRecord(row.name, row.digest, json.loads(row.info), row.created))
             for version in session.scalars(select(_VersionRow)):
-                made = ProfileVersion(version.name, version.version, **json.loads(version.body))
-                self.versions.setdefault(version.name, {})[version.version] = made
-            for profile in session.scalars(select(_ProfileRow).order_by(_ProfileRow.name)):
-                self.profiles[profile.name] = self.versions[profile.name][profile.current]
+                profile = ProfileVersion(version.name, version.version, **json.loads(version.body))
+                self.versions.setdefault(profile.name, {})[profile.version] = profile
+            for current in session.scalars(select(_ProfileRow).order_by(_ProfileRow.name)):
+                self.profiles[current.name] = self.versions[current.name][current.current]
             self.scorecard_counts.update(session.scalars(select(_ScorecardRow.digest)))
+
+    def _remember(self, record: AdapterRecord) -> None:
+        self.adapters[record.name] = record
+        self.ranks[record.digest] = record.rank
 
     def add_adapter(self, record: AdapterRecord) -> None:
         """Insert; the caller has checked that the name is free."""
@@ -129,13 +135,14 @@ class Registry:
                     created=record.created,
                 )
             )
-        self.adapters[record.name] = record
+        self._remember(record)
 
     def remove_adapter(self, name: str) -> None:
-        """Forget `name`; its files are the store's business."""
+        """Delete the record of `name`; its files are the store's business."""
         with Session(self._engine) as session, session.begin():
             session.execute(delete(_AdapterRow).where(_AdapterRow.name == name))
         self.adapters.pop(name, None)
+        self.ranks = {record.digest: record.rank for record in self.adapters.values()}  # two names may share files
 
     def add_version(self, profile: ProfileVersion) -> None:
         """Insert a new version and make it the current one, in one transaction."""
@@ -160,20 +167,20 @@ class Registry:
         return self.profiles[name]
 
     def remove_profile(self, name: str) -> None:
-        """Forget the profile and all its versions."""
+        """Delete the profile and all its versions."""
         with Session(self._engine) as session, session.begin():
             session.execute(delete(_VersionRow).where(_VersionRow.name == name))
             session.execute(delete(_ProfileRow).where(_ProfileRow.name == name))
         self.profiles.pop(name, None)
         self.versions.pop(name, None)
 
-    def digests(self) -> set[str]:
-        """Of all adapters whose files are wanted: those with a name, and those that a profile version pins."""
+    def needed_digests(self) -> set[str]:
+        """Digests of all adapters whose files are needed: those with a name, and those that a profile version pins."""
         pinned = {d for versions in self.versions.values() for v in versions.values() for d in v.parents.values()}
         return pinned | {record.digest for record in self.adapters.values()}
 
-    def users_of(self, digest: str) -> list[str]:
-        """Profiles any version of which pins the adapter `digest`."""
+    def pinning_profiles(self, digest: str) -> list[str]:
+        """Profiles with any version that pins the adapter `digest`, by name."""
         return sorted(
             name
             for name, versions in self.versions.items()

@@ -1,14 +1,15 @@
-"""From what a request says to what it means: base, or a recipe with its parents' digests."""
+"""From what a request says to what it means: the base, or a recipe with its parents' digests."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
-from adapters import Recipe, RecipeError, from_json, fusion_digest, parse
+from adapters import Recipe, RecipeError, did_you_mean, from_json, fusion_digest, parse
 from service.errors import ApiError
-from service.registry import ProfileVersion, Registry
+from service.registry import AdapterRecord, ProfileVersion, Registry
+
+QUOTED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +18,18 @@ class Fusion:
 
     recipe: Recipe
     parents: Mapping[str, str]
+    """Digest of each adapter, by name."""
     digest: str
     label: str
     profile: ProfileVersion | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Largest rank in any module of each adapter, by digest: two names may share one."""
+
+    @property
+    def rank(self) -> int:
+        """Width of its adapters side by side."""
+        return sum(self.ranks.values())
 
 
 class Names:
@@ -31,18 +40,19 @@ class Names:
         self.registry = registry
         self.max_weight = max_weight
 
-    def taken(self, name: str) -> str | None:
-        """What already has this name, as words, or None."""
+    def owner(self, name: str) -> str | None:
+        """What already has this name, as words ('a profile'), or None."""
         if name == self.base:
             return "the base model"
         if name in self.registry.profiles:
             return "a profile"
         return "an adapter" if name in self.registry.adapters else None
 
-    def unknown(self, what: str, name: str, known: Iterable[str], param: str) -> ApiError:
-        near = get_close_matches(name, list(known), 1, 0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else " GET /v1/models lists what there is."
-        return ApiError(404, f"There is no {what} {name[:100]!r}.{hint}", param=param)
+    def unknown(self, kind: str, name: str, known: Iterable[str], param: str) -> ApiError:
+        """The 404 for a `kind` ('adapter') that is not among the `known`, with the nearest of them."""
+        hint = did_you_mean(name, known)
+        hint = f"{hint[0].upper()}{hint[1:]}" if hint else "GET /v1/models lists all names."
+        return ApiError(404, f"There is no {kind} {name[:QUOTED]!r}. {hint}", param=param)
 
     def profile(self, name: str, *, param: str = "model") -> ProfileVersion:
         """The profile `name`, or one version of it as `name@3`; 404 otherwise."""
@@ -51,63 +61,68 @@ class Names:
             raise self.unknown("profile", plain, self.registry.profiles, param)
         if not at:
             return self.registry.profiles[plain]
-        versions = self.registry.versions[plain]
-        wanted = {str(number): found for number, found in versions.items()}.get(version)
-        if wanted is None:
-            have = ", ".join(str(v) for v in sorted(versions)[-8:])
-            raise ApiError(404, f"Profile {plain!r} has no version {version[:100]!r}; it has {have}.", param=param)
-        return wanted
+        versions = {str(number): pinned for number, pinned in self.registry.versions[plain].items()}
+        if version not in versions:
+            latest = ", ".join(sorted(versions, key=int)[-8:])
+            raise ApiError(404, f"Profile {plain!r} has no version {version[:QUOTED]!r}; it has {latest}.", param=param)
+        return versions[version]
 
-    def of_profile(self, version: ProfileVersion) -> Fusion:
-        """The fusion a profile version stands for, its parents as pinned."""
-        recipe = parse(version.recipe, max_weight=math.inf)  # the limit was looked at when it was made
-        return Fusion(recipe, version.parents, version.digest, version.name, version, version.defaults)
+    def resolve_profile(self, version: ProfileVersion) -> Fusion:
+        """The fusion of a profile version, its parents as pinned."""
+        recipe = parse(version.recipe, max_weight=math.inf)  # the limit was checked when the version was made
+        ranks = {digest: self.registry.ranks[digest] for digest in version.parents.values()}
+        return Fusion(recipe, version.parents, version.digest, version.name, version, version.defaults, ranks)
 
-    def of_recipe(self, recipe: Recipe, *, param: str = "model") -> Fusion:
+    def resolve_recipe(self, recipe: Recipe, *, param: str = "model") -> Fusion:
         """Bind a recipe's names to the adapters registered now."""
         adapters = self.registry.adapters
-        parents = {}
+        records = []
         for name in recipe.adapters:
             if name in self.registry.profiles:
                 raise ApiError(400, f"{name!r} is a profile; a recipe combines adapters only.", param=param)
             if name not in adapters:
                 raise self.unknown("adapter", name, adapters, param)
-            parents[name] = adapters[name].digest
+            records.append(adapters[name])
+        return self.bind(recipe, records)
+
+    def bind(self, recipe: Recipe, records: Sequence[AdapterRecord]) -> Fusion:
+        """The fusion of `recipe` over the adapters of these records."""
+        parents = {record.name: record.digest for record in records}
+        ranks = {record.digest: record.rank for record in records}
         digest = fusion_digest(recipe, base=self.base, parents=parents)
-        return Fusion(recipe, parents, digest, "(inline)")
+        return Fusion(recipe, parents, digest, "(inline)", ranks=ranks)
 
     def look_up(self, text: Any, *, param: str = "model") -> Fusion | None:
         """What `text` names: None for the base, else profile, adapter or recipe, in that order."""
         if not isinstance(text, str):
-            raise ApiError(400, f"{param!r} must be text, not {type(text).__name__}.", param=param)
+            raise ApiError(400, f"{param!r} must be a string, got {text!r:.{QUOTED}}.", param=param)
         if text == self.base:
             return None
-        if text in self.registry.profiles or "@" in text:
-            return self.of_profile(self.profile(text, param=param))
         registry = self.registry
+        if text in registry.profiles or "@" in text:
+            return self.resolve_profile(self.profile(text, param=param))
         if text in registry.adapters:
-            return self.of_recipe(parse(text), param=param)
+            return self.resolve_recipe(parse(text), param=param)
         try:
             recipe = parse(text, max_weight=self.max_weight)
         except RecipeError as error:
             raise ApiError(400, str(error), param=param) from error
         if len(recipe.terms) == 1 and recipe.is_sum and recipe.adapters[0] == text.strip():
-            known = [self.base, *registry.profiles, *registry.adapters]
-            raise self.unknown("model", text, known, param)
-        return self.of_recipe(recipe, param=param)
+            raise self.unknown("model", text, [self.base, *registry.profiles, *registry.adapters], param)
+        return self.resolve_recipe(recipe, param=param)
 
-    def of_field(self, value: Any) -> Fusion | None:
-        """The `fusion` request key: a name, a recipe, or the JSON form."""
+    def resolve_field(self, value: Any) -> Fusion | None:
+        """What the request key `fusion` names: a name, a recipe, or the JSON form of one."""
         if isinstance(value, dict):
             try:
                 recipe = from_json(value, max_weight=self.max_weight)
             except RecipeError as error:
                 raise ApiError(400, str(error), param="fusion") from error
-            return self.of_recipe(recipe, param="fusion")
+            return self.resolve_recipe(recipe, param="fusion")
         if not isinstance(value, str):
             raise ApiError(
                 400,
-                f"'fusion' must be a profile, a recipe or an object with 'adapters', not {type(value).__name__}.",
+                f"'fusion' must be a profile, a recipe or an object with 'adapters', got {value!r:.{QUOTED}}.",
                 param="fusion",
             )
         return self.look_up(value, param="fusion")

@@ -1,13 +1,9 @@
 """One real server for all tests that need one: the shipped base in float32, test adapters made with PEFT."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +11,8 @@ from typing import TYPE_CHECKING
 import httpx
 import openai
 import pytest
+
+from benchmarks import servers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,14 +24,8 @@ EVAL_DATA = Path(os.environ.get("EVAL_DATA") or ROOT / "data")
 """Evaluation sets, which users bring; tests that read one are skipped without it."""
 # 512 tokens a step make the longer prompts prefill in chunks.
 ENGINE = "--dtype float32 --max-model-len 2048 --max-num-batched-tokens 512 --max-num-seqs 64"
-START_LIMIT_S = 300
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+family, stop, wait_ready = servers.family, servers.stop, servers.wait_ready
+"""Used by the tests of every server."""
 
 
 # The heavy libraries are imported where they are used: most tests need none of them.
@@ -102,10 +94,9 @@ def launch(
     **settings: str,
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start Python with `command` (`{port}` filled in) and `FUSION_*` settings; the process and its address."""
-    port = free_port()
     environment = {
         **os.environ,
-        "FUSION_PORT": str(port),
+        "FUSION_PORT": "{port}",
         "FUSION_DATA": str(data),
         "FUSION_BASE": str(BASE),
         "FUSION_ADAPTER_ROOTS": str(roots),
@@ -114,59 +105,7 @@ def launch(
         "FUSION_PROFILES": "",
         "VLLM_CPU_KVCACHE_SPACE": "2",
     } | settings
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, *(part.replace("{port}", str(port)) for part in command)],
-            cwd=cwd,
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return process, f"http://127.0.0.1:{port}"
-
-
-def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    stop(process)
-    pytest.fail(f"the server did not become ready:\n{log.read_text()[-6000:]}")
-
-
-def family(pid: int) -> list[int]:
-    """`pid` and all that it started, directly or not, and that still runs."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # it has just gone
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state != "Z":
-                    parents[int(entry.name)] = int(parent)
-    found = [pid] if pid in parents else []
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and all that it started."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            for pid in family(process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait(10)
+    return servers.start([sys.executable, *command], environment, cwd, log)
 
 
 @pytest.fixture(scope="session")

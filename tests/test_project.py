@@ -17,4 +17,4 @@ def test_no_other_distribution_owns_our_names() -> None:
 
 @pytest.mark.parametrize("file", tables.TABLES)
 def test_tables_are_the_recorded_figures_and_the_code_s_own(file: str) -> None:
-    assert tables.filled(file) == (ROOT / file).read_text()
+    assert tables.fill_tables(file) == (ROOT / file).read_text()

@@ -74,7 +74,6 @@ def inside(module: str, places: set[str]) -> bool:
     return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
-@pytest.mark.xfail(reason="the rooms are being made", strict=False)
 def test_no_modules_import_each_other_in_a_circle() -> None:
     try:
         TopologicalSorter(edges()).prepare()
@@ -82,7 +81,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(" → ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("place, allowed", [*WINGS.items(), *ROOMS.items()])
+@pytest.mark.parametrize(("place", "allowed"), [*WINGS.items(), *ROOMS.items()])
 def test_imports_point_one_way(place: str, allowed: set[str]) -> None:
     strays = {
         f"{module} → {target}"
@@ -104,7 +103,6 @@ def test_one_package_enters_another_by_its_door() -> None:
     assert not strays
 
 
-@pytest.mark.xfail(reason="the rooms are being made", strict=False)
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_s_public_names_are_its_sorted_all(package: str) -> None:
     door = importlib.import_module(package)
@@ -114,14 +112,12 @@ def test_a_package_s_public_names_are_its_sorted_all(package: str) -> None:
     assert not [name for name in door.__all__ if inspect.ismodule(getattr(door, name))]
 
 
-@pytest.mark.xfail(reason="the rooms are being made", strict=False)
 def test_bentoml_and_vllm_stay_in_their_rooms() -> None:
     for library, room in (("bentoml", "service.bento"), ("vllm", "service.engine")):
         users = {n for n, tree in sources().items() if any(m.partition(".")[0] == library for m, _ in imports(tree))}
         assert not {user for user in users if not inside(user, {room, "benchmarks", "tests"})}
 
 
-@pytest.mark.xfail(reason="the rooms are being made", strict=False)
 def test_files_and_functions_stay_small() -> None:
     large = []
     for name, tree in sources().items():
@@ -137,7 +133,6 @@ def test_files_and_functions_stay_small() -> None:
     assert not large
 
 
-@pytest.mark.xfail(reason="the rooms are being made", strict=False)
 def test_private_names_of_other_packages_are_checked() -> None:
     """Private modules and names may change with any release: whoever imports one calls `_require` on it."""
     unchecked = []

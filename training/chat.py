@@ -1,7 +1,5 @@
 """A quick look at an adapter without a server: `python -m training chat ADAPTER`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,11 +7,12 @@ from typing import Any
 import torch
 
 import adapters
-from training.loop.model import find_base, load_tokenizer, set_weight
+from training.base_model import load_tokenizer, resolve_base
+from training.loop.model import set_weight
 from training.rows.encoding import set_template
 
 
-def talk(
+def chat(
     adapter: Path, *, base: str | None, weight: float, template: str, max_tokens: int, system: str, prompt: str | None
 ) -> None:
     """Answer one prompt, or every line typed until the end of input; greedy, streamed to the terminal."""
@@ -21,29 +20,29 @@ def talk(
     from transformers import AutoModelForCausalLM
 
     loaded = adapters.load(adapter)
-    folder = find_base(base or loaded.base or "")
+    folder = resolve_base(base or loaded.base or "")
     tokenizer = load_tokenizer(folder)
     set_template(tokenizer, template)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if device == "cuda" else torch.float32)
     model = PeftModel.from_pretrained(model, str(adapter)).to(device).eval()
     set_weight(model, weight)
-    turns = [{"role": "system", "content": system}] if system else []
+    opening = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
-        _answer(model, tokenizer, [*turns, {"role": "user", "content": prompt}], max_tokens)
+        _answer(model, tokenizer, [*opening, {"role": "user", "content": prompt}], max_tokens)
         return
-    print("type a message; an empty line starts anew, Ctrl-D ends", file=sys.stderr)
-    talked = list(turns)
+    print("type a message; an empty line starts a new chat, Ctrl-D ends", file=sys.stderr)
+    turns = list(opening)
     while True:
         try:
             line = input("> ")
         except (EOFError, KeyboardInterrupt):
             return
         if not line.strip():
-            talked = list(turns)
+            turns = list(opening)
             continue
-        talked.append({"role": "user", "content": line})
-        talked.append({"role": "assistant", "content": _answer(model, tokenizer, talked, max_tokens)})
+        turns.append({"role": "user", "content": line})
+        turns.append({"role": "assistant", "content": _answer(model, tokenizer, turns, max_tokens)})
 
 
 @torch.inference_mode()
@@ -53,8 +52,8 @@ def _answer(model: Any, tokenizer: Any, turns: list[dict[str, str]], max_tokens:
     inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     inputs = inputs.to(model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    made = model.generate(
+    output = model.generate(
         **inputs, max_new_tokens=max_tokens, do_sample=False, streamer=streamer, pad_token_id=tokenizer.pad_token_id
     )
-    text: str = tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    text: str = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return text

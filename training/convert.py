@@ -1,120 +1,106 @@
 """Between formats: a run's checkpoint to a PEFT adapter, an adapter merged into its base, a full FSDP checkpoint to a
-Hugging Face folder. Everything is written beside its place and renamed.
+Hugging Face folder. Every folder appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import json
+import math
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
 import adapters
-from training.config import ConfigError, restore
+from adapters.files import atomic_folder
+from training.base_model import load_tokenizer, name_base, resolve_base
+from training.config import Config, from_json
+from training.errors import ConfigError
 from training.loop.checkpoints import read_tensors
-from training.loop.model import adapter_config, find_base, load_tokenizer
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PREFIXES = ("", "model.", "module.", "state_dict.", "model_state.")
+"""What trainers put before the names of a model's parameters."""
 
 
 def check_place(out: Path, *, replace: bool = False) -> None:
-    """ConfigError when `out` holds something, unless it is an adapter, and nothing else, that may be replaced."""
+    """ConfigError unless `out` is free or empty; with `replace` it may hold an adapter, and nothing else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not replace:
         raise ConfigError(f"{str(out)!r} exists already: choose another place or remove it first")
-    held = {one.name for one in out.iterdir()} if out.is_dir() else set()
-    if CONFIG not in held or held - {WEIGHTS, CONFIG, CARD}:
-        what = sorted(held - {WEIGHTS, CONFIG, CARD}) or ["no adapter"]
-        raise ConfigError(f"{str(out)!r} holds {what[0]!r}: only an adapter's own folder is replaced, choose another")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if CONFIG not in names or names - {WEIGHTS, CONFIG, CARD}:
+        other = sorted(names - {WEIGHTS, CONFIG, CARD})
+        what = f"contains {other[0]!r}" if other else "is not an adapter"
+        raise ConfigError(f"{str(out)!r} {what}: only a folder with an adapter alone is replaced, choose another place")
 
 
-@contextmanager
-def landing(out: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well; ConfigError when `out` holds something,
-    unless it may be replaced.
-    """
-    check_place(out, replace=replace)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield place
-        place.chmod(0o755)
-        for file in place.iterdir():
-            file.chmod(0o644)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-            out.rename(old / out.name)
-            try:
-                place.rename(out)
-            except OSError:
-                (old / out.name).rename(out)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            place.rename(out)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def checkpoint_of(run: Path, step: int | None = None) -> Path:
-    """A checkpoint of a run, the last if no step is given; ConfigError that says which there are."""
-    known = sorted((run / "checkpoints").glob("step-????????"))
+def find_checkpoint(run: Path, step: int | None = None) -> Path:
+    """A checkpoint of a run, by default the last; ConfigError that lists the steps there are."""
+    known = {int(path.name[5:]): path for path in sorted((run / "checkpoints").glob("step-????????"))}
     if not known:
-        raise ConfigError(f"{str(run)!r} holds no run with a checkpoint")
+        raise ConfigError(f"{str(run)!r} is not a run with a checkpoint")
     if step is None:
-        return known[-1]
-    wanted = run / "checkpoints" / f"step-{step:08d}"
-    if wanted not in known:
-        raise ConfigError(
-            f"no checkpoint of step {step}: there are {', '.join(str(int(one.name[5:])) for one in known)}"
-        )
-    return wanted
+        return known[max(known)]
+    if step not in known:
+        raise ConfigError(f"there is no checkpoint of step {step}: expected one of {', '.join(map(str, known))}")
+    return known[step]
 
 
 def export(run: Path, out: Path, *, step: int | None = None, replace: bool = False, card: str = "") -> Path:
-    """A checkpoint of a run as a PEFT adapter folder, read again and checked as the server will."""
-    source = checkpoint_of(run, step)
-    config = restore(json.loads((run / "config.json").read_text()))
-    tensors = read_tensors(source, "adapter.")
-    dtype = getattr(torch, config.lora.dtype)
-    with landing(out, replace=replace) as place:
-        content = adapter_config(config, tensors, config.model.base)
-        (place / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        ordered = {name: tensors[name].to(dtype).contiguous() for name in sorted(tensors)}
-        save_file(ordered, place / WEIGHTS, metadata={"format": "pt"})
+    """A checkpoint of a run as a PEFT adapter folder, read again and checked as the server will. `card` is its
+    README.md.
+    """
+    checkpoint = find_checkpoint(run, step)
+    config = from_json(json.loads((run / "config.json").read_text()))
+    adapter = _make_adapter(read_tensors(checkpoint, "adapter."), config)
+    check_place(out, replace=replace)
+    details: adapters.PeftDetails = {
+        "use_rslora": config.lora.rslora,
+        "lora_dropout": config.lora.dropout,
+        "target_modules": sorted({name.rpartition(".")[2] for name in adapter.modules}),
+    }
+    with atomic_folder(out, replace=replace) as folder:
+        adapters.save(adapter, folder, details=details)
         if card:
-            (place / CARD).write_text(card, encoding="utf-8")
-        adapters.load(place)
+            (folder / CARD).write_text(card, encoding="utf-8")
+        adapters.load(folder)
     return out
 
 
+def _make_adapter(tensors: Mapping[str, Tensor], config: Config) -> adapters.LoraAdapter:
+    lora = config.lora
+    dtype = getattr(torch, lora.dtype)
+    scaling = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
+    modules = {}
+    for name in tensors:
+        if name.endswith(".lora_A.weight"):
+            stem = name.removesuffix("lora_A.weight")
+            a, b = (tensors[f"{stem}lora_{factor}.weight"].to(dtype).contiguous() for factor in "AB")
+            modules[stem.removeprefix("base_model.model.").removesuffix(".")] = adapters.LoraModule(a, b, scaling)
+    return adapters.make_adapter(modules, name_base(config.model.base))
+
+
 def merge(adapter: Path, out: Path, *, base: str | None = None, weight: float = 1.0) -> Path:
-    """base + weight·ΔW as a Hugging Face folder, in the base's dtype; the product is taken in float32."""
+    """base + weight·ΔW as a Hugging Face folder, in the base's dtype; the product is computed in float32."""
     from transformers import AutoModelForCausalLM
 
     loaded = adapters.load(adapter)
-    folder = find_base(base or loaded.base or "")
+    folder = resolve_base(base or loaded.base or "")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     modules = dict(model.named_modules())
     if unknown := [name for name in loaded.modules if name not in modules]:
-        raise ConfigError(f"the adapter has {unknown[0]!r}, which {folder!r} has not: it is of another base")
-    tied = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
+        raise ConfigError(f"the adapter is for another base: {folder!r} has no module {unknown[0]!r}")
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for name in loaded.modules:
         parameter = modules[name].weight
-        if tied[id(parameter)] > 1:
+        if uses[id(parameter)] > 1:
             raise ConfigError(
-                f"the adapter changes {name!r}, whose weight the base uses elsewhere, too: merged it would change both"
+                f"the adapter changes {name!r}, whose weight the base uses twice: merging would change both uses"
             )
         parameter.data = (parameter.data.float() + weight * loaded.delta(name)).to(parameter.dtype)
     _save_model(model, folder, out)
@@ -128,34 +114,35 @@ def from_fsdp(checkpoint: Path, base: str, out: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (checkpoint / ".metadata").is_file():
-        raise ConfigError(f"{str(checkpoint)!r} is no sharded checkpoint: it has no .metadata")
-    folder = find_base(base)
-    found = {_WRAPPERS.sub("", name): value for name, value in read_tensors(checkpoint).items()}
+        raise ConfigError(f"{str(checkpoint)!r} is not a sharded checkpoint: it has no .metadata")
+    folder = resolve_base(base)
+    tensors = {_WRAPPERS.sub("", name): value for name, value in read_tensors(checkpoint).items()}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    expected = set(model.state_dict())
-    tied = {name for name, value in model.named_parameters(remove_duplicate=False)} - {
-        n for n, _ in model.named_parameters()
-    }
-    for prefix in ("", "model.", "module.", "state_dict.", "model_state."):
-        weights = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-        if expected - tied <= set(weights):
+    expected = model.state_dict()
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    required = expected.keys() - (tied - {name for name, _ in model.named_parameters()})
+    for prefix in _PREFIXES:
+        weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if required <= weights.keys():
             break
     else:
-        lacking = sorted(expected - tied - {name.removeprefix("model.") for name in found} - set(found))
-        raise ConfigError(
-            f"the checkpoint is of another model than {folder!r}: it has no {(lacking or ['weights'])[0]!r}"
-        )
-    wrong = [name for name in expected & set(weights) if weights[name].shape != model.state_dict()[name].shape]
-    if wrong:
-        raise ConfigError(f"{wrong[0]!r} is {tuple(weights[wrong[0]].shape)} in the checkpoint: it is of another model")
-    model.load_state_dict({name: weights[name] for name in expected & set(weights)}, strict=False, assign=True)
+        missing = sorted(required - {name.removeprefix("model.") for name in tensors} - tensors.keys())
+        name = (missing or ["weights"])[0]
+        raise ConfigError(f"the checkpoint is of another model than {folder!r}: it has no {name!r}")
+    weights = {name: weights[name] for name in expected.keys() & weights.keys()}
+    for name, value in weights.items():
+        if value.shape != expected[name].shape:
+            shapes = f"{tuple(value.shape)} in the checkpoint and {tuple(expected[name].shape)} in {folder!r}"
+            raise ConfigError(f"the checkpoint is of another model: {name!r} is {shapes}")
+    model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     _save_model(model, folder, out)
     return out
 
 
 def _save_model(model: Any, base: str, out: Path) -> None:
-    with landing(out) as place:
-        model.save_pretrained(place)
-        load_tokenizer(base).save_pretrained(place)
+    check_place(out)
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder)
+        load_tokenizer(base).save_pretrained(folder)

@@ -1,6 +1,4 @@
-"""Settle what several sparse updates say about each entry, and add them up."""
-
-from __future__ import annotations
+"""Merge several sparse updates into one: agree on each entry's sign, and add up."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 18
-"""Entries that are merged at a time."""
+"""Entries merged at a time."""
 Consensus = Callable[[Sequence[Tensor], Sequence[float], str], Tensor]
 
 

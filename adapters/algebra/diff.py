@@ -2,8 +2,6 @@
 matrices of the factors, principal angles from their orthogonal bases.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 
@@ -36,9 +34,7 @@ class ModuleDifference:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two adapters: the same over all modules together (a module one of them lacks is zero there),
-    and per module.
-    """
+    """Two adapters: the same over all modules together (a module that one of them lacks is zero), and per module."""
 
     norm_a: float
     norm_b: float
@@ -84,12 +80,12 @@ def _angles(one: LoraModule | None, two: LoraModule | None) -> tuple[tuple[float
     """
     if one is None or two is None or not (one.scaling and two.scaling):
         return (), ()
-    turned = [LoraModule(module.b.T, module.a.T, module.scaling) for module in (one, two)]
-    return _between(column_space(one), column_space(two)), _between(*map(column_space, turned))
+    transposed = [LoraModule(module.b.T, module.a.T, module.scaling) for module in (one, two)]
+    return _principal_angles(column_space(one), column_space(two)), _principal_angles(*map(column_space, transposed))
 
 
-def _between(first: Tensor, second: Tensor) -> tuple[float, ...]:
-    """Degrees; by their sines where they are small, since the cosine cannot tell small angles apart."""
+def _principal_angles(first: Tensor, second: Tensor) -> tuple[float, ...]:
+    """In degrees, rising; from their sines where they are small, since the cosines of small angles are all alike."""
     if not first.shape[1] or not second.shape[1]:
         return ()
     if first.shape[1] > second.shape[1]:

@@ -1,21 +1,21 @@
 """Linear algebra on factors: B·A is never formed unless a method needs the dense update. Batched over modules of
-one shape; float64, but for dense updates, which are cut in their own dtype.
+one shape; in float64, except for large dense updates, which stay in their own dtype.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+DOUBLE = torch.float64
 MAX_CONDITION = 1e4
 """Up to this condition number (1-norm, of the factor with unit columns) CholeskyQR loses at most its square
 times 1e-16 of orthogonality, 1e-8; beyond it Householder QR is used.
 """
 OVERSAMPLE = 10
 MAX_STEPS = 40
-SETTLED = 1e-7
+KRYLOV_TOLERANCE = 1e-7
 """The Krylov space grows until a step adds less than this share of ‖W‖² to what the best rank keeps."""
 SMALL = 1e-20
 """Sums of squares from here to its inverse are far from the ends of float32."""
@@ -23,30 +23,34 @@ DENSE_LIMIT = 1024
 """Up to this many rows or columns the eigenvectors of the Gram matrix are as fast."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """One module's best approximation: its rank, the squared norm kept and lost, and the factors if
-    asked for.
+class FactorPair(NamedTuple):
+    """The update B·A: `b` d_out×k and `a` k×d_in, or n of them, n×d_out×k and n×k×d_in."""
 
-    `b` is d_out×rank and `a` rank×d_in, each carrying the square root of the singular values.
+    b: Tensor
+    a: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """One module's best approximation of a rank: the squared norm kept and lost, and the factors, each carrying the
+    square root of the singular values, if they were asked for.
     """
 
     rank: int
     kept: float
     lost: float
-    b: Tensor | None
-    a: Tensor | None
+    factors: FactorPair | None
 
 
 def inner(b1: Tensor, a1: Tensor, b2: Tensor, a2: Tensor) -> float:
     """⟨B1·A1, B2·A2⟩ (Frobenius) in float64, as the sum of (B1ᵀ·B2)∘(A1·A2ᵀ)."""
-    left = b1.to(torch.float64).T @ b2.to(torch.float64)
-    right = a1.to(torch.float64) @ a2.to(torch.float64).T
+    left = b1.to(DOUBLE).T @ b2.to(DOUBLE)
+    right = a1.to(DOUBLE) @ a2.to(DOUBLE).T
     return float((left * right).sum())
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
+class GramFactors:
     """Updates B·diag(scale)·A of n modules of one shape: `b` n×d_out×k, `a` n×k×d_in, float32 or float64, `scale`
     n×1×k float64. Their Gram matrices are float64 and taken module by module, in the processor's cache.
     """
@@ -57,14 +61,14 @@ class Factors:
     gram_b: Tensor
     gram_a: Tensor
 
-    @staticmethod
-    def of(b: Tensor, a: Tensor, scale: Tensor | None = None) -> Factors:
-        """With the Gram matrices BᵀB and A·Aᵀ, n×k×k."""
-        ones = torch.ones(len(b), 1, b.shape[-1], dtype=torch.float64, device=b.device)
-        return Factors(b, a, ones if scale is None else scale, _gram(b), _gram(a.mT))
+    @classmethod
+    def compute(cls, b: Tensor, a: Tensor, scale: Tensor | None = None) -> Self:
+        """The factors with their Gram matrices BᵀB and A·Aᵀ, n×k×k; without `scale`, ones."""
+        ones = torch.ones(len(b), 1, b.shape[-1], dtype=DOUBLE, device=b.device)
+        return cls(b, a, ones if scale is None else scale, _gram(b), _gram(a.mT))
 
 
-def products(b: Tensor, a: Tensor) -> Tensor:
+def inner_products(b: Tensor, a: Tensor) -> Tensor:
     """⟨bᵢ·aᵢ, bⱼ·aⱼ⟩ of the columns of `b` (n×d_out×k) and rows of `a` (n×k×d_in), n×k×k float64, good to the
     rounding of the factors' own dtype: enough to report norms and cosines, and far sooner than in float64.
     """
@@ -73,19 +77,15 @@ def products(b: Tensor, a: Tensor) -> Tensor:
 
 def _gram(x: Tensor) -> Tensor:
     """xᵀx of n×d×k, n×k×k float64."""
-    one = torch.empty_like(x[0], dtype=torch.float64)
-    return torch.stack([one.copy_(each).mT @ one for each in x])
+    buffer = torch.empty_like(x[0], dtype=DOUBLE)
+    return torch.stack([buffer.copy_(module).mT @ buffer for module in x])
 
 
 def _quick_gram(x: Tensor) -> Tensor:
     """xᵀx in x's own dtype, as float64, unless its squares are too large or too small for that."""
     gram = x.mT @ x
     low, high = torch.aminmax(gram.diagonal(dim1=-2, dim2=-1))
-    return gram.to(torch.float64) if low > SMALL and high < 1 / SMALL else _gram(x)
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.to(torch.float64)
+    return gram.to(DOUBLE) if low > SMALL and high < 1 / SMALL else _gram(x)
 
 
 def cholesky_qr(gram: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -108,23 +108,34 @@ def cholesky_qr(gram: Tensor) -> tuple[Tensor, Tensor] | None:
     return factor * length[..., None, :], inverse / length[..., :, None]
 
 
-def decompose(x: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(left, U, σ, Vh, right) with B·diag(scale)·A = left·U·diag(σ)·Vh·right, where left·U and Vh·right are
-    orthonormal and σ falls, all but `left` and `right` float64. CholeskyQR of the factors where it is safe, else
-    Householder QR.
+class Decomposition(NamedTuple):
+    """n updates as left·U·diag(σ)·Vh·right, where left·U and Vh·right are orthonormal and σ (n×k) falls; all but
+    `left` and `right` float64.
+    """
+
+    left: Tensor
+    u: Tensor
+    sigma: Tensor
+    vh: Tensor
+    right: Tensor
+
+
+def decompose(x: GramFactors) -> Decomposition:
+    """The singular value decomposition of every B·diag(scale)·A, which is not formed: by CholeskyQR of the factors
+    where it is safe, else by Householder QR.
     """
     tall, wide = cholesky_qr(x.gram_b * x.scale * x.scale.mT), cholesky_qr(x.gram_a)
     if tall is None or wide is None:
-        q_b, r_b = torch.linalg.qr(_double(x.b) * x.scale)
-        q_a, r_a = torch.linalg.qr(_double(x.a).mT)
+        q_b, r_b = torch.linalg.qr(x.b.to(DOUBLE) * x.scale)
+        q_a, r_a = torch.linalg.qr(x.a.to(DOUBLE).mT)
         u, sigma, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-        return q_b, u, sigma, vh, q_a.mT
+        return Decomposition(q_b, u, sigma, vh, q_a.mT)
     (r_b, inverse_b), (r_a, inverse_a) = tall, wide
     u, sigma, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-    return x.b, x.scale.mT * (inverse_b @ u), sigma, vh @ inverse_a.mT, x.a
+    return Decomposition(x.b, x.scale.mT * (inverse_b @ u), sigma, vh @ inverse_a.mT, x.a)
 
 
-def truncate(x: Factors, limit: int, *, build: bool = True) -> list[Cut]:
+def truncate(x: GramFactors, limit: int, *, build: bool = True) -> list[Truncation]:
     """The best approximation of every B·diag(scale)·A of rank at most `limit` (Eckart and Young 1936).
 
     An orthogonal basis of both factors leaves a core of at most k×k whose singular values are those of the
@@ -135,7 +146,7 @@ def truncate(x: Factors, limit: int, *, build: bool = True) -> list[Cut]:
     size = max(x.b.shape[-2], x.a.shape[-1], x.b.shape[-1])
     norm_b = (x.gram_b.diagonal(dim1=-2, dim2=-1) * x.scale[:, 0].square()).sum(-1).sqrt()
     norm_a = x.gram_a.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
-    floor = torch.finfo(torch.float64).eps * size * norm_b * norm_a
+    floor = torch.finfo(DOUBLE).eps * size * norm_b * norm_a
     sigma = torch.where(sigma > floor[:, None], sigma, torch.zeros_like(sigma))
     counts, energies, half = (sigma > 0).sum(dim=-1).tolist(), sigma.square(), sigma.sqrt()
     cuts = []
@@ -143,34 +154,36 @@ def truncate(x: Factors, limit: int, *, build: bool = True) -> list[Cut]:
         own = min(limit, max(1, count))
         kept, lost = float(energies[i, :own].sum()), float(energies[i, own:].sum())
         if not build:
-            cuts.append(Cut(own, kept, lost, None, None))
+            cuts.append(Truncation(own, kept, lost, None))
             continue
-        tall = _double(left[i]) @ (u[i, :, :own] * half[i, :own])
-        signs = fixed_signs(tall)
+        tall = left[i].to(DOUBLE) @ (u[i, :, :own] * half[i, :own])
+        signs = choose_signs(tall)
         flat = (signs * half[i, :own])[:, None] * vh[i, :own]
-        cuts.append(Cut(own, kept, lost, (tall * signs).to(x.b), (flat @ _double(right[i])).to(x.a)))
+        cuts.append(
+            Truncation(own, kept, lost, FactorPair((tall * signs).to(x.b), (flat @ right[i].to(DOUBLE)).to(x.a)))
+        )
     return cuts
 
 
-def fixed_signs(left: Tensor) -> Tensor:
-    """±1 per column of `left`, so that its entry of largest magnitude becomes positive: one answer
-    of the many.
+def choose_signs(left: Tensor) -> Tensor:
+    """±1 per column of `left`, so that its entry of largest magnitude becomes positive: one of the many
+    equal decompositions.
     """
     ones = torch.ones_like(left[0])
     return torch.where(-left.amin(dim=0) > left.amax(dim=0), -ones, ones)
 
 
-def truncate_dense(w: Tensor, limit: int, *, build: bool = True) -> Cut:
+def truncate_dense(w: Tensor, limit: int, *, build: bool = True) -> Truncation:
     """The best approximation of a dense d_out×d_in matrix of rank at most `limit`.
 
     Large matrices: a block Krylov space (https://arxiv.org/abs/1504.05477), grown until another step adds less
-    than SETTLED of ‖W‖² to the energy kept, then the SVD of W seen from it. The start is fixed, so the same
+    than KRYLOV_TOLERANCE of ‖W‖² to the energy kept, then the SVD of W seen from it. The start is fixed, so the same
     matrix gives the same answer.
     """
     if not bool(torch.linalg.vector_norm(w) > 0):
-        return Cut(1, 0.0, 0.0, w.new_zeros(w.shape[0], 1), w.new_zeros(1, w.shape[1]))
+        return Truncation(1, 0.0, 0.0, FactorPair(w.new_zeros(w.shape[0], 1), w.new_zeros(1, w.shape[1])))
     small = min(w.shape) <= max(DENSE_LIMIT, 4 * limit)
-    u, sigma, vh = _gram_svd(w.to(torch.float64)) if small else _krylov_svd(w, limit)
+    u, sigma, vh = _gram_svd(w.to(DOUBLE)) if small else _krylov_svd(w, limit)
     rank = min(limit, max(1, int((sigma > 0).sum())))
     energies, half = sigma.square(), sigma[:rank].sqrt()
     kept, b, a = float(energies[:rank].sum()), u[:, :rank] * half, vh[:rank] * half[:, None]
@@ -179,9 +192,9 @@ def truncate_dense(w: Tensor, limit: int, *, build: bool = True) -> Cut:
     else:  # the rest of the spectrum is not known
         lost = float(torch.linalg.vector_norm(torch.addmm(w, b.to(w), a.to(w), alpha=-1))) ** 2
     if not build:
-        return Cut(rank, kept, lost, None, None)
-    signs = fixed_signs(b)
-    return Cut(rank, kept, lost, b * signs, a * signs[:, None])
+        return Truncation(rank, kept, lost, None)
+    signs = choose_signs(b)
+    return Truncation(rank, kept, lost, FactorPair(b * signs, a * signs[:, None]))
 
 
 def _gram_svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,15 +218,15 @@ def _krylov_svd(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     block = torch.linalg.qr(w @ start).Q
     basis, seen, before = block, block.T @ w, -1.0
     for _ in range(MAX_STEPS):
-        sigma = torch.linalg.eigvalsh((seen @ seen.T).to(torch.float64)).flip(0)[:rank]
+        sigma = torch.linalg.eigvalsh((seen @ seen.T).to(DOUBLE)).flip(0)[:rank]
         energy = float(sigma.sum())
-        if energy - before <= SETTLED * whole or basis.shape[1] + width > min(w.shape):
+        if energy - before <= KRYLOV_TOLERANCE * whole or basis.shape[1] + width > min(w.shape):
             break
         before = energy
         block = w @ seen[-width:].T
-        for _ in range(2):  # once more, for what rounding left
+        for _ in range(2):  # a second time for what rounding left
             block = block - basis @ (basis.T @ block)
             block = torch.linalg.qr(block).Q
         basis, seen = torch.cat([basis, block], dim=1), torch.cat([seen, block.T @ w])
-    u, sigma, vh = _gram_svd(seen.to(torch.float64))
-    return basis.to(torch.float64) @ u, sigma, vh
+    u, sigma, vh = _gram_svd(seen.to(DOUBLE))
+    return basis.to(DOUBLE) @ u, sigma, vh

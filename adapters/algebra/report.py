@@ -1,18 +1,21 @@
 """What a recipe costs in fidelity: rank, energy kept, relative error, per module and overall."""
 
-from __future__ import annotations
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from adapters.algebra.bound import BoundRecipe
+from adapters.algebra.combine import WeightedUpdate
+from adapters.algebra.result import ModuleResult
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleReport:
     """One module: its rank before and after, the share of ‖ΔW‖² kept, and the relative Frobenius error
-    against the method's own update before the cut.
+    against the method's own update before truncation.
 
     `norms` are the parents' ‖ΔW‖ at weight 1, `cosine` the lowest between two weighted parents (None with
-    fewer than two), `conflict` the share of entries where weighted parents differ in sign (see `compare`).
+    fewer than two), `conflict` the share of entries where weighted parents differ in sign (see `similarity`).
     """
 
     module: str
@@ -31,8 +34,8 @@ class FusionReport:
 
     `error` is ‖ΔW − ΔW′‖ / ‖ΔW‖ over all modules (Frobenius), `energy` is 1 − error². Both count
     what truncation loses, not the rounding into the adapters' dtype. `exact` means that nothing was
-    lost; `departure` is set for methods that take A and B apart, which are approximate by themselves: the
-    relative distance from the exact weighted sum. `rank` is the largest of any module; `bytes` those of the
+    lost; `departure` is set for methods that merge A and B separately, which are approximate by themselves: the
+    relative distance from the exact weighted sum. `rank` is the largest of any module, `bytes` the size of all
     factors.
     """
 
@@ -48,14 +51,14 @@ class FusionReport:
 
     @property
     def verdict(self) -> str:
-        """One line for people."""
+        """The fidelity in one sentence: exact, or what is lost."""
         if self.exact:
             return f"exact at rank {self.rank}"
         cut = f"rank {self.rank} keeps {self.energy:.2%} of the energy, relative error {self.error:.3g}"
         if self.departure is None:
             return cut
-        apart = f"approximate: A and B are merged apart, {self.departure:.3g} away from the exact weighted sum"
-        return apart if self.error == 0.0 else f"{apart}; {cut}"
+        merged = f"approximate: A and B are merged separately, {self.departure:.3g} from the exact weighted sum"
+        return merged if self.error == 0.0 else f"{merged}; {cut}"
 
     def to_json(self) -> dict[str, object]:
         """All fields and the verdict, in JSON types."""
@@ -65,7 +68,7 @@ class FusionReport:
         """The recipe, the verdict and one line per module."""
         width = max(len("module"), *(len(row.module) for row in self.modules))
         parents = sorted({name for row in self.modules for name in row.norms})
-        norms = "".join(f"  {'‖' + name + '‖':>{_wide(name)}}" for name in parents)
+        norms = "".join(f"  {'‖' + name + '‖':>{_width(name)}}" for name in parents)
         lines = [
             self.recipe,
             f"{self.verdict}; {self.bytes:,} bytes in {len(self.modules)} modules",
@@ -74,7 +77,7 @@ class FusionReport:
         ]
         for row in self.modules:
             ranks = f"{row.rank_before}→{row.rank_after}" if row.rank_before != row.rank_after else str(row.rank_after)
-            norms = "".join(f"  {_cell(row.norms.get(name), '.4g'):>{_wide(name)}}" for name in parents)
+            norms = "".join(f"  {_cell(row.norms.get(name), '.4g'):>{_width(name)}}" for name in parents)
             lines.append(
                 f"{row.module:<{width}}  {ranks:<8} {row.energy:>7.2%}  {row.error:>8.3g}{norms}"
                 f"  {_cell(row.cosine, '.3f'):>6}  {_cell(row.conflict, '.1%'):>8}"
@@ -82,9 +85,55 @@ class FusionReport:
         return "\n".join(lines)
 
 
-def _wide(name: str) -> int:
+def _width(name: str) -> int:
     return max(9, len(name) + 2)
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _cell(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+@dataclass(slots=True)
+class ReportBuilder:
+    """Grows module by module; `finish` makes the report."""
+
+    bound: BoundRecipe
+    rows: dict[str, ModuleReport] = field(default_factory=dict)
+    results: dict[str, ModuleResult] = field(default_factory=dict)
+
+    def add(self, name: str, parents: Sequence[WeightedUpdate], result: ModuleResult) -> None:
+        """Enter one module; its factors are not kept."""
+        share = result.lost / (result.kept + result.lost) if result.lost else 0.0
+        self.rows[name] = ModuleReport(
+            module=name,
+            rank_before=result.rank_before,
+            rank_after=result.rank,
+            energy=1.0 - share,
+            error=math.sqrt(share),
+            norms=dict(zip((parent.name for parent in parents), result.similarity.norms, strict=True)),
+            cosine=result.similarity.cosine,
+            conflict=result.similarity.conflict,
+        )
+        self.results[name] = replace(result, factors=None)
+
+    def finish(self) -> FusionReport:
+        """The report of the whole fusion."""
+        results = self.results.values()
+        lost = sum(result.lost for result in results)
+        share = lost / sum(result.kept + result.lost for result in results) if lost else 0.0
+        departure = None
+        if self.bound.method.on == "factorwise":
+            reference = sum(result.reference for result in results)
+            departure = math.sqrt(sum(result.departure for result in results) / reference) if reference else 0.0
+        sizes = (self.results[name].rank * sum(shape) for name, shape in self.bound.shapes.items())
+        return FusionReport(
+            recipe=self.bound.recipe.format(),
+            method=self.bound.recipe.method,
+            rank=max(result.rank for result in results),
+            error=math.sqrt(share),
+            energy=1.0 - share,
+            exact=lost == 0.0 and departure is None,
+            departure=departure,
+            bytes=sum(sizes) * self.bound.dtype.itemsize,
+            modules=tuple(self.rows[name] for name in self.bound.shapes),
+        )

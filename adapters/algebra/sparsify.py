@@ -5,8 +5,6 @@ in the recipe) and the method's options, and returns a new tensor of the same sh
 each is the identity. Dense updates are large: passes over them are what takes the time.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.recipes.methods import Value
+from adapters.recipes.method import Value
 
 
 def _signed(bits: int) -> int:

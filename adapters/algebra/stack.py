@@ -1,7 +1,5 @@
 """The stack: adapters side by side at unit weight, so that any weighted sum of them is one row of weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,8 +22,8 @@ class Stack:
     rank: int
 
     def row(self, weights: Mapping[str, float]) -> list[float]:
-        """One weight per coordinate, `rank` long, zeros for adapters not named; UnknownAdapterError
-        for strangers.
+        """One weight per coordinate, `rank` long, zeros for adapters not named; UnknownAdapterError for a name that
+        is not in the stack.
         """
         row = [0.0] * self.rank
         for name, weight in weights.items():

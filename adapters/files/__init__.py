@@ -3,5 +3,6 @@
 """
 
 from adapters.files.landing import atomic_folder, land_folder
+from adapters.files.shipped import SHIPPED, adapter_path, shipped_adapter
 
-__all__ = ["atomic_folder", "land_folder"]
+__all__ = ["SHIPPED", "adapter_path", "atomic_folder", "land_folder", "shipped_adapter"]

@@ -1,6 +1,4 @@
-"""adapter_config.json: what PEFT says about an adapter, checked, and what we say about ours."""
-
-from __future__ import annotations
+"""adapter_config.json: PEFT's description of an adapter, read with checks, and written."""
 
 import json
 import math
@@ -8,19 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from adapters.adapter import LoraAdapter, LoraModule
 from adapters.errors import AdapterError, quoted
 
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
-"""Ways to start the training that leave the base's weights alone; the others (PiSSA, OLoRA,
-LoRA-GA, …) change them.
-"""
+"""Initializations that leave the base's weights unchanged; the others (PiSSA, OLoRA, LoRA-GA, …) change them."""
 MAX_KEYS, MAX_PATTERNS, MAX_REPEATS = 4096, 16, 2
 
-_REFUSED = (
+UNSUPPORTED_KEYS = (
     ("use_dora", "dora", "DoRA rescales the whole weight"),
-    ("lora_bias", "lora_bias", "a bias is no low-rank update"),
+    ("lora_bias", "lora_bias", "a bias is not a low-rank update"),
     ("modules_to_save", "modules_to_save", "it carries full copies of base modules"),
     ("trainable_token_indices", "trainable_tokens", "it carries rows of the embedding"),
     ("layer_replication", "layer_replication", "it changes the base's layers"),
@@ -58,13 +55,11 @@ class LoraConfig:
 
 
 def read_config(text: bytes) -> LoraConfig:
-    """Check the bytes of an adapter_config.json. AdapterError with the reason for all that is not
-    plain LoRA.
-    """
+    """Check the bytes of an adapter_config.json; AdapterError with the reason for anything but plain LoRA."""
     raw = read_object(text, "adapter_config.json")
     if raw.get("peft_type") != "LORA":
         raise AdapterError("not_lora", f"peft_type is {quoted(raw.get('peft_type'))}: expected 'LORA'")
-    for key, reason, why in _REFUSED:
+    for key, reason, why in UNSUPPORTED_KEYS:
         if raw.get(key):
             raise AdapterError(
                 reason, f"the adapter has {key}={quoted(raw[key])}: {why}, so it cannot be fused as LoRA"
@@ -77,13 +72,12 @@ def read_config(text: bytes) -> LoraConfig:
     if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
         raise AdapterError(
             "init",
-            f"the adapter has init_lora_weights={quoted(init)}, which changes "
-            "the base's weights: convert it to plain LoRA "
-            "with PEFT's path_initial_model_for_weight_conversion",
+            f"the adapter has init_lora_weights={quoted(init)}, which changes the base's weights: "
+            "convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
         )
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise AdapterError("bad_config", f"base_model_name_or_path is {quoted(base)}: expected a text or null")
+        raise AdapterError("bad_config", f"base_model_name_or_path is {quoted(base)}: expected a string or null")
     rslora = raw.get("use_rslora", False)
     if not isinstance(rslora, bool | None):
         raise AdapterError("bad_config", f"use_rslora is {quoted(rslora)}: expected true or false")
@@ -103,22 +97,22 @@ def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str,
     """A JSON object without repeated keys, NaN or Infinity; AdapterError otherwise."""
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(items)
-        if len(found) < len(items):
+        unique = dict(items)
+        if len(unique) < len(items):
             ((repeated, _),) = Counter(key for key, _ in items).most_common(1)
             raise ValueError(f"the key {quoted(repeated)} appears twice")
-        return found
+        return unique
 
     def constant(token: str) -> object:
-        raise ValueError(f"{token} is no JSON number")
+        raise ValueError(f"{token} is not a JSON number")
 
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise AdapterError(reason, f"{name} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise AdapterError(reason, f"{name} holds {quoted(found)}: expected a JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise AdapterError(reason, f"{name} holds {quoted(content)}: expected a JSON object")
+    return content
 
 
 def _patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
@@ -127,10 +121,10 @@ def _patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
         return []
     if not isinstance(raw, dict):
         raise AdapterError("bad_config", f"{name} is {quoted(raw)}: expected an object of module name to number")
-    # The keys come from a stranger: nested or many repeats could keep the matcher busy for ever.
+    # The keys are untrusted: nested or many repeats could keep the matcher busy forever.
     if len(raw) > MAX_KEYS or sum(re.search(r"[*+{]", key) is not None for key in raw) > MAX_PATTERNS:
         raise AdapterError(
-            "bad_config", f"{name} has too many keys: expected {MAX_KEYS}, of which {MAX_PATTERNS} patterns, at most"
+            "bad_config", f"{name} has too many keys: expected at most {MAX_KEYS}, with at most {MAX_PATTERNS} patterns"
         )
     return [(_pattern(key, name), value) for key, value in raw.items()]
 
@@ -143,7 +137,9 @@ def _pattern(key: str, name: str) -> re.Pattern[str]:
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
-        raise AdapterError("bad_config", f"{name} has the key {quoted(key)}, no valid pattern: {error}") from error
+        raise AdapterError(
+            "bad_config", f"{name} has the key {quoted(key)}, which is not a valid pattern: {error}"
+        ) from error
 
 
 def _rank(value: object, name: str) -> int:
@@ -158,27 +154,41 @@ def _alpha(value: object, name: str) -> float:
     return float(value)
 
 
-def write_config(adapter: LoraAdapter) -> bytes:
-    """The adapter_config.json that PEFT and vLLM read, sorted; modules are named in full, so no
-    other matches.
+class PeftDetails(TypedDict, total=False):
+    """How an adapter was trained, for `save` to state; by default use_rslora is chosen to give back the scalings,
+    lora_dropout is 0 and target_modules are the modules' full names.
     """
-    rslora, alphas = _alphas(adapter.modules)
+
+    use_rslora: bool
+    lora_dropout: float
+    target_modules: list[str]
+
+
+def write_config(adapter: LoraAdapter, details: PeftDetails | None = None) -> bytes:
+    """The adapter_config.json that PEFT and vLLM read, keys sorted. Patterns name modules in full, so that each
+    matches one. ValueError when a module is not among the `target_modules` of `details`.
+    """
+    details = details or {}
+    targets = details.get("target_modules", list(adapter.modules))
+    if missed := [name for name in adapter.modules if not any(f".{name}".endswith(f".{end}") for end in targets)]:
+        raise ValueError(f"target_modules is {targets!r}: expected one that ends the module name {missed[0]!r}")
+    rslora, alphas = _choose_alphas(adapter.modules, details.get("use_rslora"))
     rank = adapter.rank
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     config = {
-        "alpha_pattern": {_exactly(n): _plain(a) for n, a in alphas.items() if a != alpha},
+        "alpha_pattern": {_anchor(n): _as_integer(a) for n, a in alphas.items() if a != alpha},
         "base_model_name_or_path": adapter.base,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": _plain(alpha),
-        "lora_dropout": 0.0,
+        "lora_alpha": _as_integer(alpha),
+        "lora_dropout": details.get("lora_dropout", 0.0),
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": rank,
-        "rank_pattern": {_exactly(n): m.rank for n, m in adapter.modules.items() if m.rank != rank},
-        "target_modules": sorted(adapter.modules),
+        "rank_pattern": {_anchor(n): m.rank for n, m in adapter.modules.items() if m.rank != rank},
+        "target_modules": sorted(targets),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": rslora,
@@ -191,29 +201,30 @@ def to_json(content: Mapping[str, object]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _exactly(module: str) -> str:
+def _anchor(module: str) -> str:
     """A pattern that matches this module alone, also where PEFT looks for suffixes."""
     return "^" + re.escape(module)
 
 
-def _plain(value: float) -> float | int:
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+def _as_integer(number: float) -> float | int:
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
-def _alphas(modules: Mapping[str, LoraModule]) -> tuple[bool, dict[str, float]]:
-    """(use_rslora, alpha by module) that give back every scaling to the last bit; the nearest if
-    nothing does.
+def _choose_alphas(modules: Mapping[str, LoraModule], rslora: bool | None) -> tuple[bool, dict[str, float]]:
+    """(use_rslora, alpha by module) that give back every scaling to the last bit, or to the nearest if neither form
+    does; `rslora` asks for one form.
     """
-    plain = {name: _alpha_of(module.scaling, module.rank) for name, module in modules.items()}
-    if all(alpha / modules[name].rank == modules[name].scaling for name, alpha in plain.items()):
-        return False, plain
-    roots = {name: _alpha_of(module.scaling, math.sqrt(module.rank)) for name, module in modules.items()}
-    if all(alpha / math.sqrt(modules[name].rank) == modules[name].scaling for name, alpha in roots.items()):
-        return True, roots
-    return False, plain
+    forms = (False, True) if rslora is None else (rslora,)
+    alphas: dict[bool, dict[str, float]] = {}
+    for form in forms:
+        divisors = {name: math.sqrt(module.rank) if form else module.rank for name, module in modules.items()}
+        alphas[form] = {name: _find_alpha(module.scaling, divisors[name]) for name, module in modules.items()}
+        if all(alphas[form][name] / divisors[name] == module.scaling for name, module in modules.items()):
+            return form, alphas[form]
+    return forms[0], alphas[forms[0]]
 
 
-def _alpha_of(scaling: float, divisor: float) -> float:
+def _find_alpha(scaling: float, divisor: float) -> float:
     """The float whose quotient by `divisor` is `scaling`, or the nearest."""
     alpha = scaling * divisor
     near = (float(round(alpha)), alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adapters.adapter import LoraAdapter, make_adapter
 from adapters.errors import AdapterError
-from adapters.files.config import read_config, to_json, write_config
+from adapters.files.config import PeftDetails, read_config, to_json, write_config
 from adapters.files.landing import atomic_folder
 from adapters.files.weights_file import WEIGHTS, FileModules, write_weights
 
@@ -20,9 +20,9 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bo
     """Read a PEFT folder and check all of it; the tensors are copies, independent of the files.
 
     Ranks and scalings follow r, lora_alpha, use_rslora, rank_pattern and alpha_pattern as PEFT reads them.
-    AdapterError, with a reason code, for whatever cannot be fused as LoRA; `max_bytes` bounds the
-    weights' file. With `lazy` only the header is read now; each module is read, and its numbers checked, when
-    it is asked for, and not kept: for adapters larger than the memory they may take.
+    AdapterError, with a reason code, for whatever cannot be fused as LoRA, or a weights file over `max_bytes`. With
+    `lazy` only the header is read now; each module is read, and its numbers checked, on every access, and not kept:
+    for adapters larger than the memory they may take.
     """
     folder = Path(path)
     config = read_config(_read_config_file(folder))
@@ -31,7 +31,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bo
         if any(folder.glob("adapter_model*.bin")):
             raise AdapterError(
                 "pickle_only",
-                f"{folder.name!r} has its weights in a pickle only, which can run code: save it as {WEIGHTS}",
+                f"{folder.name!r} has its weights in a pickle only, which can run code: save them as {WEIGHTS}",
             )
         raise AdapterError("missing_weights", f"{folder.name!r} has no {WEIGHTS}: expected a PEFT adapter folder")
     size = _regular_size(weights)
@@ -41,16 +41,22 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bo
     return LoraAdapter(modules, config.base) if lazy else make_adapter(dict(modules.items()), config.base)
 
 
-def save(adapter: LoraAdapter, path: str | os.PathLike[str], *, provenance: Mapping[str, object] | None = None) -> None:
-    """Write a PEFT folder that PEFT and vLLM open; the same adapter gives the same bytes anywhere.
+def save(
+    adapter: LoraAdapter,
+    path: str | os.PathLike[str],
+    *,
+    provenance: Mapping[str, object] | None = None,
+    details: PeftDetails | None = None,
+) -> None:
+    """Write a folder that PEFT and vLLM open, whole or not at all (see `atomic_folder`); the same adapter gives the
+    same bytes anywhere.
 
-    Written beside `path`, synced, then renamed, so it is there whole or not at all. FileExistsError
-    if `path` exists (an empty folder is taken over). `provenance` (JSON values) goes to
-    fusion.json, since PEFT warns about unknown keys in its own file. Scalings come back to the last
-    bit when they are alpha/r or alpha/sqrt(r).
+    `provenance` (JSON values) goes to fusion.json, since PEFT warns about unknown keys in its own file; `details`
+    say in adapter_config.json how the adapter was trained. Scalings come back to the last bit when they are alpha/r
+    or alpha/sqrt(r). FileExistsError when `path` exists (an empty folder is taken over).
     """
     with atomic_folder(path) as folder:
-        (folder / CONFIG).write_bytes(write_config(adapter))
+        (folder / CONFIG).write_bytes(write_config(adapter, details))
         write_weights(adapter, folder / WEIGHTS)
         if provenance is not None:
             (folder / PROVENANCE).write_bytes(to_json(provenance))
@@ -63,12 +69,13 @@ def _read_config_file(folder: Path) -> bytes:
     if not file.exists():
         raise AdapterError("missing_config", f"{folder.name!r} has no {CONFIG}: expected a PEFT adapter folder")
     if _regular_size(file) > MAX_CONFIG_BYTES:
-        raise AdapterError("bad_config", f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes: that is no adapter's config")
+        raise AdapterError("bad_config", f"{CONFIG} is too large: expected at most {MAX_CONFIG_BYTES} bytes")
     return file.read_bytes()
 
 
 def _regular_size(file: Path) -> int:
-    found = file.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise AdapterError("not_safetensors" if file.name == WEIGHTS else "bad_config", f"{file.name} is no plain file")
-    return found.st_size
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        reason = "not_safetensors" if file.name == WEIGHTS else "bad_config"
+        raise AdapterError(reason, f"{file.name} is not a regular file")
+    return status.st_size

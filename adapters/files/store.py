@@ -1,6 +1,4 @@
-"""A content-addressed store of folders with a byte budget. A landed folder is whole, whatever is
-killed when.
-"""
+"""A content-addressed store of folders with a byte budget. A landed folder is whole, whenever a process is killed."""
 
 import contextlib
 import os
@@ -39,9 +37,8 @@ class Store:
     def land(self, key: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill an empty folder, then make it visible as `key` in one atomic rename.
 
-        If `key` is there already it is returned and nothing is written. Of two landers of one key
-        the second keeps the first one's folder. Errors of `write` pass through and leave nothing
-        behind.
+        If `key` is there already, its folder is returned and nothing is written. When two threads or processes land
+        one key, the second gets the first one's folder. Errors of `write` pass through and leave nothing behind.
         """
         ready = self.get(key)
         if ready is not None:
@@ -51,7 +48,7 @@ class Store:
             with atomic_folder(target) as folder:
                 write(folder)
                 if not any(folder.iterdir()):
-                    raise ValueError(f"the writer of {key!r} left an empty folder: expected files")
+                    raise ValueError(f"nothing was written for {key!r}: expected files in its folder")
                 os.utime(folder)
         except FileExistsError:  # another lander was first
             if not target.is_dir():
@@ -68,19 +65,19 @@ class Store:
         return target
 
     def remove(self, key: str) -> None:
-        """Take `key` out of sight at once, then delete its files. A key that is not there is no error."""
+        """Remove `key` from view at once, then delete its files. A key that is not there is not an error."""
         target = self._path(key)
         with scratch_folder(self.root) as scratch, contextlib.suppress(FileNotFoundError):
             target.rename(scratch / key)
 
     def entries(self) -> list[Entry]:
         """Every landed folder, least recently used first."""
-        found = []
+        entries = []
         for folder in self.root.iterdir():
             if KEY_PATTERN.fullmatch(folder.name):
                 with contextlib.suppress(FileNotFoundError):
-                    found.append(Entry(folder.name, _size(folder), folder.stat().st_mtime))
-        return sorted(found, key=lambda entry: (entry.last_used, entry.key))
+                    entries.append(Entry(folder.name, _size(folder), folder.stat().st_mtime))
+        return sorted(entries, key=lambda entry: (entry.last_used, entry.key))
 
     @property
     def nbytes(self) -> int:
@@ -88,10 +85,9 @@ class Store:
         return sum(entry.bytes for entry in self.entries())
 
     def evict(self, keep: Collection[str], need: int = 0) -> list[str]:
-        """Remove folders, least recently used first, until `need` more bytes fit the budget; never
-        one in `keep`.
+        """Remove folders, least recently used first and none in `keep`, until `need` more bytes fit the budget.
 
-        Returns the removed keys. When `keep` alone is over the budget everything else is removed.
+        Returns the removed keys. When `keep` alone is over the budget, everything else is removed.
         """
         with self._lock:
             entries = self.entries()
@@ -108,7 +104,7 @@ class Store:
 
     def _path(self, key: str) -> Path:
         if not isinstance(key, str) or KEY_PATTERN.fullmatch(key) is None:
-            raise ValueError(f"{key!r} is not a store key: expected 16 to 64 lower-case hex digits")
+            raise ValueError(f"{key!r} is not a store key: expected 16 to 64 lowercase hex digits")
         return self.root / key
 
 

@@ -1,7 +1,5 @@
 """The weights of an adapter on disk: adapter_model.safetensors, checked by its header, read module by module."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -15,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adapters.adapter import LoraAdapter, LoraModule, ModuleFacts, finite, room
+from adapters.adapter import LoraAdapter, LoraModule, ModuleFacts, empty, is_finite
 from adapters.errors import AdapterError, quoted
 from adapters.files.config import LoraConfig, read_object
 
@@ -26,12 +24,12 @@ MAX_HEADER_BYTES = 64 << 20
 _TENSOR = re.compile(r"base_model\.model\.([\w.-]{1,256})\.lora_(A|B)\.weight", re.ASCII)
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WRITTEN = ("F64", "F32", "BF16", "F16")
-"""The order of dtypes in a file: safetensors' own."""
-_STRANGERS = (
+"""The order in which safetensors writes dtypes."""
+UNSUPPORTED_TENSORS = (
     ("lora_magnitude_vector", "dora", "DoRA rescales the whole weight"),
     ("lora_embedding_", "embedding", "a LoRA on an embedding is not fused yet"),
-    ("lora_B.bias", "lora_bias", "a bias is no low-rank update"),
-    ("trainable_tokens", "trainable_tokens", "rows of the embedding are no low-rank update"),
+    ("lora_B.bias", "lora_bias", "a bias is not a low-rank update"),
+    ("trainable_tokens", "trainable_tokens", "rows of the embedding are not a low-rank update"),
 )
 
 
@@ -46,8 +44,8 @@ class Entry:
 
 
 class FileModules(Mapping[str, LoraModule]):
-    """Modules of a safetensors file, sorted, each read when asked for; `facts` come from the header, which is
-    checked at once. AdapterError for whatever is wrong.
+    """Modules of a safetensors file, sorted by name, each read on access; `facts` come from the header, which is
+    checked at once. AdapterError when the header or a module is not valid.
     """
 
     def __init__(self, file: Path, size: int, config: LoraConfig) -> None:
@@ -65,20 +63,23 @@ class FileModules(Mapping[str, LoraModule]):
     def __getitem__(self, module: str) -> LoraModule:
         if module not in self.facts:
             raise KeyError(module)
-        return self._module(module, lambda entry: self._bytes(entry.start, entry.stop))
+        return self._read_module(module, lambda entry: self._read_bytes(entry.start, entry.stop))
 
     def items(self) -> ItemsView[str, LoraModule]:
-        """All modules, read in one go, and their numbers looked at in one go too, if they are of one dtype."""
+        """All modules, read in one go; their numbers are checked in one go too, if they are of one dtype."""
         first = min(entry.start for entry in self._entries.values())
-        data = self._bytes(first, max(entry.stop for entry in self._entries.values()))
+        data = self._read_bytes(first, max(entry.stop for entry in self._entries.values()))
         kinds = {entry.dtype for entry in self._entries.values()}
-        sound = len(kinds) == 1 and finite(data.view(*kinds))
-        cut = {n: self._module(n, lambda entry: data[entry.start - first : entry.stop - first], sound) for n in self}
-        return cut.items()
+        finite = len(kinds) == 1 and is_finite(data.view(*kinds))
 
-    def _bytes(self, start: int, stop: int) -> Tensor:
-        """That part of the file, uint8."""
-        content = room([stop - start], torch.uint8)
+        def read(entry: Entry) -> Tensor:
+            return data[entry.start - first : entry.stop - first]
+
+        return {name: self._read_module(name, read, finite) for name in self}.items()
+
+    def _read_bytes(self, start: int, stop: int) -> Tensor:
+        """A part of the file, uint8."""
+        content = empty([stop - start], torch.uint8)
         left = content.numpy().data
         try:
             with FileIO(self._file) as stream:
@@ -86,14 +87,14 @@ class FileModules(Mapping[str, LoraModule]):
                 while left:
                     count = stream.readinto(left)
                     if not count:
-                        raise AdapterError("truncated", f"{WEIGHTS} has become shorter since its header was read")
+                        raise AdapterError("truncated", f"{WEIGHTS} was shortened after its header was read")
                     left = left[count:]
         except OSError as error:
             raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error.strerror}") from error
         return content
 
-    def _module(self, module: str, read: Callable[[Entry], Tensor], sound: bool = False) -> LoraModule:
-        """The factors, after a look at their numbers unless they are known to be `sound`."""
+    def _read_module(self, module: str, read: Callable[[Entry], Tensor], finite: bool = False) -> LoraModule:
+        """The factors, their numbers checked unless they are known to be `finite`."""
         factors = []
         for letter in "AB":
             name = f"{PREFIX}{module}.lora_{letter}.weight"
@@ -101,15 +102,15 @@ class FileModules(Mapping[str, LoraModule]):
             content = read(entry)
             aligned = content if content.storage_offset() % entry.dtype.itemsize == 0 else content.clone()
             factors.append(aligned.view(entry.dtype).view(entry.shape))
-            if not (sound or finite(factors[-1])):
+            if not (finite or is_finite(factors[-1])):
                 raise AdapterError("nan", f"tensor {name!r} holds NaN or infinite values: the training diverged")
         a, b = factors
         return LoraModule(a, b, self._config.scaling(module))
 
 
 def write_weights(adapter: LoraAdapter, file: Path) -> None:
-    """The factors in safetensors format, byte for byte as its library writes them, but straight from where they
-    lie into room that was taken first: sooner, and a full disk says so before anything is written.
+    """The factors in safetensors format, byte for byte as its library writes them, but straight from memory into a
+    file whose space is allocated first: faster, and a full disk is reported before anything is written.
     """
     tensors = {
         f"{PREFIX}{name}.lora_{letter}.weight": factor.detach().cpu().contiguous()
@@ -125,48 +126,55 @@ def write_weights(adapter: LoraAdapter, file: Path) -> None:
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     with file.open("wb") as stream:
-        if hasattr(os, "posix_fallocate"):  # macOS has none
+        if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(stream.fileno(), 0, 8 + len(head) + end)
         stream.write(len(head).to_bytes(8, "little") + head)
         stream.writelines(tensors[name].reshape(-1).view(torch.uint8).numpy().data for _, name in order)
 
 
 def _check_header(file: Path, size: int) -> Mapping[str, Entry]:
-    """Every tensor's place, after checking the header by our own rules, whole, no repeated name, float dtypes,
-    shapes that fill their bytes, and by the library's: no gaps, no overlaps.
+    """Every tensor's place. Our checks: a whole header, no repeated name, float dtypes, shapes that fill their
+    bytes; the library's: no gaps, no overlaps.
     """
     with file.open("rb") as stream:
         head = stream.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or (8 + length > size and length <= MAX_HEADER_BYTES):
-            raise AdapterError("truncated", f"{WEIGHTS} has {size} bytes and ends inside its header: copy it again")
+            raise AdapterError(
+                "truncated", f"{WEIGHTS} has {size} bytes and ends inside its header: copy the file again"
+            )
         if length > MAX_HEADER_BYTES:
-            raise AdapterError("not_safetensors", f"{WEIGHTS} is not in safetensors format: its header is not one")
+            raise AdapterError(
+                "not_safetensors", f"{WEIGHTS} is not in safetensors format: its header would have {length} bytes"
+            )
         header = read_object(stream.read(length), f"the header of {WEIGHTS}", "not_safetensors")
     header.pop("__metadata__", None)
-    found = {name: _entry(name, entry, 8 + length) for name, entry in header.items()}
-    end = max((entry.stop for entry in found.values()), default=0)
+    entries = {name: _read_entry(name, entry, 8 + length) for name, entry in header.items()}
+    end = max((entry.stop for entry in entries.values()), default=0)
     if end > size:
-        raise AdapterError("truncated", f"{WEIGHTS} has {size} bytes, its header speaks of {end}")
+        raise AdapterError("truncated", f"{WEIGHTS} has {size} bytes: its header says {end}, copy the file again")
     try:
         with safe_open(file, framework="pt"):
-            return found
-    except Exception as error:  # the library has errors of many types; whatever it dislikes, the file is at fault
+            return entries
+    except Exception as error:  # the library raises many types; whatever it rejects, the file is at fault
         raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error}") from error
 
 
-def _entry(name: str, entry: object, data: int) -> Entry:
-    """One tensor of the header; the data begin at byte `data`."""
+def _read_entry(name: str, entry: object, data: int) -> Entry:
+    """One tensor of the header; the data start at byte `data`."""
 
-    def wrong() -> AdapterError:
-        return AdapterError("not_safetensors", f"{WEIGHTS} describes {quoted(name)} as {quoted(entry)}")
+    def fail() -> AdapterError:
+        return AdapterError(
+            "not_safetensors",
+            f"{WEIGHTS} describes {quoted(name)} as {quoted(entry)}: expected dtype, shape and matching data_offsets",
+        )
 
     if not isinstance(entry, dict):
-        raise wrong()
+        raise fail()
     lists: list[list[int]] = []
     for numbers in (entry.get("shape"), entry.get("data_offsets")):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-            raise wrong()
+            raise fail()
         lists.append(numbers)
     shape, offsets = lists
     kind = entry.get("dtype")
@@ -174,24 +182,24 @@ def _entry(name: str, entry: object, data: int) -> Entry:
         raise AdapterError("dtype", f"tensor {quoted(name)} is {quoted(kind)}: expected one of {tuple(_DTYPES)}")
     dtype = _DTYPES[kind]
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-        raise wrong()
+        raise fail()
     return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
 
 
 def _facts(entries: Mapping[str, Entry], config: LoraConfig) -> dict[str, ModuleFacts]:
-    """Modules by name, sorted, after checking that each has an A and a B of the rank that the config says."""
+    """Facts by module name, sorted, after checking that each has an A and a B of the rank in the config."""
     factors: dict[str, dict[str, Entry]] = {}
     for name, entry in entries.items():
-        found = _TENSOR.fullmatch(name)
-        if found is None:
-            raise _stranger(name)
-        factors.setdefault(found[1], {})[found[2]] = entry
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            raise _reject_tensor(name)
+        factors.setdefault(match[1], {})[match[2]] = entry
     if not factors:
         raise AdapterError("missing_weights", "the adapter has no LoRA module: expected at least one")
-    return {module: _fact(module, factors[module], config) for module in sorted(factors)}
+    return {module: _check_factors(module, factors[module], config) for module in sorted(factors)}
 
 
-def _fact(name: str, pair: Mapping[str, Entry], config: LoraConfig) -> ModuleFacts:
+def _check_factors(name: str, pair: Mapping[str, Entry], config: LoraConfig) -> ModuleFacts:
     if len(pair) != 2:
         have, lack = ("A", "B") if "A" in pair else ("B", "A")
         raise AdapterError("missing_weights", f"module {name!r} has lora_{have} but no lora_{lack}")
@@ -206,14 +214,14 @@ def _fact(name: str, pair: Mapping[str, Entry], config: LoraConfig) -> ModuleFac
     return ModuleFacts(rank, (b[0], a[1]), torch.promote_types(pair["A"].dtype, pair["B"].dtype), nbytes)
 
 
-def _stranger(name: str) -> AdapterError:
-    for part, reason, why in _STRANGERS:
+def _reject_tensor(name: str) -> AdapterError:
+    for part, reason, why in UNSUPPORTED_TENSORS:
         if part in name:
             return AdapterError(reason, f"the adapter holds the tensor {quoted(name)}: {why}")
     if "lora_" in name:
         return AdapterError(
-            "not_lora", f"tensor {quoted(name)} is not named as PEFT names them: {PREFIX}….lora_A.weight"
+            "not_lora", f"tensor {quoted(name)} does not have a PEFT name: expected {PREFIX}….lora_A.weight"
         )
     return AdapterError(
-        "modules_to_save", f"the adapter holds {quoted(name)}, a full copy of a base weight, which no LoRA has"
+        "modules_to_save", f"the adapter holds {quoted(name)}, a full copy of a base weight, which is not LoRA"
     )

@@ -1,5 +1,36 @@
-"""The recipe language, without torch."""
+"""The recipe language: what to fuse, by which method, at which weights. Standard library only.
 
-from adapters.errors import did_you_mean
+recipe = parse("ties(0.6*task + 0.4*safety, density=0.5)")
+recipe.without("safety").format()  # 'ties(0.6*task, density=0.5)' in canonical form
+"""
 
-__all__ = ["did_you_mean"]
+from adapters.errors import FusionError, RecipeError, UnknownAdapterError, did_you_mean
+from adapters.recipes.digest import fusion_digest
+from adapters.recipes.grammar import parse
+from adapters.recipes.json_form import from_json
+from adapters.recipes.method import Method, Option
+from adapters.recipes.methods import METHODS
+from adapters.recipes.names import NAME_PATTERN, RESERVED_METHODS, RESERVED_NAMES, check_name
+from adapters.recipes.recipe import Recipe, Term
+from adapters.recipes.weights import ByModule, Ramp
+
+__all__ = [
+    "METHODS",
+    "NAME_PATTERN",
+    "RESERVED_METHODS",
+    "RESERVED_NAMES",
+    "ByModule",
+    "FusionError",
+    "Method",
+    "Option",
+    "Ramp",
+    "Recipe",
+    "RecipeError",
+    "Term",
+    "UnknownAdapterError",
+    "check_name",
+    "did_you_mean",
+    "from_json",
+    "fusion_digest",
+    "parse",
+]

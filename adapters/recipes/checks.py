@@ -1,16 +1,17 @@
-"""What both forms of a recipe, text and JSON, must fulfil: terms, methods, options."""
-
-from __future__ import annotations
+"""What both forms of a recipe, text and JSON, must fulfill: terms, methods, options."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from adapters.errors import RecipeError, did_you_mean, quoted
-from adapters.recipes.methods import METHODS, Method, Option, Value
-from adapters.recipes.recipe import MAX_TERMS, Term, check_name
+from adapters.recipes.method import Method, Option, Value
+from adapters.recipes.methods import METHODS
+from adapters.recipes.names import check_name
 from adapters.recipes.weights import ByModule, Ramp, Weight
 
+MAX_TERMS = 64
 MAX_RULES = 64
+MAX_WEIGHT = 16.0
 
 
 def add_rule(rules: dict[str, float], pattern: str, weight: float, position: int | None) -> None:
@@ -23,7 +24,7 @@ def add_rule(rules: dict[str, float], pattern: str, weight: float, position: int
 
 
 def add_term(
-    terms: dict[str, Term],
+    weights: dict[str, Weight],
     name: str,
     weight: Weight,
     max_weight: float,
@@ -31,28 +32,28 @@ def add_term(
     weight_at: int | None = None,
     name_at: int | None = None,
 ) -> None:
-    """Check one term and add it to `terms`."""
+    """Check one term and add it to `weights`, by adapter name."""
     check_name(name, name_at)
-    if name in terms:
+    if name in weights:
         raise RecipeError(f"adapter {name!r} appears twice: add its weights up into one term", name_at)
-    for value in numbers_of(weight):
-        if not abs(value) <= max_weight or not math.isfinite(value):
+    for number in weight_numbers(weight):
+        if not abs(number) <= max_weight or not math.isfinite(number):
             raise RecipeError(
-                f"the weight {quoted(value)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
+                f"the weight {quoted(number)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
                 weight_at,
             )
-    if len(terms) >= MAX_TERMS:
+    if len(weights) >= MAX_TERMS:
         raise RecipeError(f"a recipe has at most {MAX_TERMS} adapters", name_at)
-    terms[name] = Term(name, weight)
+    weights[name] = weight
 
 
-def numbers_of(weight: Weight) -> tuple[float, ...]:
+def weight_numbers(weight: Weight) -> tuple[float, ...]:
     """Every number a weight is made of."""
     match weight:
         case Ramp(first, last):
             return first, last
         case ByModule(rules):
-            return tuple(value for _, value in rules)
+            return tuple(number for _, number in rules)
     return (weight,)
 
 
@@ -74,39 +75,44 @@ def find_option(method: Method, name: object, position: int | None) -> Option:
     raise RecipeError(f"method {method.name!r} has no option {quoted(name)}: its options are {known}", position)
 
 
-def check_option(option: Option, value: object, terms: tuple[Term, ...], position: int | None) -> Value:
-    """`value` as the option's kind and within its bounds, or RecipeError."""
-    wrong = f"option {option.name!r} = {quoted(value)}"
-    names = {term.adapter for term in terms}
+def check_option(option: Option, value: object, terms: Collection[str], position: int | None) -> Value:
+    """`value` as the option's kind and within its bounds, or RecipeError; `terms` are the names of the terms."""
+
+    def fail(expected: str) -> RecipeError:
+        return RecipeError(f"option {option.name!r} = {quoted(value)}: expected {expected}", position)
+
     if option.kind == "term":
-        if not isinstance(value, str) or value not in names:
-            raise RecipeError(f"{wrong}: expected the name of one of the recipe's adapters", position)
+        if not isinstance(value, str) or value not in terms:
+            raise fail("the name of one of the recipe's adapters")
         return value
     if option.kind == "adapter":
         if not isinstance(value, str):
-            raise RecipeError(f"{wrong}: expected the name of an adapter", position)
-        if check_name(value, position) in names:
-            raise RecipeError(f"{wrong} is a term already: an adapter that plays a role has no weight", position)
+            raise fail("the name of an adapter")
+        if check_name(value, position) in terms:
+            raise RecipeError(
+                f"option {option.name!r}: {value!r} is a term already, but an adapter that plays a role has no weight",
+                position,
+            )
         return value
     if option.kind == "choice":
         if value not in option.choices:
-            raise RecipeError(f"{wrong}: expected one of {', '.join(option.choices)}", position)
+            raise fail(f"one of {', '.join(option.choices)}")
         return str(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecipeError(f"{wrong}: expected a number", position)
+        raise fail("a number")
     if option.kind == "int" and not isinstance(value, int):
-        raise RecipeError(f"{wrong}: expected a whole number", position)
+        raise fail("a whole number")
     if not option.minimum <= value <= option.maximum or not math.isfinite(value):
-        raise RecipeError(f"{wrong}: expected {option.minimum:g} to {option.maximum:g}", position)
+        raise fail(f"{option.minimum:g} to {option.maximum:g}")
     return value if option.kind == "int" else float(value)
 
 
-def require(method: Method, options: Mapping[str, Value], terms: tuple[Term, ...], position: int | None) -> None:
-    """RecipeError when an option without a default was not given, or the number of terms cannot be."""
+def check_arity(method: Method, options: Mapping[str, Value], terms: int, position: int | None) -> None:
+    """RecipeError when an option without a default is missing, or the method does not take so many terms."""
     for option in method.options:
         if option.default is None and option.name not in options:
             raise RecipeError(f"method {method.name!r} needs the option {option.name!r}: {option.help}", position)
     least, most = method.terms
-    if not least <= len(terms) <= most:
+    if not least <= terms <= most:
         expected = str(least) if least == most else f"{least} to {most}"
-        raise RecipeError(f"method {method.name!r} takes {expected} adapters, got {len(terms)}", position)
+        raise RecipeError(f"method {method.name!r} takes {expected} adapters, got {terms}", position)

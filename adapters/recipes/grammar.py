@@ -1,14 +1,24 @@
-"""Reads the text of a recipe into a checked `Recipe`."""
+"""The text of a recipe.
 
-from __future__ import annotations
+recipe = sum | METHOD "(" sum { "," option } ")"
+sum    = term { "+" term }
+term   = [ weight "*" ] NAME
+weight = NUMBER | "ramp" "(" NUMBER ".." NUMBER ")" | "{" PATTERN ":" NUMBER { "," PATTERN ":" NUMBER } "}"
+option = NAME "=" ( NUMBER | NAME )
+"""
 
 import re
+from itertools import starmap
 
 from adapters.errors import RecipeError, quoted
-from adapters.recipes.checks import add_rule, add_term, check_option, find_method, find_option, require
-from adapters.recipes.methods import DEFAULT_METHOD, Value
-from adapters.recipes.recipe import MAX_TEXT, NAME_PATTERN, Recipe, Term
+from adapters.recipes import checks
+from adapters.recipes.method import Value
+from adapters.recipes.methods import DEFAULT_METHOD
+from adapters.recipes.names import NAME_PATTERN
+from adapters.recipes.recipe import Recipe, Term
 from adapters.recipes.weights import ByModule, Ramp, Schedule, Weight
+
+MAX_TEXT = 8192
 
 # A dot before another dot belongs to the `..` of a ramp.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.(?!\.)[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -19,12 +29,17 @@ _BLANK = " \t\r\n"
 RAMP = "ramp"
 
 
-class Parser:
+def parse(text: str, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
+    """Read a recipe's text; RecipeError, with the position, for anything outside the grammar or the bounds."""
+    return _Parser(text, max_weight).recipe()
+
+
+class _Parser:
     """One pass over the text, by recursive descent; `at` is the offset of the next character."""
 
     def __init__(self, text: str, max_weight: float) -> None:
         if not isinstance(text, str):
-            raise RecipeError(f"a recipe is a text, got {quoted(text)}", 0)
+            raise RecipeError(f"a recipe must be a string, got {quoted(text)}", 0)
         if len(text) > MAX_TEXT:
             raise RecipeError(f"a recipe has at most {MAX_TEXT} characters, got {len(text)}", MAX_TEXT)
         self.text = text
@@ -40,39 +55,39 @@ class Parser:
         if name is not None and name.group() != RAMP and self._char_after(name.end()) == "(":
             recipe = self._call()
         else:
-            recipe = Recipe(DEFAULT_METHOD, self._sum())
+            recipe = Recipe(DEFAULT_METHOD, tuple(starmap(Term, self._sum().items())))
         if self._skip() < len(self.text):
             raise RecipeError(self._unexpected("expected '+' or the end of the recipe"), self.at)
         return recipe
 
     def _call(self) -> Recipe:
         start = self.at
-        method = find_method(self._name(), start)
+        method = checks.find_method(self._name(), start)
         self._expect("(")
-        terms = self._sum()
+        weights = self._sum()
         options: dict[str, Value] = {}
         while self._accept(","):
             place = self._skip()
-            option = find_option(method, self._name(), place)
+            option = checks.find_option(method, self._name(), place)
             if option.name in options:
                 raise RecipeError(f"option {option.name!r} is given twice: keep one", place)
             self._expect("=")
             place = self._skip()
-            options[option.name] = check_option(option, self._value(), terms, place)
+            options[option.name] = checks.check_option(option, self._value(), weights, place)
         closing = self._skip()
         if not self._accept(")"):
             raise RecipeError(self._unexpected("expected '+', ',' or ')'"), closing)
-        require(method, options, terms, closing)
-        return Recipe(method.name, terms, tuple(options.items()))
+        checks.check_arity(method, options, len(weights), closing)
+        return Recipe(method.name, tuple(starmap(Term, weights.items())), tuple(options.items()))
 
-    def _sum(self) -> tuple[Term, ...]:
-        terms: dict[str, Term] = {}
+    def _sum(self) -> dict[str, Weight]:
+        weights: dict[str, Weight] = {}
         while True:
             place = self._skip()
             weight, name, name_at = self._term()
-            add_term(terms, name, weight, self.max_weight, weight_at=place, name_at=name_at)
+            checks.add_term(weights, name, weight, self.max_weight, weight_at=place, name_at=name_at)
             if not self._accept("+"):
-                return tuple(terms.values())
+                return weights
 
     def _term(self) -> tuple[Weight, str, int]:
         schedule = self._schedule()
@@ -121,7 +136,7 @@ class Parser:
                 raise RecipeError(self._unexpected("expected a pattern of module names, as in '*.mlp.*'"), self.at)
             self.at = pattern.end()
             self._expect(":")
-            add_rule(rules, pattern.group(), self._number(), place)
+            checks.add_rule(rules, pattern.group(), self._number(), place)
             if not self._accept(","):
                 self._expect("}", "expected ',' or '}'")
                 return ByModule(tuple(rules.items()))
@@ -143,13 +158,13 @@ class Parser:
         return int(text) if _INTEGER.fullmatch(text) else float(text)
 
     def _name(self) -> str:
-        found = _LONG_NAME.match(self.text, self.at)
-        if found is None:
+        name = _LONG_NAME.match(self.text, self.at)
+        if name is None:
             raise RecipeError(self._unexpected("expected a name"), self.at)
-        if NAME_PATTERN.fullmatch(found.group()) is None:
-            raise RecipeError(f"{quoted(found.group())} is too long: a name has at most 64 characters", self.at)
-        self.at = found.end()
-        return found.group()
+        if NAME_PATTERN.fullmatch(name.group()) is None:
+            raise RecipeError(f"{quoted(name.group())} is too long: a name has at most 64 characters", self.at)
+        self.at = name.end()
+        return name.group()
 
     def _skip(self) -> int:
         while self._peek() and self._peek() in _BLANK:
@@ -166,16 +181,15 @@ class Parser:
 
     def _accept(self, sign: str) -> bool:
         self._skip()
-        found = self._peek() == sign
-        self.at += found
-        return found
+        accepted = self._peek() == sign
+        self.at += accepted
+        return accepted
 
     def _expect(self, sign: str, why: str | None = None) -> None:
         if not self._accept(sign):
             raise RecipeError(self._unexpected(why or f"expected {sign!r}"), self.at)
 
     def _unexpected(self, expected: str) -> str:
-        found = f"found {self._peek()!r}" if self._peek() else "found the end"
-        if self._peek() == "-":
-            found += "; to subtract, add a negative weight, as in '1*a + -0.4*b'"
-        return f"{expected}, {found}"
+        sign = self._peek()
+        hint = "; to subtract, add a negative weight, as in '1*a + -0.4*b'" if sign == "-" else ""
+        return f"{expected}, found {repr(sign) if sign else 'the end'}{hint}"

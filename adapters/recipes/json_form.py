@@ -1,51 +1,50 @@
-"""Reads the JSON form of a recipe into a checked `Recipe`."""
-
-from __future__ import annotations
+"""The JSON form of a recipe: `{"adapters": [{"name", "weight"}, …], "method": …, option: …}`."""
 
 import math
 from collections.abc import Mapping
+from itertools import starmap
 
 from adapters.errors import RecipeError, quoted
-from adapters.recipes.checks import add_rule, add_term, check_option, find_method, find_option, require
+from adapters.recipes import checks
 from adapters.recipes.grammar import PATTERN, RAMP
-from adapters.recipes.methods import DEFAULT_METHOD, Value
+from adapters.recipes.method import Value
+from adapters.recipes.methods import DEFAULT_METHOD
 from adapters.recipes.recipe import Recipe, Term
 from adapters.recipes.weights import ByModule, Ramp, Weight
 
 
-def read_json(obj: object, max_weight: float) -> Recipe:
-    """The JSON form as a recipe; see `recipe.from_json`."""
+def from_json(obj: object, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
+    """Read the JSON form; RecipeError for anything but a valid recipe."""
     if not isinstance(obj, Mapping):
         raise RecipeError(f'a fusion in JSON form is an object like {{"adapters": […]}}, got {quoted(obj)}')
     entries = obj.get("adapters")
     if not isinstance(entries, list | tuple) or not entries:
         raise RecipeError(f"'adapters' must be a list with at least one entry, got {quoted(entries)}")
-    terms: dict[str, Term] = {}
+    weights: dict[str, Weight] = {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= {"name", "weight"}:
             raise RecipeError(f"'adapters[{index}]' must be {{name, weight}}, got {quoted(entry)}")
         name, weight = entry["name"], entry.get("weight", 1.0)
         if not isinstance(name, str):
-            raise RecipeError(f"'adapters[{index}].name' must be a text, got {quoted(name)}")
-        add_term(terms, name, json_weight(weight, f"adapters[{index}].weight"), max_weight)
-    method_name = obj.get("method", DEFAULT_METHOD)
-    method = find_method(method_name, None)
+            raise RecipeError(f"'adapters[{index}].name' must be a string, got {quoted(name)}")
+        checks.add_term(weights, name, _read_weight(weight, f"adapters[{index}].weight"), max_weight)
+    method = checks.find_method(obj.get("method", DEFAULT_METHOD), None)
     options: dict[str, Value] = {}
     for key, value in obj.items():
         if key not in ("adapters", "method"):
-            option = find_option(method, key, None)
-            options[option.name] = check_option(option, value, tuple(terms.values()), None)
-    require(method, options, tuple(terms.values()), None)
-    return Recipe(method.name, tuple(terms.values()), tuple(options.items()))
+            option = checks.find_option(method, key, None)
+            options[option.name] = checks.check_option(option, value, weights, None)
+    checks.check_arity(method, options, len(weights), None)
+    return Recipe(method.name, tuple(starmap(Term, weights.items())), tuple(options.items()))
 
 
-def json_weight(value: object, where: str) -> Weight:
+def _read_weight(value: object, where: str) -> Weight:
     """A weight of the JSON form: a number, `{"ramp": [first, last]}` or `{pattern: number, …}`."""
 
-    def number(one: object) -> float:
-        if isinstance(one, bool) or not isinstance(one, int | float):
-            raise RecipeError(f"{where!r} must be a number, got {quoted(one)}")
-        return float(one) if abs(one) < 1e300 else math.inf
+    def number(raw: object) -> float:
+        if isinstance(raw, bool) or not isinstance(raw, int | float):
+            raise RecipeError(f"{where!r} must be a number, got {quoted(raw)}")
+        return float(raw) if abs(raw) < 1e300 else math.inf
 
     if not isinstance(value, Mapping):
         return number(value)
@@ -58,7 +57,7 @@ def json_weight(value: object, where: str) -> Weight:
     for pattern, weight in value.items():
         if not isinstance(pattern, str) or PATTERN.fullmatch(pattern) is None:
             raise RecipeError(f"{where!r} has {quoted(pattern)}: expected a pattern of module names, as in '*.mlp.*'")
-        add_rule(rules, pattern, number(weight), None)
+        checks.add_rule(rules, pattern, number(weight), None)
     if not rules:
         raise RecipeError(f"{where!r} is empty: expected a number or patterns of module names")
     return ByModule(tuple(rules.items()))

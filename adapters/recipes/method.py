@@ -1,6 +1,4 @@
-"""What a row of the method table says. No torch here: recipes parse without it."""
-
-from __future__ import annotations
+"""What a row of the method table says."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,8 +30,8 @@ class Method:
     """One row: how the weighted updates become one.
 
     `on` says what the row's functions see: "factors" (low-rank all the way, exact before the rank limit),
-    "update" (the true dense update of one module at a time, cut to `rank` afterwards) or "apart" (A and B
-    as if they were updates of their own, as PEFT does: approximate). `version` is part of every fusion
+    "update" (the true dense update of one module at a time, truncated to `rank` afterwards) or "factorwise" (A
+    and B as if each were an update, as PEFT does: approximate). `version` is part of every fusion
     digest: raise it whenever the result changes.
     """
 
@@ -41,13 +39,18 @@ class Method:
     summary: str
     reference: str
     version: int = 1
-    on: Literal["factors", "update", "apart"] = "factors"
+    on: Literal["factors", "update", "factorwise"] = "factors"
     sparsify: Literal["none", "magnitude", "random", "magprune", "breadcrumbs"] = "none"
     consensus: Literal["none", "sign", "peft_sign"] = "none"
     combine: Literal["sum", "slerp", "safe_merge", "safe_project", "knots"] = "sum"
     default_rank: Literal["sum", "max"] = "sum"
     terms: tuple[int, int] = (1, 64)
     options: tuple[Option, ...] = ()
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each option by its name."""
+        return {option.name: option.kind for option in self.options}
 
     def filled(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """All options by name: those given, and the defaults of the others."""

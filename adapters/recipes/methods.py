@@ -4,15 +4,11 @@ Each row says on what it works, how it makes every update sparse, how it settles
 combines them; `combine`, `sparsify` and `consensus` hold the functions these words stand for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from adapters.recipes.method import Method, Option, Value
-
-__all__ = ["DEFAULT_METHOD", "METHODS", "RESERVED_METHODS", "Method", "Option", "Value"]
+from adapters.recipes.method import Method, Option
 
 MAX_RANK = 65536
 _RANK = Option(name="rank", kind="int", minimum=1, maximum=MAX_RANK, help="largest rank of a module")
@@ -22,7 +18,7 @@ _CUT = Option(
     default=0,
     minimum=0,
     maximum=MAX_RANK,
-    help="rank the result is cut to; 0: the parents' ranks added up",
+    help="rank the result is truncated to; 0: the parents' ranks added up",
 )
 _PEFT_CUT = Option(
     name="rank",
@@ -48,7 +44,7 @@ _PEFT = "PEFT 0.21.2, LoraModel.add_weighted_adapter"
 
 
 def _peft_rows() -> tuple[Method, ...]:
-    """PEFT's own combinations, on A and B apart and as `*_svd` on the update."""
+    """PEFT's own combinations, on A and B separately and as `*_svd` on the update."""
     kinds: tuple[tuple[str, dict[str, Any], tuple[Option, ...]], ...] = (
         ("ties", {"sparsify": "magnitude", "consensus": "peft_sign"}, (_DENSITY, _MAJORITY)),
         ("dare_linear", _RANDOM, (_DENSITY, _SEED)),
@@ -56,10 +52,12 @@ def _peft_rows() -> tuple[Method, ...]:
         ("magnitude_prune", {"sparsify": "magnitude"}, (_DENSITY,)),
     )
     rows = [
-        Method(name="peft_linear", summary="PEFT's linear: A and B summed apart", reference=_PEFT, on="apart"),
+        Method(
+            name="peft_linear", summary="PEFT's linear: A and B summed separately", reference=_PEFT, on="factorwise"
+        ),
         Method(
             name="peft_svd",
-            summary="PEFT's svd: the sum cut to a rank",
+            summary="PEFT's svd: the sum truncated to a rank",
             reference=_PEFT,
             default_rank="max",
             options=(_PEFT_CUT,),
@@ -68,7 +66,13 @@ def _peft_rows() -> tuple[Method, ...]:
     for name, how, options in kinds:
         words: dict[str, Any] = {**how, "reference": _PEFT}
         rows.append(
-            Method(name=f"peft_{name}", summary=f"PEFT's {name}: A and B apart", on="apart", options=options, **words)
+            Method(
+                name=f"peft_{name}",
+                summary=f"PEFT's {name}: A and B separately",
+                on="factorwise",
+                options=options,
+                **words,
+            )
         )
         rows.append(
             Method(
@@ -235,16 +239,3 @@ ROWS = (
 
 METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in ROWS})
 DEFAULT_METHOD = "sum"
-
-RESERVED_METHODS: tuple[str, ...] = tuple(
-    sorted(
-        {
-            *METHODS,
-            *("linear", "cat", "dare", "della_linear", "breadcrumbs_ties", "knots_ties", "karcher", "ramp"),
-            *("task_arithmetic", "model_stock", "fisher", "regmean", "lorahub"),
-            *("safe_lora", "schedule", "layers", "della_ties", "emr", "iso_c", "tsv", "nuslerp", "sce"),
-            "peft_cat",
-        }
-    )
-)
-"""Names of methods and schedules, of today and planned: no adapter or profile may have one."""

@@ -1,7 +1,5 @@
 """A term's weight: one number for the whole adapter, or a schedule over its layers or modules."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ class Ramp:
 
     def at(self, module: str, layers: tuple[int, int]) -> float:
         """The weight in `module`, `layers` being the lowest and the highest number."""
-        number = layer_of(module)
+        number = find_layer(module)
         if number is None:
             raise FusionError(f"module {module!r} has no layer number, so {self} gives it no weight")
         low, high = layers
@@ -58,12 +56,12 @@ Weight = float | Schedule
 
 
 def weight_at(weight: Weight, module: str, layers: tuple[int, int]) -> float:
-    """The number that `weight` is in `module`."""
+    """The weight in one module, `layers` being the lowest and the highest layer number."""
     return weight if isinstance(weight, float) else weight.at(module, layers)
 
 
 def weight_text(weight: Weight) -> str:
-    """The canonical text."""
+    """The canonical text of a weight; the grammar reads it back."""
     return number_text(weight) if isinstance(weight, float) else str(weight)
 
 
@@ -79,13 +77,13 @@ def number_text(value: float) -> str:
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
-def layer_of(module: str) -> int | None:
+def find_layer(module: str) -> int | None:
     """The number in a module's name (`model.layers.7.mlp.up_proj` is 7), None when there is none."""
-    found = _LAYER.search(module)
-    return int(found[1]) if found else None
+    match = _LAYER.search(module)
+    return int(match[1]) if match else None
 
 
 def layer_range(modules: Iterable[str]) -> tuple[int, int]:
     """The lowest and the highest layer number among `modules`; (0, 0) when none has one."""
-    numbers = [number for module in modules if (number := layer_of(module)) is not None]
+    numbers = [number for module in modules if (number := find_layer(module)) is not None]
     return (min(numbers), max(numbers)) if numbers else (0, 0)

@@ -1,0 +1,1 @@
+"""How answers are scored: rules on plain text, and a judge."""

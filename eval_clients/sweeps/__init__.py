@@ -1,0 +1,1 @@
+"""Sweeps over recipes: points, controls, search, choice and report."""

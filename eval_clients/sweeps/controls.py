@@ -1,144 +1,64 @@
-"""Controls of a sweep: what a fusion must be better than before its effect can be laid to the safety adapter.
+"""Controls of a sweep: what a fusion must beat before its effect can be credited to the safety adapter.
 
 * the base and every adapter alone,
-* the task's weight lowered as in the sweep, with no safety adapter,
-* a random adapter of the same norm, module by module, in the safety adapter's place.
-
-The random adapter is made from the served one (exported over HTTP) and registered under a name of its own.
+* the fusion as in the sweep with the safety adapter left out,
+* the fusion with a random adapter of the same norm, module by module, in the safety adapter's place.
 """
 
-import hashlib
-import io
-import json
-import re
-import tarfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import TypeVar
 
-import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from adapters.recipes import Recipe, RecipeError
+from eval_clients.endpoint import Endpoint
+from eval_clients.errors import EndpointError
+from eval_clients.sweeps.points import Point
+from eval_clients.sweeps.random_adapter import register_random_adapter
 
-from eval_clients.endpoint import Endpoint, EndpointError, message_of
-
-TERM = r"\s*(?:([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?([A-Za-z][\w.-]*)\s*"
-SUM = re.compile(rf"{TERM}(?:\+{TERM})*")
-CONFLICT = 409
-EACH = re.compile(rf"(?:^|\+){TERM}")
+COUNT = 3
+"""Points of the grid at which controls are measured, spread over it."""
+Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One adapter of a plain sum."""
-
-    weight: float
-    name: str
-
-
-def terms(recipe: str) -> list[Term]:
-    """The terms of a plain sum such as `0.6*task + 0.4*safety`; empty when the text is any other recipe."""
-    if not SUM.fullmatch(recipe):
-        return []
-    return [Term(float(weight or 1), name) for weight, name in EACH.findall(recipe)]
+def pick_evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items at even distances, without both ends where enough others remain."""
+    inner = items[1:-1] if len(items) >= count + 2 else items
+    if count >= len(inner):
+        return list(inner)
+    return [inner[round((index + 0.5) * len(inner) / count - 0.5)] for index in range(count)]
 
 
-def plain(parts: list[Term]) -> str:
-    """The recipe of a plain sum."""
-    return " + ".join(f"{term.weight:.6g}*{term.name}" for term in parts)
+def format_model(recipe: Recipe) -> str:
+    """The recipe as a point names it: canonical, but with the weight of a single adapter (`1*task`)."""
+    text = recipe.format()
+    return f"1*{text}" if (text,) == recipe.adapters else text
 
 
-def without(recipe: str, safety: str) -> str | None:
-    """The sum with no safety term; None when nothing would be left or the recipe is no plain sum."""
-    parts = [term for term in terms(recipe) if term.name != safety]
-    return plain(parts) if parts else None
-
-
-def _named(adapter: str) -> re.Pattern[str]:
-    """Where a recipe names the adapter: not as part of another name, and not as an option or role (`safety=…`)."""
-    return re.compile(rf"(?<![\w.-]){re.escape(adapter)}(?![\w.-]|\s*=)")
-
-
-def uses(recipe: str, adapter: str) -> bool:
-    """Whether the recipe, of any form, names the adapter."""
-    return _named(adapter).search(recipe) is not None
-
-
-def replaced(recipe: str, safety: str, other: str) -> str:
-    """The recipe, of any form, with `other` in the safety adapter's place."""
-    return _named(safety).sub(other, recipe)
-
-
-def randomised(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-    """Gaussian factors of the same shapes, each module's update ΔW scaled to the Frobenius norm it had.
-
-    ‖BA‖² is the sum over the entries of (BᵀB) ∘ (AAᵀ), so no update is made.
-    """
-
-    def norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        a64, b64 = a.double(), b.double()
-        return ((b64.T @ b64) * (a64 @ a64.T)).sum().clamp_min(0).sqrt()
-
-    made = {}
-    for name in sorted(tensors):
-        if ".lora_A." not in name:
-            continue
-        other = name.replace(".lora_A.", ".lora_B.")
-        a, b = tensors[name], tensors[other]
-        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        source = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-        new_a = torch.randn(a.shape, generator=source) / a.shape[1] ** 0.5
-        new_b = torch.randn(b.shape, generator=source)
-        new_b *= (norm(a, b) / norm(new_a, new_b)).float()
-        made[name], made[other] = new_a.to(a.dtype).contiguous(), new_b.to(b.dtype).contiguous()
-    return made
-
-
-def exported(endpoint: Endpoint, adapter: str) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
-    """Configuration and tensors of a served adapter, through a profile that is made and removed again."""
-    profile = f"export-{hashlib.sha256(adapter.encode()).hexdigest()[:12]}"
-    body = {"fusion": f"1*{adapter}", "description": "for a control"}
-    made = endpoint.ask("PUT", f"/fusions/{profile}", json=body)
-    if made.is_error:
-        raise EndpointError(f"{adapter!r} cannot be exported: {message_of(made)}")
+def build_controls(
+    endpoint: Endpoint, points: Sequence[Point], safety: str, count: int = COUNT
+) -> tuple[list[Point], list[str]]:
+    """The controls of a sweep, and a sentence for each that cannot be measured here."""
+    controls, notes = [Point(endpoint.base(), "control", "base")], []
+    recipes = [(point, recipe) for point in points if (recipe := point.recipe) is not None]
+    used = {name for _, recipe in recipes for name in recipe.adapters}
+    names = [name for name in endpoint.adapters() if name in used]
+    controls += [Point(f"1*{name}", "control", "single adapter") for name in names]
+    others = {*names} - {safety}
+    fusions = [(p, r) for p, r in recipes if safety in r.adapters and others.intersection(r.adapters)]
+    if not fusions:
+        note = f"no point fuses an adapter with {safety!r}: only the base and single adapters are controls"
+        return controls, [note]
     try:
-        answer = endpoint.ask("GET", f"/fusions/{profile}/export")
-    finally:
-        endpoint.ask("DELETE", f"/fusions/{profile}")
-    if answer.is_error:
-        raise EndpointError(f"{adapter!r} cannot be exported: {message_of(answer)}")
-    config: dict[str, object] = {}
-    tensors: dict[str, torch.Tensor] = {}
-    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
-        for member in tar:
-            content = tar.extractfile(member)
-            assert content is not None  # the export holds plain files only
-            if member.name.endswith("adapter_config.json"):
-                config = json.loads(content.read())
-            elif member.name.endswith("adapter_model.safetensors"):
-                tensors = load_tensors(content.read())
-    return config, tensors
-
-
-def archive(config: dict[str, object], tensors: dict[str, torch.Tensor]) -> bytes:
-    """A PEFT folder as .tar."""
-    buffer = io.BytesIO()
-    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": save_tensors(tensors)}
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"adapter/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def random_adapter(endpoint: Endpoint, adapter: str, seed: int = 0) -> str:
-    """Registers a random adapter with the norms of `adapter`; its name. EndpointError when the service has no such."""
-    name = f"{adapter}-random-{seed}"
-    config, tensors = exported(endpoint, adapter)
-    files = {"file": (f"{name}.tar", archive(config, randomised(tensors, seed)))}
-    answer = endpoint.ask("POST", "/adapters", data={"name": name}, files=files)
-    if answer.status_code == CONFLICT:  # one made from an adapter that had this name before
-        endpoint.ask("DELETE", f"/adapters/{name}")
-        answer = endpoint.ask("POST", "/adapters", data={"name": name}, files=files)
-    if answer.is_error:
-        raise EndpointError(f"the random control of {adapter!r} is refused: {message_of(answer)}")
-    return name
+        random_name = register_random_adapter(endpoint, safety)
+    except EndpointError as error:
+        random_name = ""
+        notes.append(f"the random control is left out: {error}")
+    for point, recipe in pick_evenly(fusions, count):
+        try:
+            alone = format_model(recipe.without(safety))
+            controls.append(Point(alone, "control", "safety adapter left out", point.values))
+        except RecipeError as error:
+            notes.append(f"a control with the safety adapter left out is missing: {error}")
+        if random_name:
+            replaced = format_model(recipe.renamed({safety: random_name}))
+            controls.append(Point(replaced, "control", "random adapter instead", point.values))
+    return controls, notes

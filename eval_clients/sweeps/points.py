@@ -9,7 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adapters.recipes import Recipe, RecipeError, parse
+from eval_clients.errors import TemplateError
+
 Kind = Literal["sweep", "search", "control"]
+"""Why a point is measured: it is on the grid, the search chose it, or others are compared with it."""
 
 HOLE = re.compile(r"\{([^{}:]*)\}")
 """An expression in a template; a brace with a colon is a recipe's own `{pattern: weight}`."""
@@ -20,56 +24,62 @@ OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-MOST = 10_000
-
-
-class TemplateError(ValueError):
-    """A recipe template or grid that cannot be read."""
+MAX_POINTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One model to measure. ``values`` are the grid's variables, ``series`` the template it comes from."""
+    """One model to measure, usually a recipe."""
 
     model: str
     kind: Kind
     series: str
+    """The template it comes from, or which control it is."""
     values: Mapping[str, float] = field(default_factory=dict)
+    """The variables of the grid."""
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The model as a recipe of whatever weights; None for other names, such as a profile's version."""
+        try:
+            return parse(self.model, max_weight=math.inf)
+        except RecipeError:
+            return None
 
 
-def number(text: str, what: str) -> float:
-    """A finite number; TemplateError says where it stood."""
+def parse_number(text: str, grid: str) -> float:
+    """A finite number of a grid; TemplateError for anything else."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise TemplateError(f"{text!r} in {what!r} is no number")
+        raise TemplateError(f"{grid!r}: expected a finite number, got {text!r}")
     return value
 
 
-def grid(text: str) -> tuple[str, list[float]]:
+def parse_grid(text: str) -> tuple[str, list[float]]:
     """`l=0:1:0.1` (both ends, by a step) or `l=0,0.25,1` as the variable and its values."""
     name, sign, span = text.partition("=")
     name = name.strip()
     if not sign or not name.isidentifier():
-        raise TemplateError(f"{text!r} is no grid; write it as l=0:1:0.1 or l=0,0.5,1")
+        raise TemplateError(f"{text!r} is not a grid; write it as l=0:1:0.1 or l=0,0.5,1")
     if ":" not in span:
-        return name, [number(part, text) for part in span.split(",")]
-    parts = [number(part, text) for part in span.split(":")]
+        return name, [parse_number(part, text) for part in span.split(",")]
+    parts = [parse_number(part, text) for part in span.split(":")]
     if len(parts) != 3 or parts[2] == 0 or (parts[1] - parts[0]) * parts[2] < 0:
-        raise TemplateError(f"{text!r} is no grid; write FIRST:LAST:STEP, the step leading from first to last")
+        raise TemplateError(f"{text!r} is not a grid; write FIRST:LAST:STEP, with a step that leads from first to last")
     first, last, step = parts
     count = math.floor((last - first) / step + 1e-9) + 1
-    if count > MOST:
-        raise TemplateError(f"{text!r} has {count} points; at most {MOST}")
+    if count > MAX_POINTS:
+        raise TemplateError(f"{text!r} has {count} points; at most {MAX_POINTS}")
     return name, [round(first + step * index, 10) for index in range(count)]
 
 
-def value(expression: str, values: Mapping[str, float]) -> float:
-    """An expression of numbers, grid variables, + - * / ** and brackets; TemplateError names what is not known."""
+def evaluate(expression: str, values: Mapping[str, float]) -> float:
+    """The value of an expression of numbers, grid variables, + - * / ** and brackets; TemplateError for any other."""
 
-    def of(node: ast.expr) -> float:
+    def visit(node: ast.expr) -> float:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             return float(node.value)
         if isinstance(node, ast.Name):
@@ -77,44 +87,44 @@ def value(expression: str, values: Mapping[str, float]) -> float:
                 raise TemplateError(f"{node.id!r} in {{{expression}}} has no grid; give --grid {node.id}=0:1:0.1")
             return values[node.id]
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -of(node.operand)
+            return -visit(node.operand)
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](of(node.left), of(node.right))
-        raise TemplateError(f"{{{expression}}} may hold numbers, grid variables, + - * / ** and brackets only")
+            return OPERATORS[type(node.op)](visit(node.left), visit(node.right))
+        raise TemplateError(f"{{{expression}}} may only contain numbers, grid variables, + - * / ** and brackets")
 
     try:
-        found = of(ast.parse(expression.strip(), mode="eval").body)
+        result = visit(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ZeroDivisionError, OverflowError, TypeError) as error:
         raise TemplateError(f"{{{expression}}} cannot be computed: {error}") from None
-    if not isinstance(found, float) or not math.isfinite(found):
-        raise TemplateError(f"{{{expression}}} is no finite number for {dict(values)}")
-    return found
+    if not isinstance(result, float) or not math.isfinite(result):
+        raise TemplateError(f"{{{expression}}} is not a finite number for {dict(values)}")
+    return result
 
 
-def filled(template: str, values: Mapping[str, float]) -> str:
+def fill_template(template: str, values: Mapping[str, float]) -> str:
     """The template with every expression replaced by its value, to ten decimals."""
-    return HOLE.sub(lambda hole: f"{round(value(hole[1], values), 10) + 0.0:.10g}", template)
+    return HOLE.sub(lambda hole: f"{round(evaluate(hole[1], values), 10) + 0.0:.10g}", template)
 
 
 def expand(templates: Sequence[str], grids: Sequence[str]) -> list[Point]:
     """Every template at every point of the grid it uses; the same recipe only once."""
-    axes = dict(grid(text) for text in grids)
+    axes = dict(parse_grid(text) for text in grids)
     if len(axes) < len(grids):
-        raise TemplateError("a grid variable is given twice")
-    found: dict[str, Point] = {}
+        raise TemplateError(f"a grid variable is given twice: {', '.join(grids)}")
+    points: dict[str, Point] = {}
     used: set[str] = set()
     for template in templates:
         names = [name for name in axes if any(re.search(rf"\b{name}\b", hole) for hole in HOLE.findall(template))]
         used.update(names)
-        if math.prod(len(axes[name]) for name in names) > MOST:
-            raise TemplateError(f"{template!r} has more than {MOST} points")
+        if math.prod(len(axes[name]) for name in names) > MAX_POINTS:
+            raise TemplateError(f"{template!r} has more than {MAX_POINTS} points")
         for combination in itertools.product(*(axes[name] for name in names)):
             values = dict(zip(names, combination, strict=True))
-            recipe = filled(template, values)
-            found.setdefault(recipe, Point(recipe, "sweep", template, values))
+            recipe = fill_template(template, values)
+            points.setdefault(recipe, Point(recipe, "sweep", template, values))
     unused = sorted(set(axes) - used)
     if unused:
         raise TemplateError(
-            f"the grid of {unused[0]!r} is used in no recipe; write it in braces: {{{unused[0]}}}*safety"
+            f"no recipe uses the grid variable {unused[0]!r}; write it in braces: {{{unused[0]}}}*safety"
         )
-    return list(found.values())
+    return list(points.values())

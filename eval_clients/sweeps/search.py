@@ -2,23 +2,19 @@
 
 A form is a template over the weights t (task) and s (safety): the plain sum with both weights free, layer schedules,
 other methods. Every form is tried at the best weights so far; then the best two are refined by steps that are halved
-when none helps. All choices look at the first half of every set only; the report shows the other.
+when none helps. All choices look at one half of every set only; the report shows the other.
 """
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from inspect_ai import Task
-
-from eval_clients.endpoint import Endpoint, EndpointError, Plan
-from eval_clients.running import Running
-from eval_clients.sweeps.choice import Limit, best, order
-from eval_clients.sweeps.controls import terms
-from eval_clients.sweeps.points import Point, filled
-from eval_clients.sweeps.sweep import Sweep, sweep, unique
+from eval_clients.endpoint import Plan
+from eval_clients.errors import EndpointError
+from eval_clients.sweeps.choice import Limit, choose_best, rank_key
+from eval_clients.sweeps.points import Point, fill_template
+from eval_clients.sweeps.sweep import Sweep, drop_repeats
 
 FORMS = (
     "{t}*TASK + {s}*SAFETY",
@@ -33,104 +29,117 @@ FORMS = (
 )
 """TASK and SAFETY stand for the adapters' names."""
 BLOCKS = {"SAFETY_MLP": "*.mlp.*", "SAFETY_ATTENTION": "*.self_attn.*"}
-"""Three halves of s in the modules of the pattern, half of s in the others."""
+"""Weight 1.5 s in the modules of the pattern, 0.5 s in the others."""
 STEPS = (0.1, 0.05, 0.025)
-HIGHEST = 1.5
+"""How far both weights move, from coarse to fine."""
+MAX_WEIGHT = 1.5
+BEST_FORMS = 2
+"""Forms that are refined."""
+
+Adapters = Mapping[str, str]
+"""The adapters' names by what stands for them in a form."""
 
 
-def recipe(form: str, t: float, s: float, task: str, safety: str) -> str:
-    """The form at weights t and s, over the adapters' names."""
-    text = filled(form, {"t": t, "s": s})
-    for name, pattern in BLOCKS.items():
-        text = text.replace(name, f"{{{pattern}: {round(1.5 * s, 6):g}, *: {round(0.5 * s, 6):g}}}*SAFETY")
-    names = {"TASK": task, "SAFETY": safety}
-    return re.sub("TASK|SAFETY", lambda role: names[role[0]], text)
-
-
-def point(form: str, t: float, s: float, task: str, safety: str) -> Point:
-    """A search point."""
-    t, s = round(t, 6), round(s, 6)
-    return Point(recipe(form, t, s, task, safety), "search", form, {"t": t, "s": s})
-
-
-def neighbours(form: str, t: float, s: float, step: float, task: str, safety: str) -> list[Point]:
-    """One step in each direction of both weights, inside [0, HIGHEST]."""
-    moves = ((step, 0), (-step, 0), (0, step), (0, -step), (step, -step), (-step, step))
-    places = [(t + dt, s + ds) for dt, ds in moves]
-    inside = [(a, b) for a, b in places if 0 <= a <= HIGHEST and 0 <= b <= HIGHEST and a + b > 0]
-    return [point(form, a, b, task, safety) for a, b in inside]
-
-
-def weights(model: str, safety: str) -> tuple[str, float, float] | None:
-    """(task adapter, t, s) of a plain sum of two adapters; None for any other recipe."""
-    parts = terms(model)
-    others = [term for term in parts if term.name != safety]
-    mine = [term for term in parts if term.name == safety]
-    if len(others) != 1 or len(mine) != 1:
-        return None
-    return others[0].name, others[0].weight, mine[0].weight
-
-
-def search(
-    endpoint: Endpoint,
-    first: Sweep,
+def refine_sweep(
+    sweep: Sweep,
     safety: str,
     limits: Sequence[Limit],
-    tasks: Callable[[], Sequence[Task]],
-    folder: Path,
-    how: Running,
+    *,
     budget: int,
+    cost: int,
+    plan: Callable[[str], Plan],
+    measure: Callable[[Sweep], Sweep],
 ) -> Sweep:
-    """The sweep with the points of the search; at most `budget` answers are asked for (a judge's calls, second turns
-    and echoes come on top). A form that the service refuses is left out with a note.
+    """The sweep with the points of the search, starting from its best sum of one adapter with `safety`.
 
-    EndpointError when the sweep holds no sum of one adapter with `safety` to start from.
+    `measure` returns a sweep with the answers of all its points, `cost` answers for each new one; at most `budget`
+    answers are requested (a judge's calls, second turns and echoes come on top). `plan` raises EndpointError for a
+    form that the service refuses, which is left out with a note. EndpointError when the sweep has no point to start
+    from.
     """
-    known, per_point = first, how.seeds * sum(len(task.dataset) for task in tasks())
-    lines = known.candidates("choose")
-    pairs = {p.model: pair for p in first.points if p.model in lines and (pair := weights(p.model, safety))}
-    if not pairs:
-        raise EndpointError(f"--search starts from a sum of one adapter with {safety!r}; the sweep measured none")
-    start, _ = best({model: lines[model] for model in pairs}, limits, lines)
-    task, t, s = pairs[start]
-    home = Point(start, "search", FORMS[0], {"t": t, "s": s})
-    wanted = [point(form, t, s, task, safety) for form in FORMS]
-    wanted += neighbours(FORMS[0], t, s, STEPS[0], task, safety)
+    start, adapters = find_start(sweep, safety, limits)
+    wanted = [make_point(form, start.values["t"], start.values["s"], adapters) for form in FORMS]
+    wanted += make_neighbors(start, STEPS[0], adapters)
     step = 0
-    while step < len(STEPS) and budget >= per_point:
-        asked = {p.model for p in known.points}
-        fresh, known = _accepted(endpoint, [p for p in unique(wanted) if p.model not in asked], known)
-        fresh = fresh[: budget // per_point]
-        if fresh:
-            budget -= per_point * len(fresh)
-            print(f"search: {len(fresh)} points, step {STEPS[step]:g}; {budget} answers left", file=sys.stderr)
-            points = [*known.points, *fresh]
-            known = sweep(endpoint, points, tasks, folder, how, plans=known.plans, notes=known.notes)
+    while step < len(STEPS) and budget >= cost:
+        measured = {point.model for point in sweep.points}
+        new, sweep = _admit((point for point in drop_repeats(wanted) if point.model not in measured), sweep, plan)
+        new = new[: budget // cost]
+        if new:
+            budget -= cost * len(new)
+            print(f"search: {len(new)} points, step {STEPS[step]:g}; {budget} answers left", file=sys.stderr)
+            sweep = measure(replace(sweep, points=[*sweep.points, *new]))
         else:
             step += 1
-        lines = known.candidates("choose")
-        found = [home, *(p for p in known.points if p.kind == "search")]
-        seen = [p for p in found if p.model in lines]
-        by_form: dict[str, Point] = {}
-        for one in sorted(seen, key=lambda p: order(lines[p.model], limits, lines)):
-            by_form.setdefault(one.series, one)
-        wanted = [
-            near
-            for one in list(by_form.values())[:2]
-            for near in neighbours(one.series, one.values["t"], one.values["s"], STEPS[min(step, 2)], task, safety)
-        ]
-    return known
+        best = _best_by_form(sweep, start, limits)[:BEST_FORMS]
+        wanted = [near for point in best for near in make_neighbors(point, STEPS[min(step, 2)], adapters)]
+    return sweep
 
 
-def _accepted(endpoint: Endpoint, points: Sequence[Point], known: Sweep) -> tuple[list[Point], Sweep]:
+def find_start(sweep: Sweep, safety: str, limits: Sequence[Limit]) -> tuple[Point, Adapters]:
+    """The best measured sum of one adapter with `safety` as a point of the first form, and the adapters' names.
+
+    EndpointError when none was measured.
+    """
+    scores = sweep.candidates("choose")
+    starts: dict[str, tuple[Point, Adapters]] = {}
+    for point in sweep.points:
+        recipe = point.recipe
+        if point.model not in scores or recipe is None or not recipe.is_sum or len(recipe.terms) != 2:
+            continue
+        weights = {term.adapter: term.weight for term in recipe.terms}
+        if safety in weights:
+            (task,) = weights.keys() - {safety}
+            values = {"t": weights[task], "s": weights[safety]}
+            start = Point(point.model, "search", FORMS[0], values)  # type: ignore[arg-type]  # numbers in a plain sum
+            starts[point.model] = start, {"TASK": task, "SAFETY": safety}
+    if not starts:
+        raise EndpointError(f"the search starts from a sum of one adapter with {safety!r}; the sweep measured none")
+    best, _ = choose_best({model: scores[model] for model in starts}, limits, scores)
+    return starts[best]
+
+
+def make_point(form: str, t: float, s: float, adapters: Adapters) -> Point:
+    """The form at weights t and s."""
+    t, s = round(t, 6), round(s, 6)
+    text = fill_template(form, {"t": t, "s": s})
+    for name, pattern in BLOCKS.items():
+        text = text.replace(name, f"{{{pattern}: {round(1.5 * s, 6):g}, *: {round(0.5 * s, 6):g}}}*SAFETY")
+    recipe = re.sub("TASK|SAFETY", lambda match: adapters[match[0]], text)
+    return Point(recipe, "search", form, {"t": t, "s": s})
+
+
+def make_neighbors(point: Point, step: float, adapters: Adapters) -> list[Point]:
+    """One step in each direction of both weights, inside [0, MAX_WEIGHT]."""
+    t, s = point.values["t"], point.values["s"]
+    moves = ((step, 0), (-step, 0), (0, step), (0, -step), (step, -step), (-step, step))
+    weights = [(t + dt, s + ds) for dt, ds in moves]
+    return [
+        make_point(point.series, t, s, adapters)
+        for t, s in weights
+        if 0 <= t <= MAX_WEIGHT and 0 <= s <= MAX_WEIGHT and t + s > 0
+    ]
+
+
+def _best_by_form(sweep: Sweep, start: Point, limits: Sequence[Limit]) -> list[Point]:
+    """The best point of each form, the best form first."""
+    scores = sweep.candidates("choose")
+    points = [point for point in (start, *sweep.points) if point.kind == "search" and point.model in scores]
+    best: dict[str, Point] = {}
+    for point in sorted(points, key=lambda point: rank_key(scores[point.model], limits, scores)):
+        best.setdefault(point.series, point)
+    return list(best.values())
+
+
+def _admit(points: Iterable[Point], sweep: Sweep, plan: Callable[[str], Plan]) -> tuple[list[Point], Sweep]:
     """The points that the service would serve, and the sweep with their plans and a note for each of the others."""
-    if not known.plans:
-        return list(points), known
-    plans, notes, kept = dict(known.plans), list(known.notes), []
-    for one in points:
+    if not sweep.plans:  # no fusion service
+        return list(points), sweep
+    plans, notes, admitted = dict(sweep.plans), list(sweep.notes), []
+    for point in points:
         try:
-            plans[one.model] = plans.get(one.model) or Plan.of(endpoint, one.model)
-            kept.append(one)
+            plans[point.model] = plans.get(point.model) or plan(point.model)
+            admitted.append(point)
         except EndpointError as error:
             notes.append(f"left out of the search: {error}")
-    return kept, replace(known, plans=plans, notes=list(dict.fromkeys(notes)))
+    return admitted, replace(sweep, plans=plans, notes=list(dict.fromkeys(notes)))

@@ -1,0 +1,1 @@
+"""The benchmarks: their data, and how they are asked."""

@@ -1,51 +1,52 @@
-"""Log-probabilities of letters through `/v1/completions`, and a test that tells a broken endpoint from a dumb model."""
+"""Log-probabilities of letters through `/v1/completions`, and a test that tells a broken endpoint from a weak model."""
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, BadRequestError
 
-from eval_clients.endpoint import EndpointError
+from eval_clients.endpoint import Endpoint
+from eval_clients.errors import EndpointError
 
-LetterForms = Mapping[str, str]
+LetterTokens = Mapping[str, str]
 """Letter to the token that the served tokenizer makes of it after `Answer:`."""
 TOP = (20, 5)
-"""Alternatives asked for at each position: vLLM's most, then OpenAI's."""
+"""Alternatives requested at each position: vLLM's maximum, then OpenAI's."""
 TOLERANCE = 0.02
 """Nats by which the same log-probability may differ between two ways of asking (bfloat16 servers)."""
 
 
-async def echoed(client: AsyncOpenAI, model: str, text: str) -> tuple[list[str], list[float | None]]:
-    """Tokens and log-probabilities of `text` itself; EndpointError where `echo` or `logprobs` are not honoured."""
+async def echo_logprobs(client: AsyncOpenAI, model: str, text: str) -> tuple[list[str], list[float | None]]:
+    """Tokens of `text` and their log-probabilities (nats); EndpointError when `echo` or `logprobs` is ignored."""
     answer = await client.completions.create(
         model=model, prompt=text, max_tokens=1, temperature=0, echo=True, logprobs=1
     )
     choice = answer.choices[0]
     if not choice.text.startswith(text[: len(text) - 1].rstrip()):
         raise EndpointError(f"the endpoint ignores `echo`: the answer for {model!r} does not begin with the prompt")
-    found = choice.logprobs
-    if found is None or not found.tokens or not found.token_logprobs:
+    logprobs = choice.logprobs
+    if logprobs is None or not logprobs.tokens or not logprobs.token_logprobs:
         raise EndpointError(f"the endpoint ignores `logprobs` together with `echo` for {model!r}")
-    return list(found.tokens[:-1]), list(found.token_logprobs[:-1])
+    return list(logprobs.tokens[:-1]), list(logprobs.token_logprobs[:-1])
 
 
-async def letter_forms(client: AsyncOpenAI, model: str, choices: str) -> LetterForms:
-    """The token each letter has after `Answer:` (` A`, `A` or `▁A`); EndpointError when it is none of its own."""
-    forms = {}
+async def find_letter_tokens(client: AsyncOpenAI, model: str, choices: str) -> LetterTokens:
+    """The token of each letter after `Answer:` (` A`, `A` or `▁A`); EndpointError when letters have no token each."""
+    found: dict[str, str] = {}
     for letter in choices:
-        tokens, _ = await echoed(client, model, f"Answer: {letter}")
+        tokens, _ = await echo_logprobs(client, model, f"Answer: {letter}")
         if tokens[-1].strip(" ▁Ġ") != letter:
-            raise EndpointError(f"{model!r} has no token of its own for {letter!r} after 'Answer:' but {tokens[-1]!r}")
-        forms[letter] = tokens[-1]
-    if len(set(forms.values())) < len(forms):
-        raise EndpointError(f"{model!r} has the same token for two letters: {forms}")
-    return forms
+            raise EndpointError(f"{model!r} has no token for {letter!r} after 'Answer:', found {tokens[-1]!r}")
+        found[letter] = tokens[-1]
+    if len(set(found.values())) < len(found):
+        raise EndpointError(f"{model!r} has the same token for two letters: {found}")
+    return found
 
 
-async def top(client: AsyncOpenAI, model: str, prompt: str) -> Mapping[str, float]:
-    """The likeliest next tokens and their log-probabilities."""
+async def top_logprobs(client: AsyncOpenAI, model: str, prompt: str) -> Mapping[str, float]:
+    """The likeliest next tokens and their log-probabilities (nats)."""
     for count in TOP:
         try:
             answer = await client.completions.create(
@@ -55,20 +56,20 @@ async def top(client: AsyncOpenAI, model: str, prompt: str) -> Mapping[str, floa
         except BadRequestError as error:
             if "logprobs" not in str(error) or count == TOP[-1]:
                 raise
-    found = answer.choices[0].logprobs
-    if found is None or not found.top_logprobs:
-        raise EndpointError(f"the endpoint gives no `logprobs` for {model!r}")
-    return dict(found.top_logprobs[0])
+    logprobs = answer.choices[0].logprobs
+    if logprobs is None or not logprobs.top_logprobs:
+        raise EndpointError(f"the endpoint returned no `logprobs` for {model!r}")
+    return dict(logprobs.top_logprobs[0])
 
 
-async def letters(client: AsyncOpenAI, model: str, prompt: str, forms: LetterForms) -> dict[str, float]:
+async def letter_logprobs(client: AsyncOpenAI, model: str, prompt: str, tokens: LetterTokens) -> dict[str, float]:
     """Log-probability (nats) of each letter as the next token after `prompt`."""
-    near = await top(client, model, prompt)
-    missing = [letter for letter, token in forms.items() if token not in near]
-    asked = await asyncio.gather(*(echoed(client, model, f"{prompt} {letter}") for letter in missing))
-    last = {letter: logprobs[-1] for letter, (_, logprobs) in zip(missing, asked, strict=True)}
-    found = {letter: near.get(token, last.get(letter)) for letter, token in forms.items()}
-    return {letter: -math.inf if value is None else float(value) for letter, value in found.items()}
+    top = await top_logprobs(client, model, prompt)
+    missing = [letter for letter, token in tokens.items() if token not in top]
+    echoes = await asyncio.gather(*(echo_logprobs(client, model, f"{prompt} {letter}") for letter in missing))
+    last = {letter: logprobs[-1] for letter, (_, logprobs) in zip(missing, echoes, strict=True)}
+    values = {letter: top.get(token, last.get(letter)) for letter, token in tokens.items()}
+    return {letter: -math.inf if value is None else float(value) for letter, value in values.items()}
 
 
 SENTENCES = (
@@ -78,59 +79,75 @@ SENTENCES = (
 )
 
 
-async def self_test(client: AsyncOpenAI, model: str, forms_of: str = "ABCD") -> list[str]:
-    """What is broken in the endpoint's log-probabilities for `model`, one sentence each; empty when nothing is.
+def logprob_faults(endpoint: Endpoint, model: str) -> list[str]:
+    """What is broken in the endpoint's log-probabilities for `model`, one sentence each; empty when nothing is."""
+
+    async def check() -> list[str]:
+        async with endpoint.client() as client:
+            return await find_faults(client, model)
+
+    return asyncio.run(check())
+
+
+def require_logprobs(endpoint: Endpoint, model: str) -> None:
+    """EndpointError when MMLU cannot be measured here, rather than the same failure in thousands of requests."""
+    if faults := logprob_faults(endpoint, model):
+        raise EndpointError(f"mmlu needs echo and logprobs of {endpoint.base_url}: {'; '.join(faults)}")
+
+
+async def find_faults(client: AsyncOpenAI, model: str) -> list[str]:
+    """The faults of `logprob_faults`, through an open client.
 
     A weak model passes: its numbers agree with one another and prefer English to the same words reversed. A broken
     endpoint does not: no echo, no numbers, positive or constant ones, or two ways of asking that disagree.
     """
     try:
-        forms = await letter_forms(client, model, forms_of)
-        faults = await _numbers(client, model, SENTENCES)
-        faults += await _agreement(client, model, forms)
+        tokens = await find_letter_tokens(client, model, "ABCD")
+        return [*await _check_values(client, model), *await _check_agreement(client, model, tokens)]
     except EndpointError as error:
         return [str(error)]
     except APIStatusError as error:
-        return [f"/v1/completions with echo and logprobs answered {error.status_code}: {error.message}"]
+        return [f"/v1/completions with echo and logprobs returned status {error.status_code}: {error.message}"]
     except APIConnectionError as error:
-        return [f"/v1/completions gave no answer: {error}"]
+        return [f"/v1/completions did not respond: {error}"]
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        return [f"/v1/completions answered with something that is no completion ({error})"]
-    return faults
+        return [f"/v1/completions returned something other than a completion ({error})"]
 
 
-async def _numbers(client: AsyncOpenAI, model: str, sentences: Sequence[str]) -> list[str]:
-    totals: list[tuple[float, float]] = []
-    seen: list[float] = []
-    for sentence in sentences:
+async def _check_values(client: AsyncOpenAI, model: str) -> list[str]:
+    """Faults of the numbers themselves: gaps, positive or constant values, no preference for English."""
+    totals: list[list[float]] = []
+    values: list[float] = []
+    for sentence in SENTENCES:
         reverse = " ".join(reversed(sentence.split()))
         sums = []
         for text in (sentence, reverse):
-            _, values = await echoed(client, model, text)
-            numbers = [value for value in values[1:] if value is not None]
-            if len(numbers) < len(values) - 1:
+            _, logprobs = await echo_logprobs(client, model, text)
+            numbers = [value for value in logprobs[1:] if value is not None]
+            if len(numbers) < len(logprobs) - 1:
                 return ["the endpoint leaves out log-probabilities of prompt tokens"]
-            seen += numbers
+            values += numbers
             sums.append(math.fsum(numbers))
-        totals.append((sums[0], sums[1]))
+        totals.append(sums)
     faults = []
-    if any(value > 1e-3 or math.isnan(value) for value in seen):
-        faults.append(f"log-probabilities must not be positive, yet {max(seen)} was given")
-    if max(seen) - min(seen) < 0.1:
-        faults.append(f"all log-probabilities are the same ({seen[0]}): the endpoint makes them up")
+    if any(value > 1e-3 or math.isnan(value) for value in values):
+        faults.append(f"log-probabilities must not be positive, got {max(values)}")
+    if max(values) - min(values) < 0.1:
+        faults.append(f"all log-probabilities are the same ({values[0]}): the endpoint makes them up")
     elif all(natural <= backwards for natural, backwards in totals):
-        faults.append("sentences are no likelier than their words reversed: the numbers are not of these prompts")
+        faults.append("sentences are no likelier than their words reversed: these are not the prompts' numbers")
     return faults
 
 
-async def _agreement(client: AsyncOpenAI, model: str, forms: LetterForms) -> list[str]:
+async def _check_agreement(client: AsyncOpenAI, model: str, tokens: LetterTokens) -> list[str]:
+    """A fault where the next token's log-probability differs from the same token's by `echo`."""
     text = "Question: which letter comes first in the alphabet?\nA. A\nB. B\nC. C\nD. D\nAnswer:"
-    near = await top(client, model, text)
+    top = await top_logprobs(client, model, text)
     differences: dict[str, Any] = {}
-    for letter, token in forms.items():
-        _, values = await echoed(client, model, f"{text} {letter}")
-        if token in near and values[-1] is not None and abs(near[token] - values[-1]) > TOLERANCE:
-            differences[letter] = (round(near[token], 3), round(values[-1], 3))
+    for letter, token in tokens.items():
+        _, values = await echo_logprobs(client, model, f"{text} {letter}")
+        if token in top and values[-1] is not None and abs(top[token] - values[-1]) > TOLERANCE:
+            differences[letter] = (round(top[token], 3), round(values[-1], 3))
     if differences:
         return [f"next-token and echoed log-probabilities disagree (next, echoed): {differences}"]
     return []

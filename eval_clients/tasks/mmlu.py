@@ -1,7 +1,7 @@
 """MMLU through an endpoint: five shots, and the letter with the highest log-probability after `Answer:`.
 
-The format and the grouping of subjects are those of Hendrycks et al. (ICLR 2021). One request a question: the four
-letters' log-probabilities come from the next token's list; a letter that is missing there is asked for by `echo`.
+The format and the grouping of subjects are those of Hendrycks et al. (ICLR 2021). One request per question: the
+four letters' log-probabilities come from the next token's list; a letter missing there is asked for by `echo`.
 """
 
 import math
@@ -17,17 +17,18 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import concurrency
 from openai import AsyncOpenAI, BadRequestError
 
+from eval_clients.errors import DataError
 from eval_clients.scoring.scorers import high, low
-from eval_clients.tasks.data import DataError, csv_rows, sample
-from eval_clients.tasks.logprobs import LetterForms, letter_forms, letters
+from eval_clients.tasks.data import make_sample, read_csv
+from eval_clients.tasks.logprobs import LetterTokens, find_letter_tokens, letter_logprobs
 
 LETTERS = "ABCD"
 SHOTS = 5
 TIMEOUT_S = 600
-AT_ONCE = 32
-"""Questions under way; each is a long prompt."""
+MAX_IN_FLIGHT = 32
+"""Questions in flight; each is a long prompt."""
 RETRIES = 4
-"""Of one request, after a timeout, 429 or 5xx."""
+"""Further attempts of one request after a timeout, 429 or 5xx."""
 
 SUBJECTS: Mapping[str, str] = {
     "physics": "astronomy college_physics conceptual_physics high_school_physics",
@@ -61,63 +62,64 @@ SUBCATEGORY = {subject: name for name, subjects in SUBJECTS.items() for subject 
 CATEGORY = {name: category for category, names in CATEGORIES.items() for name in names}
 
 
-def question(row: Sequence[str]) -> str:
+def format_question(row: Sequence[str]) -> str:
     """A question with its options, up to `Answer:`."""
     options = "".join(f"\n{letter}. {option.strip()}" for letter, option in zip(LETTERS, row[1:5], strict=True))
     return f"{row[0].strip()}{options}\nAnswer:"
 
 
-def parts(subject: str, shots: Sequence[Sequence[str]], row: Sequence[str]) -> list[str]:
-    """The header, each shot with its answer, the question; a prompt is these, an empty line between."""
+def prompt_parts(subject: str, shots: Sequence[Sequence[str]], row: Sequence[str]) -> list[str]:
+    """The header, each shot with its answer, and the question; joined by blank lines they are the prompt."""
     header = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}."
-    return [header, *(f"{question(shot)} {shot[5].strip()}" for shot in shots), question(row)]
+    return [header, *(f"{format_question(shot)} {shot[5].strip()}" for shot in shots), format_question(row)]
 
 
-def rows_of(path: Path) -> list[list[str]]:
-    """Rows of question, four options, letter; DataError names the row that is none."""
-    rows = csv_rows(path)
+def read_rows(path: Path) -> list[list[str]]:
+    """Rows of question, four options and letter; DataError names the first invalid one."""
+    rows = read_csv(path)
     for number, row in enumerate(rows, 1):
         if len(row) != 6 or row[5].strip() not in tuple(LETTERS):
-            raise DataError(f"{str(path)!r} row {number}: question, four options and a letter A to D are expected")
+            raise DataError(f"{str(path)!r} row {number}: expected a question, four options and a letter A to D")
     return rows
 
 
-def questions(folder: Path, limit: int | None = None, seed: int = 0, shots: int = SHOTS) -> list[Sample]:
+def read_questions(folder: Path, limit: int | None = None, seed: int = 0, shots: int = SHOTS) -> list[Sample]:
     """Samples from `test/*_test.csv`, with the subject's first `shots` rows of `dev/*_dev.csv`.
 
-    `limit` questions are drawn evenly over all by `seed`; metadata holds the prompt's `parts`.
+    With `limit`, so many questions are drawn uniformly over all by `seed`; metadata holds the prompt's `parts`.
     """
     files = sorted((folder / "test").glob("*_test.csv"))
     if not files:
-        raise DataError(f"{str(folder)!r} holds no test/*_test.csv; MMLU in Hendrycks' layout is expected")
-    found = []
+        raise DataError(f"{str(folder)!r} holds no test/*_test.csv; expected MMLU in Hendrycks' layout")
+    questions = []
     for file in files:
         subject = file.name.removesuffix("_test.csv")
         if subject not in SUBCATEGORY:
-            raise DataError(f"{subject!r} is no MMLU subject")
-        examples = rows_of(folder / "dev" / f"{subject}_dev.csv")[:shots]
-        for number, row in enumerate(rows_of(file)):
-            found.append((subject, number, row, examples))
-    if limit is not None and limit < len(found):
-        found = [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]
+            raise DataError(f"{str(file)!r}: {subject!r} is not an MMLU subject")
+        examples = read_rows(folder / "dev" / f"{subject}_dev.csv")[:shots]
+        for number, row in enumerate(read_rows(file)):
+            questions.append((subject, number, row, examples))
+    if limit is not None and limit < len(questions):
+        questions = [questions[i] for i in sorted(random.Random(seed).sample(range(len(questions)), limit))]
     samples = []
-    for subject, number, row, examples in found:
-        more = {
-            "parts": parts(subject, examples, row),
+    for subject, number, row, examples in questions:
+        metadata = {
+            "parts": prompt_parts(subject, examples, row),
             "subcategory": SUBCATEGORY[subject],
             "group": CATEGORY[SUBCATEGORY[subject]],
         }
-        samples.append(sample(f"{subject}-{number}", question(row), "mmlu", subject, row[5].strip(), **more))
+        identity, text, target = f"{subject}-{number}", format_question(row), row[5].strip()
+        samples.append(make_sample(identity, text, "mmlu", subject, target, **metadata))
     return samples
 
 
 @solver
 def choose() -> Solver:
-    """Answers with the likeliest letter; shots are dropped, the last first, where the context is too short."""
-    forms: dict[str, LetterForms] = {}
+    """Answers with the likeliest letter. Where the context is too short, shots are dropped, the last one first."""
+    tokens: dict[str, LetterTokens] = {}
     clients: dict[str, AsyncOpenAI] = {}
 
-    def client_of(model: Model) -> AsyncOpenAI:
+    def open_client(model: Model) -> AsyncOpenAI:
         url = str(model.api.base_url)
         if url not in clients:
             timeout = model.config.attempt_timeout
@@ -128,21 +130,22 @@ def choose() -> Solver:
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = get_model()
-        name, client = model.api.model_name.split("/", 1)[1], client_of(model)
-        header, *shots, asked = state.metadata["parts"]
-        async with concurrency("mmlu", AT_ONCE):
-            if name not in forms:
-                forms[name] = await letter_forms(client, name, LETTERS)
+        name, client = model.api.model_name.split("/", 1)[1], open_client(model)
+        header, *shots, question = state.metadata["parts"]
+        async with concurrency("mmlu", MAX_IN_FLIGHT):
+            if name not in tokens:
+                tokens[name] = await find_letter_tokens(client, name, LETTERS)
             while True:
                 try:
-                    found = await letters(client, name, "\n\n".join([header, *shots, asked]), forms[name])
+                    prompt = "\n\n".join([header, *shots, question])
+                    logprobs = await letter_logprobs(client, name, prompt, tokens[name])
                     break
                 except BadRequestError as error:
                     if not shots or "context" not in str(error):
                         raise
                     shots.pop()
-        state.output = ModelOutput.from_content(name, max(found, key=lambda letter: found[letter]))
-        state.metadata.update(logprobs=found, shots=len(shots))
+        state.output = ModelOutput.from_content(name, max(logprobs, key=lambda letter: logprobs[letter]))
+        state.metadata.update(logprobs=logprobs, shots=len(shots))
         return state
 
     return solve
@@ -150,18 +153,18 @@ def choose() -> Solver:
 
 @scorer(metrics={"*": [mean(), low(), high()]})
 def letter() -> Scorer:
-    """1 for the right letter; `margin` in the metadata is the distance of the two likeliest (nats)."""
+    """1 for the right letter, else 0; `margin` in the metadata is the distance of the two likeliest (nats)."""
 
     async def score(state: TaskState, target: Target) -> Score:
         best, second = sorted(state.metadata["logprobs"].values(), reverse=True)[:2]
         answer = state.output.completion
-        more = {"margin": best - second if math.isfinite(second) else None, "shots": state.metadata["shots"]}
-        return Score(value={"exact": float(answer == target.text)}, answer=answer, metadata=more)
+        metadata = {"margin": best - second if math.isfinite(second) else None, "shots": state.metadata["shots"]}
+        return Score(value={"exact": float(answer == target.text)}, answer=answer, metadata=metadata)
 
     return score
 
 
-def summary(exact: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+def average_groups(exact: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Accuracy by subject, sub-category and category from each subject's scores, and over all.
 
     `all` holds `micro` (mean over questions) and `macro` (mean over subjects).
@@ -172,5 +175,5 @@ def summary(exact: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]
         for level, key in (("subjects", subject), ("subcategories", name), ("categories", CATEGORY[name])):
             groups[level].setdefault(key, []).extend(scores)
     means = {level: {key: fmean(scores) for key, scores in parts.items()} for level, parts in groups.items()}
-    every = [score for scores in exact.values() for score in scores]
-    return {"all": {"micro": fmean(every), "macro": fmean(means["subjects"].values())}, **means}
+    everything = [score for scores in exact.values() for score in scores]
+    return {"all": {"micro": fmean(everything), "macro": fmean(means["subjects"].values())}, **means}

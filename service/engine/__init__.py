@@ -1,6 +1,7 @@
 """Everything that touches vLLM's internals, and nothing else does.
 
-`seam` and `punica` are the two places inside a worker where a request's weights meet the LoRA layers,
-`worker` brings them into every worker process, `proof` shows at start that they work there, and
-`server` is the door the rest of the service uses.
+`server` is the door the rest of the service uses, `flags` its command line, `models` vLLM's view of model names.
+`seam` and `punica` are the two places inside a worker where a request's weights meet the LoRA layers, `worker` brings
+them into every worker process, `proof` shows at start that they work there. `patches` holds what is replaced in the
+server's own process; `supported` checks every replaced name first.
 """

@@ -6,13 +6,15 @@ registered under the reserved names, unknown names leave no trace, and answers e
 """
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
+
+from service.engine.names import mix_name
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
 Preprocess = Callable[..., Awaitable[Any]]
@@ -27,19 +29,28 @@ class Served:
     chat_template: str | None = None
 
 
-class Meter(Protocol):
-    """Told at the end of each generation what it took."""
+def mix_request(resident: Any, key: str, spans: Sequence[tuple[int, float]] | None) -> LoRARequest:
+    """What vLLM gets for one request: the loaded `LoRARequest`, for a mix under a name that holds its weights.
+
+    `key` is that of the stack, `spans` are (width, weight) of each of its coordinate ranges; None for a build.
+    """
+    name = resident.lora_name if spans is None else mix_name(key[:24], spans)
+    return LoRARequest(name, resident.lora_int_id, resident.lora_path)
+
+
+class UsageSink(Protocol):
+    """Learns at the end of each generation what it took."""
 
     def generated(self, prompt: int, completion: int, first_token: float | None) -> None:
         """Tokens of the prompt and of all answers; `time.monotonic()` of the first token when known."""
 
 
 served: ContextVar[Served | None] = ContextVar("fusion_served", default=None)
-meter: ContextVar[Meter | None] = ContextVar("fusion_meter", default=None)
+meter: ContextVar[UsageSink | None] = ContextVar("fusion_meter", default=None)
 
 
-def metered(generate: Generate) -> Generate:
-    """vLLM's `generate`, reporting to the `meter` of the request it runs for."""
+def count_usage(generate: Generate) -> Generate:
+    """vLLM's `generate`, reporting to the `UsageSink` of the request it runs for."""
 
     async def counted(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         outputs, mine = generate(*args, **kwargs), meter.get()
@@ -59,7 +70,7 @@ def metered(generate: Generate) -> Generate:
     return counted
 
 
-def templated(preprocess: Preprocess) -> Preprocess:
+def apply_template(preprocess: Preprocess) -> Preprocess:
     """vLLM's `OnlineRenderer.preprocess_chat`, its default template being that of the request's profile.
 
     A template in the request's body would not do: vLLM distrusts those, and two of its routes take none.
@@ -97,7 +108,21 @@ class FusionModels(OpenAIServingModels):
         self.lora_requests = _RequestLora()  # type: ignore[assignment]  # reads like vLLM's dict
 
     def model_name(self, lora_request: LoRARequest | None = None) -> str:
+        """What the answer's `model` says: the request's own text, or the base's name."""
         now = served.get()
         if lora_request is not None and now is not None:
             return now.model
         return str(self.base_model_paths[0].name)
+
+
+__all__ = [
+    "FusionModels",
+    "LoRARequest",
+    "Served",
+    "UsageSink",
+    "apply_template",
+    "count_usage",
+    "meter",
+    "mix_request",
+    "served",
+]

@@ -1,4 +1,4 @@
-"""Proof before use: mixing is served only after it was seen to be right on this very engine.
+"""Proof before use: mixing is served only after it was shown to be right on this very engine.
 
 A synthetic stack of two random adapters runs several weight rows in one batch, prefill and decode:
 zeros must equal the base, unit rows the single adapters. A worker without the seam ignores the rows and
@@ -7,26 +7,21 @@ serves the unit-weight stack, which no comparison here survives.
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import SamplingParams
 
 from adapters import LoraAdapter, LoraModule, make_adapter, save, stack
-from service.engine.names import mix_name
-
-if TYPE_CHECKING:
-    from service.engine.server import Engine
+from service.engine.models import mix_request
+from service.engine.probe import PROMPT, distance
+from service.engine.server import Engine
 
 Shapes = Mapping[str, tuple[int, int]]
 
 RANK = 4
-PROMPT = tuple(range(300, 324))
-PROBE_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +34,6 @@ class Proof:
     effect: float
 
 
-def probing(forced: int, logprobs: int) -> SamplingParams:
-    """How a probe samples: PROBE_STEPS greedy tokens held to `forced`, `logprobs` log-probabilities each.
-
-    Held to one token every adapter walks the same path and its steps compare; log-probabilities are the model's
-    own, from before that constraint. (Log-probabilities of the prompt would say more, but stock vLLM's CPU kernels
-    cannot give them for batches with adapters.)
-    """
-    return SamplingParams(
-        temperature=0.0, max_tokens=PROBE_STEPS, logprobs=logprobs, allowed_token_ids=[forced], ignore_eos=True
-    )
-
-
 def _synthetic(shapes: Shapes, seed: int) -> LoraAdapter:
     draw = torch.Generator().manual_seed(seed)
     modules = {}
@@ -61,25 +44,19 @@ def _synthetic(shapes: Shapes, seed: int) -> LoraAdapter:
     return make_adapter(modules, None)
 
 
-def distance(one: Sequence[Mapping[int, float]], other: Sequence[Mapping[int, float]]) -> float:
-    """Largest difference of two probes' log-probabilities, over the tokens both list."""
-    pairs = zip(one, other, strict=True)
-    return max(abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys())
-
-
 def proof_layers(shapes: Shapes, blocks: int) -> dict[str, tuple[int, int]]:
     """The layers of `blocks` transformer blocks, evenly spread from the first to the last.
 
     They pass through the same code as all the others; every pipeline stage holds some.
     """
     number = re.compile(r"\.(\d+)\.")
-    numbered = [(int(found[1]), name) for name in shapes if (found := number.search(name))]
+    numbered = [(int(match[1]), name) for name in shapes if (match := number.search(name))]
     last = max((n for n, _ in numbered), default=0)
     chosen = {round(i * last / max(1, blocks - 1)) for i in range(blocks)}
     return {name: shapes[name] for n, name in numbered if n in chosen} or dict(shapes)
 
 
-async def prove(engine: "Engine", shapes: Shapes, folder: Path) -> Proof:
+async def prove(engine: Engine, shapes: Shapes, folder: Path) -> Proof:
     """Run the proof with synthetic adapters over dense layers `shapes` (d_out, d_in) of the base."""
     shapes = proof_layers(shapes, max(4, 2 * engine.config.parallel_config.pipeline_parallel_size))
     adapters = {"x": _synthetic(shapes, 1), "y": _synthetic(shapes, 2)}
@@ -92,9 +69,7 @@ async def prove(engine: "Engine", shapes: Shapes, folder: Path) -> Proof:
             loaded[name] = await engine.load(folder / name, f"~proof/{name}")
 
         def mix(x: float, y: float) -> LoRARequest:
-            row = mix_name("proof", [(RANK, x), (RANK, y)])
-            own = loaded["stack"]
-            return LoRARequest(row, own.lora_int_id, own.lora_path)
+            return mix_request(loaded["stack"], "proof", [(RANK, x), (RANK, y)])
 
         rows = [None, mix(0, 0), mix(1, 0), mix(0, 1), mix(0.5, 0.5), None]
         base, zero, one_x, one_y, half, again = await asyncio.gather(*(engine.probe(PROMPT, r) for r in rows))

@@ -65,6 +65,7 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         self._packed: dict[tuple[int, int], PackedLayer | None] = {}
 
     def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any) -> None:
+        """As vLLM's; slots that hold another adapter now are packed anew, the step's active slots listed."""
         super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
         if self._slot_ids != tuple(lora_index_to_id):
             stay = {i for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id, strict=False)) if old == new}

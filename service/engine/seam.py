@@ -6,6 +6,7 @@ moved something is refused by name instead of served wrongly.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from service.engine.names import weight_row
+from service.engine.supported import UnknownVllmError, check_version, require
 
 SEAM_VERSION = 1  # in the engine's additional_config: compiled caches of other seams are not reused
-SUPPORTED_VLLM = ("0.32.0",)
-
-
-class UnknownVllm(RuntimeError):
-    """This vLLM is not one whose internals the seam knows."""
-
-
-def check_version(version: str) -> None:
-    """Raise `UnknownVllm` unless `version` (a local part such as `+cpu` aside) is a supported one."""
-    if version.partition("+")[0] not in SUPPORTED_VLLM:
-        raise UnknownVllm(
-            f"vLLM {version!r} is not a version this service knows; expected one of "
-            f"{', '.join(SUPPORTED_VLLM)}. Install the pins in requirements/."
-        )
 
 
 def step_rows(requests: Sequence[Any], num_tokens: NDArray[np.integer[Any]], width: int) -> NDArray[np.float32]:
@@ -56,7 +44,7 @@ def _language_wrapper(lora_manager: Any) -> Any:
     return wrappers[key]
 
 
-def _write(target: torch.Tensor, rows: NDArray[np.float32] | None) -> None:
+def _write_rows(target: torch.Tensor, rows: NDArray[np.float32] | None) -> None:
     if rows is None:  # dummy and capture runs
         target.fill_(1.0)
         return
@@ -66,45 +54,41 @@ def _write(target: torch.Tensor, rows: NDArray[np.float32] | None) -> None:
     target[: rows.shape[0]].copy_(source, non_blocking=True)
 
 
-def _require(owner: Any, *names: str) -> None:
-    missing = [name for name in names if not hasattr(owner, name)]
-    if missing:
-        raise UnknownVllm(f"{owner.__name__} has no {', '.join(missing)}: the seam does not fit")
-
-
-def _patch_runner(mixin: Any) -> None:
-    _require(mixin, "set_active_loras", "_set_active_loras")
+def patch_runner(mixin: Any) -> None:
+    """Have the runner class `mixin` (V1, and the step itself of V2) write the weight rows before each step."""
+    require(mixin, "set_active_loras", "_set_active_loras")
     set_v1: Callable[..., None] = mixin.set_active_loras
     set_any: Callable[..., None] = mixin._set_active_loras
 
     def set_active_loras(self: Any, input_batch: Any, num_scheduled: Any, *args: Any, **kw: Any) -> None:
         ids = input_batch.req_ids[: len(num_scheduled)]
         requests = [self.requests[i].lora_request for i in ids]
-        self._fusion_step = (requests, np.asarray(num_scheduled))
+        self.fusion_step = (requests, np.asarray(num_scheduled))
         set_v1(self, input_batch, num_scheduled, *args, **kw)
 
     def _set_active_loras(self: Any, *args: Any, **kw: Any) -> None:
         set_any(self, *args, **kw)
         owner = self.lora_state if hasattr(self, "lora_state") else self
-        step = owner.__dict__.pop("_fusion_step", None)
+        step = owner.__dict__.pop("fusion_step", None)
         target = _language_wrapper(self.lora_manager).fusion_rows
         if step is None:
-            _write(target, None)
+            _write_rows(target, None)
             return
         requests, num_scheduled = step
-        _write(target, step_rows(requests, num_scheduled, target.shape[1]))
+        _write_rows(target, step_rows(requests, num_scheduled, target.shape[1]))
 
     mixin.set_active_loras = set_active_loras
     mixin._set_active_loras = _set_active_loras
 
 
-def _patch_v2_state(state: Any) -> None:
-    _require(state, "make_lora_inputs", "get_activate_loras")
+def patch_v2_state(state: Any) -> None:
+    """Have the V2 runner's `state` class remember each step's requests and count active adapters by id."""
+    require(state, "make_lora_inputs", "get_activate_loras")
     make: Callable[..., Any] = state.make_lora_inputs
     active: Callable[..., set[Any]] = state.get_activate_loras
 
     def make_lora_inputs(self: Any, req_ids: Any, idx_mapping: Any, num_scheduled: Any) -> Any:
-        self._fusion_step = ([self.lora_requests.get(i) for i in req_ids], np.asarray(num_scheduled))
+        self.fusion_step = ([self.lora_requests.get(i) for i in req_ids], np.asarray(num_scheduled))
         return make(self, req_ids, idx_mapping, num_scheduled)
 
     def get_activate_loras(self: Any, req_ids: Any) -> set[Any]:
@@ -118,7 +102,7 @@ def _patch_v2_state(state: Any) -> None:
 def _patch_wrapper(platform: Any) -> None:
     from service.engine import punica
 
-    _require(platform, "get_punica_wrapper")
+    require(platform, "get_punica_wrapper")
     stock = platform.get_punica_wrapper().rpartition(".")[2]
     if stock == "PunicaWrapperCPU":
         name = "service.engine.punica.MixedPunicaCPU"
@@ -126,18 +110,13 @@ def _patch_wrapper(platform: Any) -> None:
         punica.MixedPunicaGPU = punica.cuda_wrapper()  # type: ignore[attr-defined]  # found by vLLM by name
         name = "service.engine.punica.MixedPunicaGPU"
     else:
-        raise UnknownVllm(f"no mixing for {stock!r}: expected vLLM's CPU or CUDA LoRA kernels")
+        raise UnknownVllmError(f"no mixing for {stock!r}: expected vLLM's CPU or CUDA LoRA kernels")
     type(platform).get_punica_wrapper = classmethod(lambda cls: name)
 
 
-_installed = False
-
-
+@cache
 def install() -> None:
-    """Put both seams into this process; once, whatever is called how often."""
-    global _installed
-    if _installed:
-        return
+    """Put both seams into this process; once, however often this is called."""
     import vllm
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu.lora_utils import LoraState
@@ -145,6 +124,5 @@ def install() -> None:
 
     check_version(vllm.__version__)
     _patch_wrapper(current_platform)
-    _patch_runner(LoRAModelRunnerMixin)
-    _patch_v2_state(LoraState)
-    _installed = True
+    patch_runner(LoRAModelRunnerMixin)
+    patch_v2_state(LoraState)

@@ -9,12 +9,12 @@ from typing import Any
 
 from service.engine import seam
 from service.engine.names import SERVER_PID
-from service.process import end_with, return_freed_memory
+from service.process import exit_when_gone, return_freed_memory
 
 seam.install()
 return_freed_memory()
 if server := os.environ.get(SERVER_PID):
-    end_with(int(server))
+    exit_when_gone(int(server))
 
 
 class FusionWorker:

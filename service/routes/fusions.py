@@ -1,25 +1,26 @@
-"""`/v1/fusions`: profiles, the dry run, rollback, export."""
+"""`/v1/fusions`: profiles, their versions and export, and the dry run of a fusion."""
 
 import asyncio
 import io
-import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from fastapi import Response
 
+from service.data_folder import scratch_folder
 from service.errors import ApiError
-from service.fusion_service import FusionService
 from service.registry import ProfileVersion
-from service.routes import answers_errors, body_of
+from service.routes import Service, make_router
+from service.routes.schemas import Listing, Plan, PlanBody, Profile, ProfileBody, RollbackBody
+
+TAR = "application/x-tar"
+
+router = make_router("Fusions", "/v1/fusions")
 
 
-def view(profile: ProfileVersion) -> dict[str, Any]:
-    """JSON form of a profile version."""
-    return {"name": profile.name, "object": "fusion", "version": profile.version, **profile.body()}
+def profile_card(version: ProfileVersion) -> Profile:
+    """The JSON form of a profile version."""
+    return Profile(name=version.name, object="fusion", version=version.version, **version.body())
 
 
 def archive(folder: Path) -> bytes:
@@ -34,64 +35,63 @@ def archive(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def routes(service: FusionService) -> list[Route]:
-    """The fusion routes of `service`."""
+@router.post("/plan")
+async def plan_fusion(body: PlanBody, service: Service) -> Plan:
+    """Say how a fusion would be served and what that costs, without building it."""
+    fusion = service.names.resolve_field(body.fusion)
+    if fusion is None:
+        raise ApiError(400, "The base model alone is not a fusion; name a recipe or a profile.", param="fusion")
+    placement = service.pool.place(fusion)
+    return Plan(**await asyncio.to_thread(service.materializer.plan, fusion, placement))
 
-    @answers_errors
-    async def plan(request: Request) -> Response:
-        body = await body_of(request)
-        fusion = service.names.of_field(body.get("fusion"))
-        if fusion is None:
-            raise ApiError(400, "The base model alone is no fusion.", param="fusion")
-        return JSONResponse(await service.plan(fusion))
 
-    @answers_errors
-    async def list_all(request: Request) -> Response:
-        data = [view(p) for _, p in sorted(service.registry.profiles.items())]
-        return JSONResponse({"object": "list", "data": data})
+@router.get("", response_model_exclude_unset=True)
+async def list_profiles(service: Service) -> Listing[Profile]:
+    """List all profiles."""
+    profiles = sorted(service.registry.profiles.items())
+    return Listing[Profile](object="list", data=[profile_card(profile) for _, profile in profiles])
 
-    @answers_errors
-    async def one(request: Request) -> Response:
-        profile = service.names.profile(request.path_params["profile"], param="profile")
-        versions = sorted(service.registry.versions[profile.name])
-        return JSONResponse(view(profile) | {"versions": versions})
 
-    @answers_errors
-    async def put(request: Request) -> Response:
-        profile, new = await service.put_profile(request.path_params["profile"], await body_of(request))
-        return JSONResponse(view(profile), status_code=201 if new else 200)
+@router.get("/{profile}")
+async def show_profile(profile: str, service: Service) -> Profile:
+    """Show a profile, or one version of it as `name@3`."""
+    version = service.names.profile(profile, param="profile")
+    card = profile_card(version)
+    card.versions = sorted(service.registry.versions[version.name])
+    return card
 
-    @answers_errors
-    async def remove(request: Request) -> Response:
-        await service.remove_profile(request.path_params["profile"])
-        return Response(status_code=204)
 
-    @answers_errors
-    async def rollback(request: Request) -> Response:
-        body = await body_of(request)
-        return JSONResponse(view(await service.rollback(request.path_params["profile"], body.get("version"))))
+@router.put("/{profile}", response_model_exclude_unset=True, responses={201: {"model": Profile}})
+async def put_profile(profile: str, body: ProfileBody, service: Service, response: Response) -> Profile:
+    """Make a new version the current one; requests in flight finish on the old one."""
+    defaults = body.defaults.model_dump(exclude_none=True) if body.defaults else None
+    version, new = await service.profiles.put(
+        profile, body.fusion, defaults=defaults, description=body.description or ""
+    )
+    response.status_code = 201 if new else 200
+    return profile_card(version)
 
-    @answers_errors
-    async def export(request: Request) -> Response:
-        profile = service.names.profile(request.path_params["profile"], param="profile")
-        place = await service.export(service.names.of_profile(profile))
-        try:
-            content = await asyncio.to_thread(archive, place / "adapter")
-        finally:
-            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
-        name = f"{profile.name}-{profile.version}.tar"
-        headers = {
-            "content-disposition": f'attachment; filename="{name}"',
-            "x-fusion-digest": profile.digest,
-        }
-        return Response(content, media_type="application/x-tar", headers=headers)
 
-    return [
-        Route("/v1/fusions/plan", plan, methods=["POST"]),
-        Route("/v1/fusions", list_all, methods=["GET"]),
-        Route("/v1/fusions/{profile}", one, methods=["GET"]),
-        Route("/v1/fusions/{profile}", put, methods=["PUT"]),
-        Route("/v1/fusions/{profile}", remove, methods=["DELETE"]),
-        Route("/v1/fusions/{profile}/rollback", rollback, methods=["POST"]),
-        Route("/v1/fusions/{profile}/export", export, methods=["GET"]),
-    ]
+@router.delete("/{profile}", status_code=204)
+async def remove_profile(profile: str, service: Service) -> None:
+    """Delete a profile and all its versions."""
+    await service.profiles.remove(profile)
+
+
+@router.post("/{profile}/rollback", response_model_exclude_unset=True)
+async def roll_back_profile(profile: str, body: RollbackBody, service: Service) -> Profile:
+    """Make an earlier version the current one."""
+    return profile_card(await service.profiles.rollback(profile, body.version))
+
+
+@router.get("/{profile}/export", response_class=Response, responses={200: {"content": {TAR: {}}}})
+async def export_profile(profile: str, service: Service) -> Response:
+    """Download the fusion as one PEFT adapter, an uncompressed .tar."""
+    version = service.names.profile(profile, param="profile")
+    fusion = service.names.resolve_profile(version)
+    with scratch_folder(service.settings.data, "export") as scratch:
+        folder = await asyncio.to_thread(service.materializer.export, fusion, scratch)
+        content = await asyncio.to_thread(archive, folder)
+    name = f"{version.name}-{version.version}.tar"
+    headers = {"content-disposition": f'attachment; filename="{name}"', "x-fusion-digest": version.digest}
+    return Response(content, media_type=TAR, headers=headers)

@@ -4,8 +4,6 @@ Written from the papers' formulas, entry by entry where that is the clearest; sl
 package but for its random numbers (`Draw`), without which no mask could be compared.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 
@@ -84,7 +82,8 @@ def elected(updates: Sequence[Tensor], weights: Sequence[float], majority: str) 
 def best(update: Tensor, rank: int) -> Tensor:
     """The best approximation of that rank."""
     u, s, vh = torch.linalg.svd(update, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ vh[:rank]
+    approximation: Tensor = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    return approximation
 
 
 SPARSIFIER = {"ties": "magnitude", "dare_linear": "random", "dare_ties": "random", "magnitude_prune": "magnitude"}
@@ -121,7 +120,8 @@ def projector(direction: Tensor) -> Tensor:
     """Orthogonal projection onto the column space."""
     u, s, _ = torch.linalg.svd(direction, full_matrices=False)
     basis = u[:, s > 1e-10 * s.max()] if s.max() > 0 else u[:, :0]
-    return basis @ basis.T
+    projection: Tensor = basis @ basis.T
+    return projection
 
 
 def cosine(one: Tensor, two: Tensor) -> float:
@@ -141,4 +141,5 @@ def knots(updates: Sequence[Tensor], weights: Sequence[float], density: float, m
     pieces = (s[kept, None] * vh).split(updates[0].shape[1], dim=1)
     if density < 1:
         pieces = tuple(top(piece, int(density * piece.numel())) for piece in pieces)
-    return u @ elected(pieces, weights, majority)
+    merged: Tensor = u @ elected(pieces, weights, majority)
+    return merged

@@ -1,7 +1,5 @@
 """Adapters drawn at random, and the plain dense float64 arithmetic that the package must agree with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 
@@ -24,6 +22,7 @@ SHAPES = {
 """(d_out, d_in) of a small base."""
 
 BASE = "a-small-base"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def adapter(
@@ -53,10 +52,17 @@ def dense(adapter: LoraAdapter) -> dict[str, Tensor]:
     return found
 
 
+def plain_weights(recipe: Recipe) -> dict[str, float]:
+    """The weights of a recipe without schedules."""
+    plain = {name: weight for name, weight in recipe.weights.items() if isinstance(weight, float)}
+    assert len(plain) == len(recipe.terms)
+    return plain
+
+
 def dense_sum(recipe: Recipe, adapters: Mapping[str, LoraAdapter]) -> dict[str, Tensor]:
     """Σ w·ΔW, float64."""
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
-    for name, weight in recipe.weights.items():
+    for name, weight in plain_weights(recipe).items():
         for module, delta in dense(adapters[name]).items():
             total[module] += weight * delta
     return total
@@ -70,6 +76,22 @@ def size(deltas: Mapping[str, Tensor]) -> float:
 def gap(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
     """Frobenius norm of the difference."""
     return size({name: one[name] - two[name] for name in one})
+
+
+def same(one: LoraAdapter, two: LoraAdapter) -> bool:
+    """Whether both have the same content to the last bit, and the same base."""
+    return (
+        one.digest == two.digest
+        and one.base == two.base
+        and list(one.modules) == list(two.modules)
+        and all(
+            torch.equal(m.a, two.modules[n].a)
+            and torch.equal(m.b, two.modules[n].b)
+            and m.a.dtype == two.modules[n].a.dtype
+            and m.scaling == two.modules[n].scaling
+            for n, m in one.modules.items()
+        )
+    )
 
 
 names = st.sampled_from(["a", "b", "task", "safety-v1.2", "Z_9"])

@@ -1,7 +1,5 @@
 """The command line: 0 when done, 2 and one line on stderr for bad input."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -69,7 +67,9 @@ def test_bad_input_is_one_line_and_exit_two(
 ) -> None:
     assert main([*arguments[:2], *folders, *arguments[2:]]) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1 and says in captured.err
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
 
 
 def test_as_a_program() -> None:
@@ -77,9 +77,11 @@ def test_as_a_program() -> None:
         return subprocess.run([sys.executable, "-m", "adapters", *arguments], capture_output=True, text=True)
 
     described = run("--help")
-    assert described.returncode == 0 and "0.6*task + 0.4*safety" in described.stdout
+    assert described.returncode == 0
+    assert "0.6*task + 0.4*safety" in described.stdout
     refused = run("show", "nowhere")
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
     assert run("dance").returncode == 2
 
 
@@ -87,7 +89,17 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     save(adapter(1), tmp_path / "task")
     command = [sys.executable, "-m", "adapters", "show", str(tmp_path / "task")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stderr
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+def test_help_and_errors_name_the_program_that_runs_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"], prog="lora-fusion")
+    described = capsys.readouterr().out
+    assert "usage: lora-fusion" in described
+    assert 'lora-fusion fuse "0.6*task' in described
+    assert "python -m" not in described

@@ -1,7 +1,5 @@
 """The algebra against plain dense float64 arithmetic."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -24,14 +22,14 @@ from adapters import (
     parse,
     plan,
 )
-from tests.adapters.samples import SHAPES, adapter, dense, dense_sum, families, gap, size, weights
+from tests.adapters.samples import SHAPES, adapter, dense, dense_sum, families, gap, plain_weights, size, weights
 
 Family = dict[str, LoraAdapter]
 
 
 def magnitude(recipe: Recipe, family: Family) -> float:
     """Σ |w|·‖ΔW‖: the scale that rounding is measured by, also when weights cancel."""
-    return sum(abs(w) * size(dense(family[name])) for name, w in recipe.weights.items())
+    return sum(abs(w) * size(dense(family[name])) for name, w in plain_weights(recipe).items())
 
 
 @st.composite
@@ -45,15 +43,18 @@ def test_a_sum_is_the_dense_sum(case: tuple[Recipe, Family]) -> None:
     recipe, family = case
     fused, report = fuse(recipe, family)
     assert gap(dense(fused), dense_sum(recipe, family)) <= 1e-6 * magnitude(recipe, family)
-    assert report.exact and report.error == 0.0 and report.energy == 1.0
+    assert report.exact
+    assert report.error == 0.0
+    assert report.energy == 1.0
     assert all(module.scaling == 1.0 for module in fused.modules.values())
-    assert report.bytes == fused.nbytes and report.rank == fused.rank
+    assert report.bytes == fused.nbytes
+    assert report.rank == fused.rank
 
 
 @given(sums())
 def test_weight_minus_one_negates(case: tuple[Recipe, Family]) -> None:
     recipe, family = case
-    negated = Recipe("sum", tuple(Term(name, -weight) for name, weight in recipe.weights.items()))
+    negated = Recipe("sum", tuple(Term(name, -weight) for name, weight in plain_weights(recipe).items()))
     one, two = fuse(recipe, family)[0], fuse(negated, family)[0]
     for name, module in one.modules.items():
         assert torch.equal(module.delta(), -two.modules[name].delta())
@@ -67,14 +68,16 @@ def test_the_order_does_not_matter(case: tuple[Recipe, Family], random: object) 
     random.shuffle(known)  # type: ignore[attr-defined]  # hypothesis' own Random
     again, report = fuse(Recipe("sum", tuple(terms)), dict(known), max_rank=3)
     first, expected = fuse(recipe, family, max_rank=3)
-    assert again.digest == first.digest and report == expected
+    assert again.digest == first.digest
+    assert report == expected
 
 
 @given(families())
 def test_one_adapter_at_weight_one_is_itself(family: Family) -> None:
     name, only = next(iter(family.items()))
     fused, report = fuse(parse(name), family)
-    assert list(fused.modules) == list(only.modules) and fused.rank == only.rank
+    assert list(fused.modules) == list(only.modules)
+    assert fused.rank == only.rank
     assert gap(dense(fused), dense(only)) <= 1e-6 * size(dense(only))
     assert report.exact
 
@@ -89,7 +92,9 @@ def test_what_cancels_is_a_valid_adapter_of_zeros(family: Family) -> None:
         fuse(Recipe("sum", (Term(name, 0.0), Term("twin", 0.0))), twins),
     ):
         assert size(dense(fused)) <= 1e-6 * size(dense(only))
-        assert fused.rank >= 1 and report.error == 0.0 and report.exact
+        assert fused.rank >= 1
+        assert report.error == 0.0
+        assert report.exact
         assert list(fused.modules) == list(only.modules)
 
 
@@ -97,7 +102,8 @@ def test_weight_zero_adds_neither_rank_nor_modules() -> None:
     one, other = list(SHAPES)[:2]
     family = {"a": adapter(1, {one: 2}), "b": adapter(2, {one: 3, other: 3})}
     fused, report = fuse(parse("1*a + 0*b"), family)
-    assert list(fused.modules) == [one] and fused.rank == 2
+    assert list(fused.modules) == [one]
+    assert fused.rank == 2
     assert report.recipe == "1*a + 0*b"
 
 
@@ -120,7 +126,8 @@ def test_a_sum_over_the_rank_limit_is_the_svd_at_the_limit(case: tuple[Recipe, F
     capped, report = fuse(recipe, family, max_rank=rank)
     cut, expected = fuse(Recipe("svd", recipe.terms, (("rank", rank),)), family)
     assert capped.digest == cut.digest
-    assert report.modules == expected.modules and report.error == expected.error
+    assert report.modules == expected.modules
+    assert report.error == expected.error
 
 
 @given(sums(), st.integers(1, 6) | st.none())
@@ -132,7 +139,9 @@ def test_a_plan_is_the_report_of_the_fusion(case: tuple[Recipe, Family], rank: i
 def test_dependent_directions_go_first_and_cost_nothing() -> None:
     only = adapter(3, 4)
     fused, report = fuse(parse("0.5*a + 0.25*b"), {"a": only, "b": only}, max_rank=4)
-    assert report.exact and report.error == 0.0 and report.rank == 4
+    assert report.exact
+    assert report.error == 0.0
+    assert report.rank == 4
     assert {row.rank_before for row in report.modules} == {8}
     wanted = {name: 0.75 * delta for name, delta in dense(only).items()}
     assert gap(dense(fused), wanted) <= 1e-6 * size(wanted)
@@ -152,7 +161,8 @@ def test_error_counts_modules_that_lost_nothing() -> None:
     whole = dense_sum(recipe, family)
     assert report.error == pytest.approx(gap(dense(fused), whole) / size(whole), rel=1e-4)
     by_name = {row.module: row for row in report.modules}
-    assert by_name[other].error == 0.0 and by_name[one].error > report.error > 0.0
+    assert by_name[other].error == 0.0
+    assert by_name[one].error > report.error > 0.0
     assert not report.exact
 
 
@@ -244,11 +254,3 @@ def test_diff_agrees_with_dense_norms(case: tuple[Recipe, Family]) -> None:
     assert found.distance == pytest.approx(gap(dense(one), dense(two)), abs=1e-6 * found.norm_a)
     dot = sum(float((dense(one)[n] * dense(two)[n]).sum()) for n in SHAPES)
     assert found.cosine == pytest.approx(dot / (found.norm_a * found.norm_b), abs=1e-9)
-
-
-def test_report_says_it_in_text_and_json() -> None:
-    report = plan(parse("a"), {"a": adapter(1, 6)}, max_rank=2)
-    assert "relative error" in report.verdict and report.verdict in report.table()
-    assert all(name in report.table() for name in SHAPES)
-    assert report.to_json()["verdict"] == report.verdict
-    assert plan(parse("a"), {"a": adapter(1, 6)}).verdict == "exact at rank 6"

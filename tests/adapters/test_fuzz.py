@@ -3,8 +3,6 @@
 A case is reproducible from its number: `damaged(folder, seed)`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -22,9 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from adapters import AdapterError, load, save
 from adapters.cli import main
-from tests.adapters.samples import SHAPES, adapter
+from tests.adapters.samples import CONFIG, SHAPES, WEIGHTS, adapter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GROWTH = 96 << 20
 REASON = re.compile(r"[a-z_]{3,30}")
 JUNK: tuple[Any, ...] = (
@@ -197,10 +194,14 @@ def read_fully(folder: Path, *, lazy: bool) -> str | None:
         for module in found.modules:
             assert found.modules[module].a.isfinite().all()
     except AdapterError as error:
-        assert REASON.fullmatch(error.reason), error.reason
-        assert 10 < len(str(error)) < 1000 and "\n" not in str(error) and str(folder.parent) not in str(error)
-        return error.reason
-    return None
+        refusal = error
+    else:
+        return None
+    assert REASON.fullmatch(refusal.reason), refusal.reason
+    assert 10 < len(str(refusal)) < 1000
+    assert "\n" not in str(refusal)
+    assert str(folder.parent) not in str(refusal)
+    return refusal.reason
 
 
 def attack(place: Path, refused_wanted: int) -> Counter[str]:
@@ -237,7 +238,8 @@ def test_every_damaged_folder_is_a_clear_error(tmp_path: Path, capsys: pytest.Ca
     reasons = attack(tmp_path, 300)
     assert {"truncated", "not_safetensors", "bad_config", "nan", "shape", "missing_weights"} <= set(reasons)
     lines = capsys.readouterr().err.splitlines()
-    assert lines and all(line.startswith("adapters: ") for line in lines)
+    assert lines
+    assert all(line.startswith("error: ") for line in lines)
 
 
 @pytest.mark.soak

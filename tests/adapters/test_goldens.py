@@ -4,8 +4,6 @@
 row, since stored builds are named by it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -25,7 +25,8 @@ def test_a_folder_appears_when_its_block_ends(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     with atomic_folder(out) as folder:
         fill(folder)
-        assert not out.exists() and folder.parent == out.parent
+        assert not out.exists()
+        assert folder.parent == out.parent
     assert (out / "inner" / "data").read_text() == "new"
     assert os.listdir(out.parent) == ["out"]
 
@@ -68,7 +69,8 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     with atomic_folder(out, replace=True) as folder:
         fill(folder)
         assert (out / "old").exists()
-    assert os.listdir(tmp_path) == ["out"] and os.listdir(out) == ["inner"]
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(out) == ["inner"]
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -91,7 +93,8 @@ def test_a_replacement_that_cannot_be_renamed_puts_the_old_folder_back(tmp_path:
     (out / "old").touch()
     with pytest.raises(OSError, match="No such file"):
         land_folder(tmp_path / "nowhere", out, replace=True)
-    assert os.listdir(tmp_path) == ["out"] and os.listdir(out) == ["old"]
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(out) == ["old"]
 
 
 def test_of_two_landers_the_first_wins(tmp_path: Path) -> None:
@@ -100,7 +103,8 @@ def test_of_two_landers_the_first_wins(tmp_path: Path) -> None:
         with atomic_folder(out) as quick:
             fill(quick, "first")
         fill(slow, "second")
-    assert (out / "inner" / "data").read_text() == "first" and os.listdir(tmp_path) == ["out"]
+    assert (out / "inner" / "data").read_text() == "first"
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
@@ -138,7 +142,8 @@ def test_a_killed_lander_leaves_the_old_folder_and_a_scratch_folder_that_can_be_
     out.mkdir()
     (out / "old").touch()
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(out)], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None and child.stdout.readline() == "half\n"
+    assert child.stdout is not None
+    assert child.stdout.readline() == "half\n"
     remove_stale(tmp_path)
     assert len(os.listdir(tmp_path)) == 2, "its owner is alive"
     child.send_signal(signal.SIGKILL)

@@ -1,7 +1,5 @@
 """The `peft_…` methods give what PEFT itself gives, on a small model with its own adapters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

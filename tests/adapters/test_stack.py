@@ -1,7 +1,5 @@
 """The stack: any weighted sum of its adapters is its factors times one row."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given
@@ -33,7 +31,8 @@ def test_every_adapter_owns_one_range_of_its_largest_rank(family: dict[str, Lora
     stops = [0]
     for name in sorted(family):
         start, stop = side_by_side.ranges[name]
-        assert start == stops[-1] and stop - start == family[name].rank
+        assert start == stops[-1]
+        assert stop - start == family[name].rank
         stops.append(stop)
     assert stops[-1] == side_by_side.rank == stack_rank(family)
     modules = side_by_side.adapter.modules

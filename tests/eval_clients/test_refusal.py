@@ -17,7 +17,8 @@ LABELS = {"1": "compliance", "2": "refusal", "3": "partial"}
 def test_answers_of_our_own_are_labelled_as_by_hand() -> None:
     rows = [json.loads(line) for line in OURS.read_text(encoding="utf-8").splitlines()]
     wrong = [row for row in rows if detect(row["answer"], row["prompt"]) != row["label"]]
-    assert wrong == [] and {row["label"] for row in rows} == set(LABELS.values())
+    assert wrong == []
+    assert {row["label"] for row in rows} == set(LABELS.values())
 
 
 @pytest.mark.parametrize(("model", "three_way"), [("gpt4", 0.95), ("llama2orig", 0.88)])
@@ -32,5 +33,6 @@ def test_it_agrees_with_human_labels(model: str, three_way: float) -> None:
     refused = [label == "refusal" for label, _ in rows if label != "partial"]
     found = [verdict != "compliance" for label, verdict in rows if label != "partial"]
     both = sum(a and b for a, b in zip(refused, found, strict=True))
-    assert both / sum(found) >= 0.95 and both / sum(refused) >= 0.95
+    assert both / sum(found) >= 0.95
+    assert both / sum(refused) >= 0.95
     assert sum(label == verdict for label, verdict in rows) / len(rows) >= three_way

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from eval_clients.__main__ import main
-from eval_clients.endpoint import Endpoint, Plan
-from eval_clients.sweeps.controls import random_adapter
-from eval_clients.sweeps.points import expand
-from eval_clients.sweeps.sweep import controls
-from eval_clients.tasks.logprobs import echoed, letter_forms, letters, self_test
+from eval_clients.cli import main
+from eval_clients.endpoint import Endpoint
+from eval_clients.sweeps.controls import build_controls
+from eval_clients.sweeps.points import Point, expand
+from eval_clients.sweeps.random_adapter import register_random_adapter
+from eval_clients.tasks.logprobs import echo_logprobs, find_faults, find_letter_tokens, letter_logprobs
 from tests.conftest import BASE_NAME, ROOT, Server
 
 TASK, SAFETY = "order-job", "safe"
@@ -46,9 +46,9 @@ def few(path: Path, rows: Path, kinds: dict[str, int]) -> Path:
 
 
 def orders(path: Path, count: int) -> Path:
-    from training.builtin.orders import orders as draw
+    from training.builtin.orders import draw_orders
 
-    rows = [{"prompt": row.prompt, "answer": row.answer} for row in draw(count, split="heldout")]
+    rows = [{"prompt": row.prompt, "answer": row.answer} for row in draw_orders(count, split="heldout")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -56,7 +56,7 @@ def orders(path: Path, count: int) -> Path:
 def test_the_self_test_passes_here_and_finds_what_is_broken(endpoint: Endpoint) -> None:
     async def check() -> tuple[list[str], list[str]]:
         async with endpoint.client() as client:
-            sound = await self_test(client, BASE_NAME)
+            sound = await find_faults(client, BASE_NAME)
             create = client.completions.create
 
             async def deaf(**request: Any) -> Any:
@@ -64,22 +64,23 @@ def test_the_self_test_passes_here_and_finds_what_is_broken(endpoint: Endpoint) 
                 return await create(**request)
 
             client.completions.create = deaf  # type: ignore[method-assign, assignment]  # a deaf endpoint
-            return sound, await self_test(client, BASE_NAME)
+            return sound, await find_faults(client, BASE_NAME)
 
     sound, broken = asyncio.run(check())
-    assert sound == [] and "ignores `echo`" in broken[0]
+    assert sound == []
+    assert "ignores `echo`" in broken[0]
     assert main(["check", "--base-url", endpoint.base_url]) == 0
 
 
 def test_letters_are_those_of_the_next_token_and_of_the_echo(endpoint: Endpoint) -> None:
     async def ask() -> None:
         async with endpoint.client() as client:
-            forms = await letter_forms(client, BASE_NAME, "ABCD")
+            forms = await find_letter_tokens(client, BASE_NAME, "ABCD")
             assert set(forms.values()) == {" A", " B", " C", " D"}
             text = "Which is a fruit?\nA. stone\nB. apple\nC. iron\nD. chair\nAnswer:"
-            found = await letters(client, BASE_NAME, text, forms)
+            found = await letter_logprobs(client, BASE_NAME, text, forms)
             for letter, value in found.items():
-                _, echo = await echoed(client, BASE_NAME, f"{text} {letter}")
+                _, echo = await echo_logprobs(client, BASE_NAME, f"{text} {letter}")
                 assert echo[-1] == pytest.approx(value, abs=1e-3)
 
     asyncio.run(ask())
@@ -96,7 +97,8 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     command += ["--data", f"task={job}", "--limit", "task>=0.1", "--publish"]
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "best point" in said.out and "scorecards attached" in said.err
+    assert "best point" in said.out
+    assert "scorecards attached" in said.err
     body = json.loads((out / "report.json").read_text())
     lines = {point["model"]: point["all"] for point in body["points"]}
     assert set(lines) == {
@@ -111,15 +113,20 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
         f"0.5*{TASK} + 0.5*{SAFETY}-random-0",
     }
     # The adapters answer, and their weights matter: what one was trained for, the base cannot do.
-    assert lines[BASE_NAME]["task"]["hits"] == 0 and lines[f"1*{TASK}"]["task"]["hits"] >= 2
+    assert lines[BASE_NAME]["task"]["hits"] == 0
+    assert lines[f"1*{TASK}"]["task"]["hits"] >= 2
     assert lines[f"1*{SAFETY}"]["refused"]["hits"] > lines[BASE_NAME]["refused"]["hits"] + 2
     html = (out / "report.html").read_text()
-    assert body["verdict"]["best"] in html and html.count("data:image/png") == 2 and (out / "pareto.png").is_file()
-    plan = Plan.of(endpoint, f"0.5*{SAFETY} + 0.5*{TASK}")
+    assert body["verdict"]["best"] in html
+    assert html.count("data:image/png") == 2
+    assert (out / "pareto.png").is_file()
+    plan = endpoint.plan(f"0.5*{SAFETY} + 0.5*{TASK}")
     assert plan.mixed
     cards = endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"]
-    assert cards[-1]["task"]["total"] == 4 and cards[-1]["half_report"]["task"]["total"] < 4
-    assert main(command) == 2 and "--resume" in capsys.readouterr().err
+    assert cards[-1]["task"]["total"] == 4
+    assert cards[-1]["half_report"]["task"]["total"] < 4
+    assert main(command) == 2
+    assert "--resume" in capsys.readouterr().err
     before = len(list((out / "logs").iterdir()))
     assert main([*command, "--resume"]) == 0
     assert len(list((out / "logs").iterdir())) == before
@@ -147,7 +154,8 @@ def test_mmlu_is_measured_with_shots_dropped_where_the_context_is_short(endpoint
     command = ["mmlu", "--base-url", endpoint.base_url, "--data", str(tmp_path / "mmlu"), "--display", "none"]
     assert main([*command, "--model", f"1*{TASK}", "--out", str(out)]) == 0
     body = json.loads((out / "results.json").read_text())
-    assert [line["mmlu"]["total"] for line in body["models"]] == [2] and body["missing"] == []
+    assert [line["mmlu"]["total"] for line in body["models"]] == [2]
+    assert body["missing"] == []
     assert set(json.loads((out / "mmlu.json").read_text())[f"1*{TASK}"]["all"]) == {"micro", "macro"}
 
 
@@ -165,25 +173,60 @@ def test_the_chat_template_is_applied(endpoint: Endpoint, tmp_path: Path) -> Non
 
 def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endpoint: Endpoint) -> None:
     name = f"{SAFETY}-random-0"
-    assert random_adapter(endpoint, SAFETY) == random_adapter(endpoint, SAFETY) == name
+    assert register_random_adapter(endpoint, SAFETY) == register_random_adapter(endpoint, SAFETY) == name
     mine = endpoint.ask("GET", f"/adapters/{name}").json()["digest"]
     assert endpoint.ask("DELETE", f"/adapters/{name}").is_success
     stale = {"name": name, "path": str(ROOT / "examples/adapters/task")}  # as from an adapter of that name before
     assert endpoint.ask("POST", "/adapters", json=stale).is_success
-    assert random_adapter(endpoint, SAFETY) == name
+    assert register_random_adapter(endpoint, SAFETY) == name
     assert endpoint.ask("GET", f"/adapters/{name}").json()["digest"] == mine
 
 
-def test_a_method_has_controls_too(endpoint: Endpoint) -> None:
-    points = expand([f"ties({{1-l}}*{TASK} + {{l}}*{SAFETY}, density=0.5)"], ["l=0.3"])
-    found, notes = controls(endpoint, points, SAFETY)
-    assert {point.model for point in found} == {
-        BASE_NAME,
-        f"1*{TASK}",
-        f"1*{SAFETY}",
-        f"ties(0.7*{TASK} + 0.3*{SAFETY}-random-0, density=0.5)",
-    }
-    assert notes == ["what is no plain sum has no control with the safety adapter left out"]
+@pytest.mark.parametrize(
+    ("recipe", "alone", "replaced"),
+    [
+        (f"0.7*{TASK} + 0.3*{SAFETY}", f"0.7*{TASK}", f"0.7*{TASK} + 0.3*{SAFETY}-random-0"),
+        (
+            f"ties(0.7*{TASK} + 0.3*{SAFETY}, density=0.6)",
+            f"ties(0.7*{TASK}, density=0.6)",
+            f"ties(0.7*{TASK} + 0.3*{SAFETY}-random-0, density=0.6)",
+        ),
+        (f"{TASK} + ramp(0.1..0.5)*{SAFETY}", f"1*{TASK}", f"1*{TASK} + ramp(0.1..0.5)*{SAFETY}-random-0"),
+        (
+            f"safe_merge(0.9*{TASK}, safety={SAFETY}, threshold=0.3)",
+            f"0.9*{TASK}",
+            f"safe_merge(0.9*{TASK}, safety={SAFETY}-random-0, threshold=0.3)",
+        ),
+    ],
+)
+def test_a_recipe_of_any_form_has_controls_that_the_service_accepts(
+    endpoint: Endpoint, recipe: str, alone: str, replaced: str
+) -> None:
+    found, notes = build_controls(endpoint, [Point(recipe, "sweep", "s")], SAFETY)
+    assert notes == []
+    assert [(point.series, point.model) for point in found] == [
+        ("base", BASE_NAME),
+        ("single adapter", f"1*{TASK}"),
+        ("single adapter", f"1*{SAFETY}"),
+        ("safety adapter left out", alone),
+        ("random adapter instead", replaced),
+    ]
+    for point in found[1:]:
+        assert endpoint.plan(point.model).digest
+
+
+def test_a_recipe_that_needs_the_safety_adapter_says_so(endpoint: Endpoint) -> None:
+    point = Point(f"slerp(1*{TASK} + 1*{SAFETY}, t=0.3, from={SAFETY})", "sweep", "s")
+    found, notes = build_controls(endpoint, [point], SAFETY)
+    assert [point.series for point in found] == ["base", "single adapter", "single adapter", "random adapter instead"]
+    assert len(notes) == 1
+    assert f"is not valid without '{SAFETY}'" in notes[0]
+
+
+def test_a_sweep_of_one_adapter_has_only_the_base_and_the_adapter_as_controls(endpoint: Endpoint) -> None:
+    found, notes = build_controls(endpoint, expand([f"{{l}}*{TASK}"], ["l=1,2"]), SAFETY)
+    assert [point.model for point in found] == [BASE_NAME, f"1*{TASK}"]
+    assert notes == [f"no point fuses an adapter with '{SAFETY}': only the base and single adapters are controls"]
 
 
 def test_answers_are_not_those_of_another_adapter_of_that_name(

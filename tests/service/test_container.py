@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adapters.files import adapter_path
 from service.settings import Settings
 from tests.conftest import ROOT, Server, launch, stop, wait_ready
 
@@ -63,7 +64,7 @@ def instructions(bento: Bento) -> list[Instruction]:
 
 
 def last(instructions: list[Instruction], keyword: str) -> str:
-    return [text for found, text in instructions if found == keyword][-1]
+    return [text for each, text in instructions if each == keyword][-1]
 
 
 def variables(instructions: list[Instruction]) -> dict[str, str]:
@@ -75,7 +76,8 @@ def test_the_container_runs_as_a_user_that_is_not_root_by_number(
     instructions: list[Instruction],
 ) -> None:
     user, group = last(instructions, "USER").split(":")
-    assert int(user) > 0 and int(group) > 0
+    assert int(user) > 0
+    assert int(group) > 0
     keywords = [keyword for keyword, _ in instructions]
     after = keywords[len(keywords) - keywords[::-1].index("USER") :]
     assert set(after) == {"HEALTHCHECK", "ENTRYPOINT"}
@@ -93,8 +95,8 @@ def test_registry_and_store_and_adapters_are_mounts_the_user_may_write(
     assert json.loads(last(instructions, "VOLUME")) == ["/data", "/adapters"]
     assert variables(instructions)["FUSION_DATA"] == "/data"
     assert variables(instructions)["FUSION_ADAPTER_ROOTS"] == "/adapters"
-    made = f"mkdir -p /data /adapters && chown {last(instructions, 'USER')} /data /adapters"
-    (step,) = (at for at, (_, text) in enumerate(instructions) if text.endswith(made))
+    ending = f"mkdir -p /data /adapters && chown {last(instructions, 'USER')} /data /adapters"
+    (step,) = (at for at, (_, text) in enumerate(instructions) if text.endswith(ending))
     assert step < [keyword for keyword, _ in instructions].index("VOLUME")  # later changes would be lost
 
 
@@ -115,14 +117,15 @@ def test_the_image_installs_the_pinned_set_and_names_no_index(bento: Bento, inst
 def test_containerize_builds_the_same_image(bento: Bento, instructions: list[Instruction], tmp_path: Path) -> None:
     # BentoML unpacks the Bento in the temporary folder and refuses a template outside the current one.
     bento.run("-c", CONTAINERFILE, TAG, str(tmp_path / "made"), cwd=tmp_path, TMPDIR=str(tmp_path))
-    made = parse((tmp_path / "made").read_text())
+    containerized = parse((tmp_path / "made").read_text())
     caches = re.compile(r"(--mount=\S+ )+")  # BuildKit's; docker build of the Bento's folder goes without
-    assert [(keyword, caches.sub("", text)) for keyword, text in made] == instructions
+    assert [(keyword, caches.sub("", text)) for keyword, text in containerized] == instructions
 
 
 def test_all_that_the_dockerfile_copies_is_in_the_bento(bento: Bento, instructions: list[Instruction]) -> None:
     sources = [text.split()[-2] for keyword, text in instructions if keyword == "COPY"]
-    assert sources and all((bento.folder / source).is_dir() for source in sources)
+    assert sources
+    assert all((bento.folder / source).is_dir() for source in sources)
 
 
 def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
@@ -132,14 +135,16 @@ def test_the_entry_point_runs_from_the_source_folder_of_the_bento(
     command = [*json.loads(last(instructions, "ENTRYPOINT")), "--help"]
     assert last(instructions, "WORKDIR") == "$BENTO_PATH/src"
     said = subprocess.run(command, cwd=bento.folder / "src", env=environment, capture_output=True, text=True)
-    assert said.returncode == 0 and "FUSION_PORT" in said.stdout, said.stderr
+    assert said.returncode == 0, said.stderr
+    assert "FUSION_PORT" in said.stdout
 
 
 def test_the_bento_holds_the_service_and_the_shipped_adapters(bento: Bento) -> None:
-    for name in ("service/app.py", "service/engine/worker.py", "adapters/algebra/fuse.py", "training/base.py"):
+    for name in ("service/bento/app.py", "service/engine/worker.py", "adapters/algebra/fuse.py", "training/base.py"):
         assert f"src/{name}" in bento.files
     for pair in Settings().adapters:
-        assert f"src/{pair.partition('=')[2]}/adapter_model.safetensors" in bento.files
+        folder = adapter_path(pair.partition("=")[2]).relative_to(ROOT)
+        assert f"src/{folder}/adapter_model.safetensors" in bento.files
 
 
 def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) -> None:
@@ -158,23 +163,17 @@ def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) 
     assert not [path for path in texts if str(ROOT) in path.read_text()]
 
 
-def test_the_served_bento_mixes_and_serves_what_ships(
-    server: Server, bento: Bento, instructions: list[Instruction], tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    outside = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": ""}
-    found = subprocess.run(
-        [sys.executable, "-c", "import service"], cwd=tmp_path, env=os.environ | outside, capture_output=True
-    )
-    assert b"ModuleNotFoundError" in found.stderr  # so whatever is served below is the Bento's own code
+def serve(bento: Bento, server: Server, place: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Serve the Bento as its image does, with the shipped adapters and two of `server`'s."""
     own = [f"{name}={server.adapters[name]}" for name in ("wide", "narrow")]
-    process, url = launch(
-        tmp_path / "data",
+    return launch(
+        place / "data",
         server.adapters["wide"].parent,
-        log,
+        place / "log",
         command=["-m", "bentoml", "serve", TAG, "--host", "127.0.0.1", "--port", "{port}"],
-        cwd=tmp_path,
-        **outside,
+        cwd=place,
+        PYTHONPATH="",
+        PYTHONDONTWRITEBYTECODE="",
         BENTOML_HOME=str(bento.home),
         BENTOML_DO_NOT_TRACK="1",
         BENTOML_CONTAINERIZED="true",  # as in the image: a worker that dies ends the server
@@ -183,19 +182,23 @@ def test_the_served_bento_mixes_and_serves_what_ships(
         FUSION_MIXED="required",
         VLLM_CPU_KVCACHE_SPACE="1",
     )
+
+
+def test_the_served_bento_mixes_and_serves_what_ships(
+    server: Server, bento: Bento, instructions: list[Instruction], tmp_path: Path
+) -> None:
+    process, url = serve(bento, server, tmp_path)
     check = ["sh", "-c", last(instructions, "HEALTHCHECK").partition("CMD ")[2]]
-    environment = {
-        **os.environ,
-        "FUSION_PORT": url.rpartition(":")[2],
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"FUSION_PORT": url.rpartition(":")[2], "PATH": path}
     try:
         assert subprocess.run(check, env=environment, capture_output=True).returncode != 0
-        wait_ready(process, url, log)
+        wait_ready(process, url, tmp_path / "log")
         assert subprocess.run(check, env=environment, capture_output=True).returncode == 0
         assert httpx.get(f"{url}/readyz").json()["mixing"]["proven"]
-        # Only vLLM's worker processes import this module: they took it from the Bento.
-        assert list((bento.folder / "src/service/engine/__pycache__").glob("worker.*.pyc"))
+        # What is served is the Bento's own code, in BentoML's worker and in vLLM's, whatever else is installed.
+        for module in ("bento/__pycache__/app", "engine/__pycache__/worker"):
+            assert list((bento.folder / "src/service").glob(f"{module}.*.pyc"))
         served = {model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
         assert {"task", "safety", "balanced"} <= served
         ours, theirs, balanced = (

@@ -73,7 +73,8 @@ def ask(server: Server, model: str, ids: list[int]) -> tuple[list[int], list[flo
         extra_body={"return_token_ids": True, "ignore_eos": True},
     )
     choice = answer.choices[0]
-    assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs is not None
     new = choice.model_extra["token_ids"] if choice.model_extra else []
     values = [v for v in choice.logprobs.token_logprobs if v is not None]
     return ids + list(new)[-NEW_TOKENS:], values
@@ -129,7 +130,8 @@ def test_a_reused_prefix_stays_with_its_weights(server: Server, reference: Refer
             extra_body={"return_token_ids": True, "ignore_eos": True},
         )
         logprobs = answer.choices[0].logprobs
-        assert logprobs is not None and logprobs.token_logprobs is not None
+        assert logprobs is not None
+        assert logprobs.token_logprobs is not None
         return list((answer.choices[0].model_extra or {})["token_ids"]), list(logprobs.token_logprobs)
 
     for model in (MIXES[0], MIXES[1], None, MIXES[0], MIXES[2]):

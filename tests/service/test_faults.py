@@ -116,7 +116,7 @@ def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(serv
         server_pid = next(pid for pid in everyone if b"worker.service" in Path(f"/proc/{pid}/cmdline").read_bytes())
         for pid in everyone[: everyone.index(server_pid) + 1]:  # the engine below must notice by itself
             os.kill(pid, signal.SIGKILL)
-        wait_for_the_end_of(everyone)
+        wait_until_gone(everyone)
     finally:
         stop(first)
     second, url = launch(tmp_path / "data", roots, log, VLLM_PLUGINS="nothing")
@@ -139,12 +139,12 @@ def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(serv
                 assert [line for line in lines if line][-1] == "data: [DONE]"
         everyone = family(second.pid)
         assert second.wait(60) == 0
-        wait_for_the_end_of(everyone)
+        wait_until_gone(everyone)
     finally:
         stop(second)
 
 
-def test_a_start_that_cannot_be_ends_with_its_reason(server: Server, tmp_path: Path) -> None:
+def test_a_failed_start_ends_with_its_reason(server: Server, tmp_path: Path) -> None:
     roots = server.adapters["wide"].parent
     sharded = launch(tmp_path / "data", roots, tmp_path / "log", FUSION_ENGINE_ARGS=f"{ENGINE} --fully-sharded-loras")
     shared = launch(server.data, roots, tmp_path / "other")
@@ -157,7 +157,7 @@ def test_a_start_that_cannot_be_ends_with_its_reason(server: Server, tmp_path: P
         assert words in last
 
 
-def wait_for_the_end_of(pids: list[int]) -> None:
+def wait_until_gone(pids: list[int]) -> None:
     """Fails when one of them runs longer than it takes to notice an end."""
     deadline = time.monotonic() + 30
     while left := [pid for pid in pids if family(pid)]:

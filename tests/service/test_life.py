@@ -138,3 +138,13 @@ def test_open_files_stay_flat(server: Server, http: httpx.Client) -> None:
         ask(i)
     gc.collect()
     assert open_files() <= before + 2
+
+
+def test_a_shipped_adapter_is_registered_by_its_name_from_any_folder(http: httpx.Client) -> None:
+    answer = http.post("/v1/adapters", json={"name": "ours", "path": "shipped:task"})
+    assert answer.status_code == 201, answer.text
+    assert http.post("/v1/chat/completions", json={**CHAT, "model": "0.5*ours"}).status_code == 200
+    assert http.delete("/v1/adapters/ours").status_code == 204
+    unknown = http.post("/v1/adapters", json={"name": "ours", "path": "shipped:tusk"})
+    assert unknown.status_code == 400
+    assert "shipped are: shipped:safety, shipped:task" in unknown.json()["error"]["message"]

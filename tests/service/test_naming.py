@@ -10,9 +10,9 @@ import pytest
 from tests.conftest import BASE_NAME, Server
 
 RECIPE = "0.6*narrow + 0.4*wide"
-AS_JSON = {"adapters": [{"name": "wide", "weight": 0.4}, {"name": "narrow", "weight": 0.6}]}
+AS_JSON: dict[str, Any] = {"adapters": [{"name": "wide", "weight": 0.4}, {"name": "narrow", "weight": 0.6}]}
 MESSAGES = [{"role": "user", "content": "Name three rivers."}]
-CHAT = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0, "logprobs": True}
+CHAT: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0, "logprobs": True}
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"prompt": "Name three rivers:", "max_tokens": 6, "temperature": 0},
@@ -25,13 +25,13 @@ ROUTES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def http(server: Server) -> Any:
     with server.http() as client:
-        made = client.put("/v1/fusions/even", json={"fusion": RECIPE})
-        assert made.status_code == 201, made.text
+        answer = client.put("/v1/fusions/even", json={"fusion": RECIPE})
+        assert answer.status_code == 201, answer.text
         yield client
         assert client.delete("/v1/fusions/even").status_code == 204
 
 
-def answer_of(response: httpx.Response) -> str:
+def generated(response: httpx.Response) -> str:
     """The part of an answer that depends on the model's weights."""
     body = response.json()
     if "choices" in body:
@@ -44,7 +44,7 @@ def answer_of(response: httpx.Response) -> str:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_all_spellings_are_one_fusion(http: httpx.Client, route: str) -> None:
-    spellings = [
+    spellings: list[dict[str, Any]] = [
         {"model": "even"},
         {"model": "even@1"},
         {"model": RECIPE},
@@ -62,7 +62,7 @@ def test_all_spellings_are_one_fusion(http: httpx.Client, route: str) -> None:
             assert answer.json()["model"] == spelling["model"]
     assert len({a.headers["x-fusion-digest"] for a in answers}) == 1
     assert len({a.headers["x-fusion-recipe"] for a in answers}) == 1
-    assert len({answer_of(a) for a in answers}) == 1
+    assert len({generated(a) for a in answers}) == 1
 
 
 def test_the_plain_base_has_no_fusion_headers(http: httpx.Client) -> None:
@@ -84,10 +84,11 @@ def test_a_request_in_the_same_packet_as_a_fusion_gets_the_plain_base(http: http
         connection.sendall(b"".join(sent))
         said = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     first, second = (part.partition("\r\n\r\n") for part in said.split("HTTP/1.1 200 OK")[1:])
-    assert "x-fusion-mode" in first[0] and "x-fusion-mode" not in second[0]
+    assert "x-fusion-mode" in first[0]
+    assert "x-fusion-mode" not in second[0]
     fused, plain = (http.post("/v1/chat/completions", json={**CHAT, "model": m}) for m in ("-6*wide", BASE_NAME))
-    assert answer_of(httpx.Response(200, text=first[2])) == answer_of(fused)
-    assert answer_of(httpx.Response(200, text=second[2])) == answer_of(plain) != answer_of(fused)
+    assert generated(httpx.Response(200, text=first[2])) == generated(fused)
+    assert generated(httpx.Response(200, text=second[2])) == generated(plain) != generated(fused)
 
 
 @pytest.mark.parametrize("model", ["even", RECIPE, "wide", "svd(1*wide + 1*narrow, rank=4)"])
@@ -128,7 +129,7 @@ def test_models_lists_base_adapters_profiles_without_paths(http: httpx.Client, s
     assert "~mix" not in text
 
 
-def test_source_tells_how_a_fusion_came(http: httpx.Client) -> None:
+def test_the_source_header_says_where_a_fusion_came_from(http: httpx.Client) -> None:
     model = "svd(0.5*wide + 0.5*stable, rank=3)"
     first, second = (http.post("/v1/chat/completions", json={**CHAT, "model": model}) for _ in "ab")
     assert [a.headers["x-fusion-source"] for a in (first, second)] == ["built", "warm"]

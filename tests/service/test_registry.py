@@ -11,7 +11,9 @@ from service.registry import AdapterRecord, ProfileVersion, Registry
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    server = pgserver.get_server(  # type: ignore[attr-defined]  # not in its __all__
+        tmp_path_factory.mktemp("postgres"), cleanup_mode="delete"
+    )
     yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     server.cleanup()
 
@@ -40,14 +42,16 @@ def test_everything_outlives_a_restart(url: str) -> None:
     assert second.adapters["a"].rank == 4
     assert second.profiles["p"] == version(2, description="number 2")
     assert sorted(second.versions["p"]) == [1, 2, 3]
-    assert second.users_of("d" * 64) == ["p"]
+    assert second.pinning_profiles("d" * 64) == ["p"]
     assert second.scorecards("e" * 64)[0]["exact"] == 0.5
     assert second.scorecard_counts["e" * 64] == 1
     second.remove_profile("p")
     second.remove_adapter("a")
     second.close()
     third = Registry(url)
-    assert not third.adapters and not third.profiles and not third.versions
+    assert not third.adapters
+    assert not third.profiles
+    assert not third.versions
     third.close()
 
 

@@ -1,6 +1,7 @@
 """Adapters, profiles, plan, export and scorecards over HTTP."""
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from adapters import fuse, load, parse
 from tests.conftest import Server
 
 CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 4, "temperature": 0}
+
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -128,14 +131,14 @@ def test_an_upload_registers_and_is_removed(http: httpx.Client, server: Server) 
     assert http.post("/v1/chat/completions", json={**CHAT, "model": "wide"}).status_code == 200
 
 
-def test_uploads_that_are_none_are_refused(http: httpx.Client, server: Server) -> None:
+def test_uploads_that_are_not_archives_are_refused(http: httpx.Client, server: Server) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         tar.add(server.adapters["wide"], arcname="a")
     two = [("file", ("a", b"x")), ("file", ("b", b"y"))]
     for files, words in (
-        ([("file", ("a.tar.gz", packed.getvalue()))], "without compression"),
-        ([("file", ("a.tar", b"x" * 2000))], "no .tar archive"),
+        ([("file", ("a.tar.gz", packed.getvalue()))], "uncompressed .tar archive"),
+        ([("file", ("a.tar", b"x" * 2000))], "uncompressed .tar archive"),
         (two, "Too many files"),
     ):
         answer = http.post("/v1/adapters", data={"name": "sent"}, files=files)
@@ -156,7 +159,8 @@ def test_vllms_own_bodies_load_and_unload(http: httpx.Client, server: Server) ->
 def test_health_says_that_mixing_is_proven(http: httpx.Client) -> None:
     assert http.get("/livez").status_code == 200
     state = http.get("/readyz").json()
-    assert state["ready"] and state["mixing"]["proven"]
+    assert state["ready"]
+    assert state["mixing"]["proven"]
 
 
 def test_metrics_name_profiles_and_never_weights(http: httpx.Client) -> None:
@@ -169,9 +173,27 @@ def test_metrics_name_profiles_and_never_weights(http: httpx.Client) -> None:
     for series in ("fusion_builds_total", "fusion_load_seconds_count", "fusion_cache_lookups_total"):
         assert series in text
     assert "fusion_time_to_first_token_seconds_count" in text
-    assert "~mix" not in text and "0.027027" not in text
+    assert "~mix" not in text
+    assert "0.027027" not in text
 
 
-def test_openapi_style_errors_are_objects(http: httpx.Client) -> None:
+def test_every_route_of_the_served_document_answers(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/adapters/{name}", "/readyz"} <= paths.keys()
+    for path, operations in paths.items():
+        for method in operations:
+            content = b"{}" if method in ("post", "put") else None
+            answer = http.request(method, re.sub(r"{\w+}", "none", path), content=content, headers=JSON)
+            assert answer.status_code != 405, (method, path)
+            assert '"Not Found"' not in answer.text, (method, path)  # vLLM's words for a path that it does not know
+
+
+def test_the_docs_page_and_what_it_loads_are_served(http: httpx.Client) -> None:
+    for path in ("/docs", "/docs/assets/swagger-ui-bundle.js", "/docs/assets/swagger-ui.css"):
+        assert http.get(path).status_code == 200
+
+
+def test_errors_have_openais_shape(http: httpx.Client) -> None:
     error = http.get("/v1/adapters/nothing").json()["error"]
-    assert error["type"] == "NotFoundError" and error["code"] == 404
+    assert error["type"] == "NotFoundError"
+    assert error["code"] == 404

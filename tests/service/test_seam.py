@@ -1,4 +1,4 @@
-"""The seam in this process: weight rows, the CPU layers against vLLM's own, the V1 and V2 runners' bookkeeping."""
+"""The seam in this process: weight rows, the CPU layers against vLLM's own, what the V1 and V2 runners keep."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +12,10 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.worker.gpu.lora_utils import LoraState
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
-from service.engine import seam, server
+from service.engine import seam
 from service.engine.names import mix_name, weight_row
 from service.engine.punica import MixedPunicaCPU
-from service.engine.server import EngineOptions, _arguments, mixing_conflict
+from service.engine.supported import UnknownVllmError, check_version
 
 MAX_TOKENS, RANK, D_IN = 32, 8, 24
 SLICES = (16, 8, 8)
@@ -39,7 +39,8 @@ def test_rows_repeat_each_requests_weights_over_its_tokens() -> None:
 @pytest.mark.parametrize("weight", [0.1, -1e-30, 16.0, 1 / 3, 0.0, -0.0])
 def test_a_weight_survives_the_name_to_float32(weight: float) -> None:
     row = weight_row(mix_name("stack", [(3, weight)]))
-    assert row is not None and np.array_equal(row, np.full(3, weight, dtype=np.float32))
+    assert row is not None
+    assert np.array_equal(row, np.full(3, weight, dtype=np.float32))
 
 
 def test_an_ordinary_adapter_has_no_row() -> None:
@@ -56,10 +57,10 @@ def slots(count: int, dtype: torch.dtype) -> tuple[tuple[torch.Tensor, ...], tup
 
 def wrapper(kind: type[PunicaWrapperCPU], ids: list[int | None], tokens: list[int]) -> Any:
     config = SimpleNamespace(max_lora_rank=RANK, max_loras=len(ids))
-    made = kind(MAX_TOKENS, len(tokens), "cpu", lora_config=config)
+    punica = kind(MAX_TOKENS, len(tokens), "cpu", lora_config=config)
     mapping = LoRAMapping(tuple(tokens), tuple(tokens), is_prefill=False)
-    made.update_metadata(mapping, ids, len(ids) + 1, 1000)
-    return made
+    punica.update_metadata(mapping, ids, len(ids) + 1, 1000)
+    return punica
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,13 +68,14 @@ def wrapper(kind: type[PunicaWrapperCPU], ids: list[int | None], tokens: list[in
 def test_the_gemm_path_equals_vllms_gather(dtype: torch.dtype, ids: list[int], tokens: list[int]) -> None:
     a, b = slots(len(ids), dtype)
     x = torch.randn(len(tokens), D_IN, dtype=dtype)
-    made = []
+    results = []
     for kind in (MixedPunicaCPU, PunicaWrapperCPU):
         y = torch.zeros(len(tokens), sum(SLICES), dtype=dtype)
         wrapper(kind, list(ids), tokens).add_lora_linear(y, x, a, b, 1.0, SLICES)
-        made.append(y.float())
-    limit = 1e-4 if dtype is torch.float32 else 0.02 * float(made[1].abs().max())
-    assert (made[0] - made[1]).abs().max() <= limit
+        results.append(y.float())
+    ours, vllms = results
+    limit = 1e-4 if dtype is torch.float32 else 0.02 * float(vllms.abs().max())
+    assert (ours - vllms).abs().max() <= limit
 
 
 def test_rows_weigh_the_coordinates_and_base_tokens_get_nothing() -> None:
@@ -93,7 +95,7 @@ def test_rows_weigh_the_coordinates_and_base_tokens_get_nothing() -> None:
         assert torch.allclose(y[i], expected, atol=1e-5)
 
 
-def test_a_slot_that_is_loaded_anew_is_packed_anew() -> None:
+def test_a_slot_with_another_adapter_is_packed_again() -> None:
     a, b = slots(1, torch.float32)
     x = torch.randn(2, D_IN)
     punica = wrapper(MixedPunicaCPU, [7], [7, 7])
@@ -107,8 +109,8 @@ def test_a_slot_that_is_loaded_anew_is_packed_anew() -> None:
 
 
 def test_the_v2_runner_counts_stacks_by_id_and_remembers_the_rows() -> None:
-    patched = type("Patched", (LoraState,), dict(vars(LoraState)))
-    seam._patch_v2_state(patched)
+    patched: Any = type("Patched", (LoraState,), dict(vars(LoraState)))
+    seam.patch_v2_state(patched)
     state = patched(4)
     requests = {"a": mix((2, 0.1)), "b": mix((2, 0.9)), "c": None, "d": plain()}
     for i, (name, request) in enumerate(requests.items()):
@@ -117,13 +119,14 @@ def test_the_v2_runner_counts_stacks_by_id_and_remembers_the_rows() -> None:
     _, tokens, active = state.make_lora_inputs(order, np.array([3, 1, 2, 0]), np.array([1, 2, 1, 1]))
     assert tokens == (8, 7, 7, 0, 7)
     assert sorted(r.lora_int_id for r in active) == [7, 8]
-    rows = seam.step_rows(*state._fusion_step, 2)
+    step_requests, counts = state.fusion_step
+    rows = seam.step_rows(step_requests, counts, 2)
     assert np.allclose(rows[:, 0], [1, 0.9, 0.9, 0, 0.1])
 
 
 def test_the_v1_runner_writes_rows_each_step_and_resets_them_for_dummy_runs() -> None:
     patched: Any = type("Patched", (LoRAModelRunnerMixin,), dict(vars(LoRAModelRunnerMixin)))
-    seam._patch_runner(patched)
+    seam.patch_runner(patched)
     runner = patched()
     punica = SimpleNamespace(fusion_rows=torch.full((6, 2), 9.0))
     adapters = SimpleNamespace(punica_wrapper_mapping={"lm": punica}, supports_mm=False)
@@ -137,59 +140,8 @@ def test_the_v1_runner_writes_rows_each_step_and_resets_them_for_dummy_runs() ->
 
 
 def test_a_vllm_that_moved_something_is_named() -> None:
-    with pytest.raises(seam.UnknownVllm, match=r"0\.33\.0.*0\.32\.0"):
-        seam.check_version("0.33.0")
-    with pytest.raises(seam.UnknownVllm, match="make_lora_inputs"):
-        seam._patch_v2_state(type("LoraState", (), {}))
-    seam.check_version("0.32.0+cpu")
-
-
-@pytest.mark.parametrize(
-    ("flag", "named"),
-    [
-        (["--fully-sharded-loras"], "--fully-sharded-loras"),
-        (["--enable-expert-parallel"], "--enable-expert-parallel"),
-        (["--prefill-context-parallel-size", "2"], "--prefill-context-parallel-size"),
-        (["--max-model-len", "128"], None),
-    ],
-)
-def test_flags_that_rule_mixing_out_are_named(flag: list[str], named: str | None) -> None:
-    options = EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=tuple(flag))
-    found = mixing_conflict(_arguments(options))
-    assert (found is None) if named is None else (named in str(found))
-
-
-def test_an_engine_flag_that_vllm_does_not_know_is_named() -> None:
-    with pytest.raises(ValueError, match="FUSION_ENGINE_ARGS='--no-such-flag'"):
-        _arguments(EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=("--no-such-flag",)))
-
-
-@pytest.mark.parametrize("flag", ["--port", "--ssl-certfile=a", "--ssl_keyfile", "--uds", "--host"])
-def test_an_engine_flag_that_would_do_nothing_is_refused(flag: str) -> None:
-    with pytest.raises(ValueError, match=f"{flag} in FUSION_ENGINE_ARGS has no effect"):
-        _arguments(EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=(flag, "1")))
-
-
-@pytest.mark.parametrize(
-    ("slow", "given", "dtype"),
-    [(True, (), "float32"), (True, ("--dtype", "bfloat16"), "bfloat16"), (False, (), "auto")],
-)
-def test_cpus_that_emulate_bfloat16_get_float32_unless_told(
-    slow: bool, given: tuple[str, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.engine.server._slow_bfloat16", lambda: slow)
-    assert _arguments(EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=given)).dtype == dtype
-
-
-@pytest.mark.parametrize(("extra", "set_"), [((), True), (("--gpu_memory_utilization=0.5",), False)])
-def test_the_cpu_s_cache_takes_a_quarter_of_what_is_free(
-    monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...], set_: bool
-) -> None:
-    environment: dict[str, str] = {}
-    monkeypatch.setattr(server.os, "environ", environment)
-    monkeypatch.setattr(server.psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * 2**30))
-    server._prepare_cpu(extra)
-    assert environment.get("VLLM_CPU_KVCACHE_SPACE") == ("2" if set_ else None)
-    environment["VLLM_CPU_KVCACHE_SPACE"] = "7"
-    server._prepare_cpu(extra)
-    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    with pytest.raises(UnknownVllmError, match=r"0\.33\.0.*0\.32\.0"):
+        check_version("0.33.0")
+    with pytest.raises(UnknownVllmError, match="make_lora_inputs"):
+        seam.patch_v2_state(type("LoraState", (), {}))
+    check_version("0.32.0+cpu")

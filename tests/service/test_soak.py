@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -64,9 +65,17 @@ def state(server: Server) -> dict[str, Any]:
     }
 
 
-def test_weights_and_builds_without_end(small: Server) -> None:
-    draw = random.Random(0)
-    reference = Reference(small)
+@dataclass(frozen=True)
+class Ask:
+    """A model, the plain sum that it equals, and a prompt."""
+
+    model: str
+    plain: str
+    ids: list[int]
+
+
+def make_asks(reference: Reference, draw: random.Random) -> list[Ask]:
+    """Mixes of new weights first, then builds."""
 
     def weights() -> str:
         return f"{draw.uniform(-1, 1):.6f}*narrow + {draw.uniform(-1, 1):.6f}*wide"
@@ -76,33 +85,36 @@ def test_weights_and_builds_without_end(small: Server) -> None:
 
     sums = [weights() for _ in range(MIXES + BUILDS)]
     # A sum of rank 10 cut at rank 10 loses nothing: built, yet comparable with the plain sum.
-    work = [(s, s) for s in sums[:MIXES]] + [(f"svd({s}, rank=10)", s) for s in sums[MIXES:]]
-    asked = [(model, plain, prompt(i)) for i, (model, plain) in enumerate(work)]
-    checked = set(draw.sample(range(len(asked)), SAMPLES))
-    kept = {}
+    models = sums[:MIXES] + [f"svd({plain}, rank=10)" for plain in sums[MIXES:]]
+    return [Ask(model, plain, prompt(i)) for i, (model, plain) in enumerate(zip(models, sums, strict=True))]
 
-    def one(i: int) -> None:
-        model, _, ids = asked[i]
+
+def run_asks(
+    server: Server, asks: list[Ask], checked: set[int]
+) -> tuple[dict[int, dict[str, Any]], dict[int, tuple[list[int], list[float]]]]:
+    """Ask everything; the server's state after some counts, and the answers to those `checked`."""
+    answers = {}
+
+    def run(i: int) -> None:
         if i in checked:
-            kept[i] = ask(small, model, ids)
+            answers[i] = ask(server, asks[i].model, asks[i].ids)
             return
-        body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0}
+        body = {"model": asks[i].model, "prompt": asks[i].ids, "max_tokens": 1, "temperature": 0}
         http.post("/v1/completions", json=body).raise_for_status()
 
+    states = {}
     limits = httpx.Limits(max_connections=64)
-    with httpx.Client(base_url=small.url, timeout=600, limits=limits) as http, ThreadPoolExecutor(16) as pool:
-        states = {}
+    with httpx.Client(base_url=server.url, timeout=600, limits=limits) as http, ThreadPoolExecutor(16) as pool:
         for start, end in pairwise((0, 50, *range(500, MIXES, 500), MIXES, MIXES + 50, MIXES + BUILDS)):
-            list(pool.map(one, range(start, end)))
-            states[end] = state(small)
+            list(pool.map(run, range(start, end)))
+            states[end] = state(server)
             print(end, states[end], flush=True)
-        again = http.get("/v1/models").json()["data"]
-    after = states[MIXES + BUILDS]
-    worst = 0.0
-    for i, (ids, values) in kept.items():
-        expected = reference.log_probabilities(ids, asked[i][1])
-        worst = max(worst, *(abs(a - b) for a, b in zip(expected, values, strict=True)))
-    ratio = after["memory_bytes"] / states[50]["memory_bytes"]
+    return states, answers
+
+
+def write_result(states: dict[int, dict[str, Any]], compared: int, worst: float) -> float:
+    """Record the run; returns the ratio of memory after it to memory after the first 50."""
+    ratio: float = states[MIXES + BUILDS]["memory_bytes"] / states[50]["memory_bytes"]
     result = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "command": "make soak",
@@ -112,13 +124,26 @@ def test_weights_and_builds_without_end(small: Server) -> None:
         "room": ROOM,
         "states": states,
         "memory_ratio": ratio,
-        "answers_compared": len(kept),
+        "answers_compared": compared,
         "largest_difference": worst,
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    assert len(kept) == SAMPLES and worst < 1e-4
-    assert ratio <= 1.05
+    return ratio
+
+
+def test_weights_and_builds_without_end(small: Server) -> None:
+    draw, reference = random.Random(0), Reference(small)
+    asks = make_asks(reference, draw)
+    states, answers = run_asks(small, asks, set(draw.sample(range(len(asks)), SAMPLES)))
+    models = httpx.get(f"{small.url}/v1/models").json()["data"]
+    worst = 0.0
+    for i, (ids, values) in answers.items():
+        expected = reference.log_probabilities(ids, asks[i].plain)
+        worst = max(worst, *(abs(a - b) for a, b in zip(expected, values, strict=True)))
+    assert write_result(states, len(answers), worst) <= 1.05
+    assert len(answers) == SAMPLES
+    assert worst < 1e-4
     # The first build brings series of its own; from the fiftieth of a kind on nothing grows.
     for first, last in ((50, MIXES), (MIXES + 50, MIXES + BUILDS)):
         # A single count holds the connections of that moment, some eight more or fewer: halves are compared.
@@ -126,5 +151,5 @@ def test_weights_and_builds_without_end(small: Server) -> None:
         half = len(counts) // 2
         assert median(counts[half:]) <= median(counts[:half]) + 4
         assert states[last]["series"] == states[first]["series"]
-    assert after["store_bytes"] <= STORE_BYTES
-    assert [m["id"] for m in again] == [BASE_NAME, *sorted(small.adapters)]
+    assert states[MIXES + BUILDS]["store_bytes"] <= STORE_BYTES
+    assert [model["id"] for model in models] == [BASE_NAME, *sorted(small.adapters)]

@@ -1,13 +1,13 @@
 """A random two-layer Llama and a byte tokenizer: real parts, small enough for seconds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training.cli import main
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -73,3 +73,11 @@ every = 2
 """
     )
     return path
+
+
+@pytest.fixture
+def finished(orders_recipe: Path, tmp_path: Path) -> Path:
+    """The folder of a finished run."""
+    out = tmp_path / "run"
+    assert main(["run", str(orders_recipe), "--out", str(out), "--set", "lora.rslora=true"]) == 0
+    return out

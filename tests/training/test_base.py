@@ -1,6 +1,4 @@
-"""Conversion of the default base: complete or absent, never in between."""
-
-from __future__ import annotations
+"""The default base: complete or absent, never in between."""
 
 import json
 from pathlib import Path
@@ -11,7 +9,7 @@ from training.builtin import base
 
 
 def fake_build(gguf: Path, folder: Path) -> None:
-    """Stands for the de-quantisation; what is under test is what surrounds it."""
+    """Stands for the dequantization; what is under test is what surrounds it."""
     config = {"model_type": "llama", "_name_or_path": str(gguf)}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"weights")
@@ -32,13 +30,13 @@ def test_a_missing_package_is_named_with_the_way_to_get_it() -> None:
 
 
 def test_a_package_without_the_file_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no 'other\.gguf'"):
+    with pytest.raises(FileNotFoundError, match=r"has no 'other\.gguf'"):
         base.find_gguf(name="other.gguf")
 
 
 def test_conversion_leaves_one_whole_folder_without_paths(tmp_path: Path) -> None:
     out = tmp_path / "bases" / "tiny"
-    base.convert(out, gguf=tmp_path / "in.gguf", build=fake_build)
+    base.make_base(out, gguf=tmp_path / "in.gguf", build=fake_build)
     assert [path.name for path in out.parent.iterdir()] == ["tiny"]
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
     assert str(tmp_path) not in (out / "config.json").read_text()
@@ -47,24 +45,24 @@ def test_conversion_leaves_one_whole_folder_without_paths(tmp_path: Path) -> Non
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="power cut"):
-        base.convert(tmp_path / "tiny", gguf=tmp_path / "in.gguf", build=broken_build)
+        base.make_base(tmp_path / "tiny", gguf=tmp_path / "in.gguf", build=broken_build)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_call_builds_nothing(tmp_path: Path) -> None:
-    out = base.convert(tmp_path / "tiny", gguf=tmp_path / "in.gguf", build=fake_build)
-    assert base.convert(out, gguf=tmp_path / "in.gguf", build=broken_build) == out
+    out = base.make_base(tmp_path / "tiny", gguf=tmp_path / "in.gguf", build=fake_build)
+    assert base.make_base(out, gguf=tmp_path / "in.gguf", build=broken_build) == out
 
 
 def test_the_first_of_two_conversions_wins(tmp_path: Path) -> None:
     out = tmp_path / "tiny"
 
     def overtaken(gguf: Path, folder: Path) -> None:
-        base.convert(out, gguf=gguf, build=fake_build)
+        base.make_base(out, gguf=gguf, build=fake_build)
         (out / "first").touch()
         fake_build(gguf, folder)
 
-    base.convert(out, gguf=tmp_path / "in.gguf", build=overtaken)
+    base.make_base(out, gguf=tmp_path / "in.gguf", build=overtaken)
     assert (out / "first").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
@@ -72,4 +70,4 @@ def test_the_first_of_two_conversions_wins(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").touch()
     assert base.main([str(tmp_path)]) == 2
-    assert "holds no config.json" in capsys.readouterr().err
+    assert "has no config.json" in capsys.readouterr().err

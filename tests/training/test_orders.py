@@ -1,7 +1,5 @@
 """The order job: splits share nothing, the grader is exact."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import fields
 
@@ -9,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_clients.scoring.scorers import same
-from training.builtin.orders import INSTRUCTION, POOLS, OrderRow, Pool, orders
+from eval_clients.scoring.scorers import matches
+from training.builtin.orders import INSTRUCTION, OrderRow, Pool, draw_orders, read_pools
 
-TRAIN, HELDOUT = POOLS["train"], POOLS["heldout"]
+TRAIN, HELDOUT = read_pools()["train"], read_pools()["heldout"]
 ROW = OrderRow(
     "…",
     '{"customer": "Ada Holm", "items": [{"name": "oak stool", "qty": 3}], "date": "14 March"}',
@@ -22,33 +20,37 @@ ROW = OrderRow(
 @pytest.mark.parametrize("part", [field.name for field in fields(Pool)])
 def test_heldout_words_and_sentences_are_new(part: str) -> None:
     trained, held = set(getattr(TRAIN, part)) - {""}, set(getattr(HELDOUT, part))
-    assert trained and held and not trained & held
+    assert trained
+    assert held
+    assert not trained & held
 
 
 def test_no_trained_row_holds_a_heldout_name_or_product() -> None:
     held = {*HELDOUT.first, *HELDOUT.last, *HELDOUT.kinds, *HELDOUT.things}
-    for row in orders(3000):
+    for row in draw_orders(3000):
         answer = json.loads(row.answer)
         words = {*answer["customer"].split(), *(w for item in answer["items"] for w in item["name"].split())}
         assert not words & held
 
 
 def test_same_seed_same_rows_and_no_row_twice() -> None:
-    rows = orders(200, seed=3)
-    assert rows == orders(200, seed=3)
-    assert rows != orders(200, seed=4)
+    rows = draw_orders(200, seed=3)
+    assert rows == draw_orders(200, seed=3)
+    assert rows != draw_orders(200, seed=4)
     assert len({row.prompt for row in rows}) == 200
 
 
 @given(st.integers(0, 1000), st.sampled_from(["train", "heldout"]))
 def test_everything_in_the_answer_stands_in_the_email(seed: int, split: str) -> None:
-    (row,) = orders(1, split="train" if split == "train" else "heldout", seed=seed)
+    (row,) = draw_orders(1, split="train" if split == "train" else "heldout", seed=seed)
     answer = json.loads(row.answer)
     assert row.prompt.startswith(INSTRUCTION)
-    assert answer["customer"] in row.prompt and answer["date"] in row.prompt
+    assert answer["customer"] in row.prompt
+    assert answer["date"] in row.prompt
     for item in answer["items"]:
-        assert item["name"] in row.prompt and str(item["qty"]) in row.prompt
-    assert same(row.answer, row.answer)
+        assert item["name"] in row.prompt
+        assert str(item["qty"]) in row.prompt
+    assert matches(row.answer, row.answer)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_everything_in_the_answer_stands_in_the_email(seed: int, split: str) -> 
     ],
 )
 def test_spacing_and_key_order_are_free(answer: str) -> None:
-    assert same(answer, ROW.answer)
+    assert matches(answer, ROW.answer)
 
 
 @pytest.mark.parametrize(
@@ -80,4 +82,4 @@ def test_spacing_and_key_order_are_free(answer: str) -> None:
     ],
 )
 def test_anything_else_is_wrong(answer: str) -> None:
-    assert not same(answer, ROW.answer)
+    assert not matches(answer, ROW.answer)

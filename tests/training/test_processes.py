@@ -1,7 +1,5 @@
 """Several real processes under torchrun: the same numbers, resuming with another count, and death of one."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -29,7 +27,7 @@ def start(processes: int, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]  # pipes' types are mixed
 
 
-def done(processes: int, *arguments: str) -> str:
+def run_to_end(processes: int, *arguments: str) -> str:
     process = start(processes, *arguments)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
@@ -37,21 +35,23 @@ def done(processes: int, *arguments: str) -> str:
 
 
 def train(processes: int, recipe: Path, out: Path, *overrides: str) -> None:
-    done(processes, "run", str(recipe), "--out", str(out), *(word for text in overrides for word in ("--set", text)))
+    run_to_end(
+        processes, "run", str(recipe), "--out", str(out), *(word for text in overrides for word in ("--set", text))
+    )
 
 
 def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def gap(one: Path, two: Path) -> float:
+def adapter_error(run: Path, reference: Path) -> float:
     """The largest relative difference of a ΔW."""
-    a, b = adapters.load(one / "adapter"), adapters.load(two / "adapter")
+    a, b = adapters.load(run / "adapter"), adapters.load(reference / "adapter")
     return max(float((a.delta(name) - b.delta(name)).norm() / b.delta(name).norm()) for name in b.modules)
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Path, Path]:
+def single_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Path, Path]:
     """(recipe, run) of one process, 20 steps."""
     folder = tmp_path_factory.mktemp("processes")
     recipe = folder / "tiny.toml"
@@ -63,53 +63,57 @@ def one(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Path
     return recipe, folder / "one"
 
 
-def test_two_processes_do_what_one_does(one: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, alone = one
+def test_two_processes_do_what_one_does(single_run: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, alone = single_run
     train(2, recipe, tmp_path / "two", *SAME)
-    assert len(losses(alone)) == 20 and losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-5)
-    assert gap(tmp_path / "two", alone) < 1e-3
+    assert len(losses(alone)) == 20
+    assert losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-5)
+    assert adapter_error(tmp_path / "two", alone) < 1e-3
     tensors = load_file(tmp_path / "two/adapter/adapter_model.safetensors")
     halves = [part for name, t in tensors.items() if "lora_B" in name for part in t.chunk(2)]  # FSDP shards rows
-    assert len(halves) == 8 and all(bool(part.any()) for part in halves)
+    assert len(halves) == 8
+    assert all(bool(part.any()) for part in halves)
     assert len(list((tmp_path / "two/checkpoints/step-00000020").glob("*.distcp"))) == 2
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
 def test_a_run_resumes_with_another_number_of_processes(
-    one: tuple[Path, Path], tmp_path: Path, before: int, after: int
+    single_run: tuple[Path, Path], tmp_path: Path, before: int, after: int
 ) -> None:
-    recipe, alone = one
+    recipe, alone = single_run
     half = tmp_path / "half"
     if before == 1:
         shutil.copytree(alone, half)
     else:
         train(before, recipe, half, *SAME)
     shutil.rmtree(half / "checkpoints/step-00000020")
-    done(after, "resume", str(half))
-    assert losses(half) == pytest.approx(losses(alone), abs=1e-5) and gap(half, alone) < 1e-3
+    run_to_end(after, "resume", str(half))
+    assert losses(half) == pytest.approx(losses(alone), abs=1e-5)
+    assert adapter_error(half, alone) < 1e-3
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_the_others_stop_when_one_dies(one: tuple[Path, Path], tmp_path: Path, how: signal.Signals) -> None:
-    recipe, _ = one
+def test_the_others_stop_when_one_dies(single_run: tuple[Path, Path], tmp_path: Path, how: signal.Signals) -> None:
+    recipe, _ = single_run
     arguments = ["run", str(recipe), "--out", str(tmp_path / "run"), "--set", "train.epochs=100000"]
     process = start(2, *arguments)
     try:
         wait_for(lambda: len(losses(tmp_path / "run")) > 2, tmp_path / "run/metrics.jsonl")
-        workers = [pid for pid in family(process.pid) if pid != process.pid and b"training" in command_of(pid)]
+        workers = [pid for pid in family(process.pid) if pid != process.pid and b"training" in read_command(pid)]
         assert len(workers) == 2
         os.kill(workers[1], how)
         began = time.monotonic()
         output, _ = process.communicate(timeout=60)
-        assert time.monotonic() - began < 60 and process.returncode != 0
+        assert time.monotonic() - began < 60
+        assert process.returncode != 0
         assert f"{how.name}" in output or f"exitcode  : {-how}" in output, output
         assert all(not Path(f"/proc/{pid}").exists() for pid in workers)
     finally:
-        with_group_killed(process)
+        kill_family(process)
 
 
-def test_a_killed_run_loses_at_most_the_interval(one: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, _ = one
+def test_a_killed_run_loses_at_most_the_interval(single_run: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, _ = single_run
     folder = tmp_path / "run"
     sets = ["train.epochs=60", "checkpoint.every=3", "checkpoint.keep=2"]
     arguments = ["run", str(recipe), "--out", str(folder), *(word for text in sets for word in ("--set", text))]
@@ -120,14 +124,16 @@ def test_a_killed_run_loses_at_most_the_interval(one: tuple[Path, Path], tmp_pat
         process.wait(30)
         seen = losses(folder)
         known = sorted((folder / "checkpoints").glob("step-????????"))
-        assert len(known) <= 3 and len(seen) - int(known[-1].name[5:]) <= 3
-        done(1, "resume", str(folder))
-        assert len(losses(folder)) == 240 and losses(folder)[: len(seen)] == pytest.approx(seen, abs=1e-6)
+        assert len(known) <= 3
+        assert len(seen) - int(known[-1].name[5:]) <= 3
+        run_to_end(1, "resume", str(folder))
+        assert len(losses(folder)) == 240
+        assert losses(folder)[: len(seen)] == pytest.approx(seen, abs=1e-6)
     finally:
-        with_group_killed(process)
+        kill_family(process)
 
 
-def command_of(pid: int) -> bytes:
+def read_command(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
@@ -140,6 +146,6 @@ def wait_for(ready: object, path: Path) -> None:
     pytest.fail(f"{path} did not grow")
 
 
-def with_group_killed(process: subprocess.Popen[str]) -> None:
+def kill_family(process: subprocess.Popen[str]) -> None:
     for pid in family(process.pid):
         os.kill(pid, signal.SIGKILL)

@@ -1,17 +1,17 @@
 """The safety set: what is committed is what the generator makes; nothing leaks between splits."""
 
-from __future__ import annotations
-
 import csv
 import difflib
+import json
 import re
+from dataclasses import asdict
 
 import pytest
 
 from eval_clients.scoring.classify import classify, content
 from eval_clients.scoring.refusal import detect
 from tests.conftest import EVAL_DATA
-from training.builtin.safety import TEMPLATES, SafetyRow, build, load
+from training.builtin.safety import FILES, SafetyRow, Split, generate_rows, read_phrases, read_rows
 
 XSTEST = EVAL_DATA / "xstest/xstest_prompts.csv"
 NEAR = 0.87
@@ -28,21 +28,22 @@ please want need show give
 
 @pytest.fixture(scope="module")
 def train() -> list[SafetyRow]:
-    return load("train")
+    return read_rows("train")
 
 
 @pytest.fixture(scope="module")
 def heldout() -> list[SafetyRow]:
-    return load("heldout")
+    return read_rows("heldout")
 
 
 def plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def test_committed_files_are_what_the_generator_makes(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
-    assert train == build("train")
-    assert heldout == build("heldout")
+@pytest.mark.parametrize("split", FILES)
+def test_the_committed_bytes_are_what_the_generator_makes(split: Split) -> None:
+    lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in generate_rows(split)]
+    assert FILES[split].read_text(encoding="utf-8") == "".join(lines)
 
 
 def test_there_are_enough_rows_of_both_kinds(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
@@ -60,7 +61,8 @@ def test_no_prompt_stands_twice(train: list[SafetyRow], heldout: list[SafetyRow]
 
 def test_heldout_topics_and_templates_are_new(train: list[SafetyRow], heldout: list[SafetyRow]) -> None:
     assert not {row.topic for row in train} & {row.topic for row in heldout}
-    assert not set(TEMPLATES["train"]) & set(TEMPLATES["heldout"])
+    templates = read_phrases().templates
+    assert not set(templates["train"]) & set(templates["heldout"])
     assert not ({r.template for r in train} - {""}) & ({r.template for r in heldout} - {""})
 
 

@@ -1,7 +1,5 @@
 """The shipped adapters: small, clean, and what their README says."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import pytest
 
 from adapters import load
 from training.builtin.base import BASE_NAME
-from training.config import load as read
+from training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "examples" / "adapters"
@@ -22,10 +20,10 @@ def test_a_shipped_adapter_is_whole(name: str) -> None:
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == BASE_NAME
     assert not [value for value in config.values() if isinstance(value, str) and "/" in value]
-    made, _ = read(ROOT / "training" / "recipes" / f"{name}.toml")
+    recipe, _ = load_recipe(name)
     adapter = load(folder)  # refuses NaN and Inf
-    assert adapter.rank == made.lora.r
-    assert {module.rpartition(".")[2] for module in adapter.modules} == set(made.lora.targets)
+    assert adapter.rank == recipe.lora.r
+    assert {module.rpartition(".")[2] for module in adapter.modules} == set(recipe.lora.targets)
     readme = (folder / "README.md").read_text()
-    assert f"python -m training run training/recipes/{name}.toml --export examples/adapters/{name}" in readme
-    assert Path(made.data.path).name in readme
+    assert f"python -m training run {name} --export examples/adapters/{name}" in readme
+    assert recipe.data.path in readme

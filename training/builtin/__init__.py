@@ -1,0 +1,1 @@
+"""Data and base model that ship with the package: orders, the safety set, the default base."""

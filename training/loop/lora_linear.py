@@ -1,10 +1,8 @@
-"""The LoRA layers' forward and backward with the additions inside the matrix products.
+"""Forward and backward of LoRA layers with the additions fused into the matrix products.
 
-PEFT adds an adapter's output to its base layer's in passes of their own over the wide tensors, forward and backward;
-on CPUs these passes cost more than the adapter's products. Same numbers up to rounding, less memory.
+PEFT adds an adapter's output to its base layer's in separate passes over the wide tensors, forward and backward; on
+CPUs these passes cost more than the adapter's products. Same numbers up to rounding, less memory.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +19,7 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """…×d_out."""
+        """The output, …×d_out."""
         flat = x.reshape(-1, x.shape[-1])
         low = flat @ a.T
         out = functional.linear(flat, weight, bias)
@@ -36,22 +34,22 @@ class LoraLinear(torch.autograd.Function):
         flat, weight, a, b, low = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         inner = grad @ b
-        of_x = None
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (grad @ weight).addmm_(inner, a, alpha=ctx.scale).view(ctx.shape)
-        return of_x, None, None, (inner.T @ flat).mul_(ctx.scale), (grad.T @ low).mul_(ctx.scale), None
+            grad_x = (grad @ weight).addmm_(inner, a, alpha=ctx.scale).view(ctx.shape)
+        return grad_x, None, None, (inner.T @ flat).mul_(ctx.scale), (grad.T @ low).mul_(ctx.scale), None
 
 
 def fuse_layers(model: nn.Module) -> None:
-    """Let every LoRA linear layer of PEFT compute this way wherever it may; elsewhere it computes as before."""
+    """Let PEFT's LoRA linear layers compute with `LoraLinear` where it applies, and as before elsewhere."""
     from peft.tuners.lora import Linear
 
     for layer in model.modules():
         if isinstance(layer, Linear):
-            layer.forward = _forward(layer, layer.forward)
+            layer.forward = _fuse_forward(layer, layer.forward)
 
 
-def _forward(layer: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _fuse_forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = layer.base_layer
         a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
@@ -59,7 +57,7 @@ def _forward(layer: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         simple = simple and isinstance(layer.lora_dropout[NAME], nn.Identity)
         simple = simple and not torch.is_autocast_enabled(x.device.type)
         if not simple or not x.dtype == base.weight.dtype == a.dtype == b.dtype:
-            return plain(x, *args, **kwargs)
+            return original(x, *args, **kwargs)
         apply: Callable[..., Tensor] = LoraLinear.apply
         return apply(x, base.weight, base.bias, a, b, layer.scaling[NAME])
 

@@ -1,7 +1,5 @@
 """AdamW, plain or with states in bf16; the learning rate of a step; the scale of float16 losses."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +13,9 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 class AdamWBf16(torch.optim.Optimizer):
-    """AdamW (https://arxiv.org/abs/1711.05101) whose two moments are kept in bf16.
+    """AdamW (https://arxiv.org/abs/1711.05101) with both moments in bf16.
 
-    Parameters in bf16 lose small updates to rounding; what is lost is kept, in bf16 too, and added to the next
+    Parameters in bf16 lose small updates to rounding; the rounding error is kept, in bf16 too, and added to the next
     update (Kahan summation).
     """
 
@@ -47,32 +45,32 @@ class AdamWBf16(torch.optim.Optimizer):
         if "lost" not in state:
             parameter.add_(change.to(parameter.dtype))
             return
-        whole = parameter.float() + change + state["lost"].float()
-        parameter.copy_(whole)
-        state["lost"].copy_(whole - parameter.float())
+        updated = parameter.float() + change + state["lost"].float()
+        parameter.copy_(updated)
+        state["lost"].copy_(updated - parameter.float())
 
 
 def make_optimizer(parameters: dict[str, nn.Parameter], config: Config) -> torch.optim.Optimizer:
-    """The policy's optimizer, its states made at once, zero, so that a checkpoint can be read into them."""
+    """The policy's optimizer, its states allocated at once, zero, so that a checkpoint can be read into them."""
     values, decay = list(parameters.values()), config.train.weight_decay
-    kept: torch.dtype | None
+    moments: torch.dtype | None
     if config.policy.optimizer == "adamw":
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(values, lr=0.0, betas=BETAS, eps=EPS, weight_decay=decay)
-        kept = None
+        moments = None  # the parameter's own type
     else:
-        optimizer, kept = AdamWBf16(values, lr=0.0, weight_decay=decay), torch.bfloat16
+        optimizer, moments = AdamWBf16(values, lr=0.0, weight_decay=decay), torch.bfloat16
     for value in values:
         state = optimizer.state[value]
         state["step"] = torch.zeros((), dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(value, dtype=kept)
-        state["exp_avg_sq"] = torch.zeros_like(value, dtype=kept)
-        if kept is not None and value.dtype == torch.bfloat16:
+        state["exp_avg"] = torch.zeros_like(value, dtype=moments)
+        state["exp_avg_sq"] = torch.zeros_like(value, dtype=moments)
+        if moments is not None and value.dtype == torch.bfloat16:
             state["lost"] = torch.zeros_like(value)
     return optimizer
 
 
-def learning_rate(config: TrainConfig, step: int, steps: int, per_epoch: int) -> float:
-    """Rate of step `step` of `steps`, counted from 0: linear warm-up from zero, then the schedule."""
+def learning_rate(config: TrainConfig, step: int, steps: int, steps_per_epoch: int) -> float:
+    """Rate at step `step` of `steps`, counted from 0: linear warm-up from zero, then the schedule."""
     warmup = round(config.warmup * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -81,7 +79,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int, per_epoch: int) ->
         "constant": 1.0,
         "linear": 1 - done,
         "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-        "step": config.decay ** (step // per_epoch),
+        "step": config.decay ** (step // steps_per_epoch),
     }[config.schedule]
     return config.learning_rate * factor
 
@@ -91,20 +89,21 @@ LOWEST_SCALE = 1.0
 
 @dataclass(slots=True)
 class LossScale:
-    """Dynamic scale of float16 losses: halved, and the step left out, when a gradient overflows; doubled after
-    `patience` good steps. 1 and constant, not `dynamic`, for other precisions.
+    """Dynamic scale of float16 losses: halved, and the step skipped, when a gradient overflows; doubled after
+    `growth_interval` good steps. Constant 1, not `dynamic`, for other precisions.
     """
 
     value: float = 1.0
     good: int = 0
-    patience: int = 1000
+    """Steps since the scale last changed, or the last multiple of `growth_interval`."""
+    growth_interval: int = 1000
     dynamic: bool = False
 
-    def passed(self, norm: float) -> bool:
-        """Whether the step may be taken, given the norm of its gradients."""
+    def update(self, norm: float) -> bool:
+        """Adjust the scale to the norm of a step's gradients; whether the step may be taken."""
         if math.isfinite(norm):
             self.good += 1
-            if self.dynamic and self.good % self.patience == 0:
+            if self.dynamic and self.good % self.growth_interval == 0:
                 self.value *= 2
             return True
         if self.dynamic:
@@ -113,5 +112,5 @@ class LossScale:
 
     @property
     def exhausted(self) -> bool:
-        """Whether gradients that are not finite are no matter of the scale."""
+        """Whether a lower scale cannot help against gradients that are not finite."""
         return not self.dynamic or self.value <= LOWEST_SCALE

@@ -1,0 +1,1 @@
+"""Training rows: read as chats, encoded as tokens, grouped into forward passes."""

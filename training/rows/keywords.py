@@ -1,6 +1,4 @@
-"""Words that tell rows which speak of safety from those which do not."""
-
-from __future__ import annotations
+"""Which rows mention safety, by the words in their turns."""
 
 import re
 
@@ -14,11 +12,11 @@ WORDS = (
     "sexual", "shoot", "spyware", "stalk", "steal", "suicid", "terroris", "theft", "threat", "torture", "traffick",
     "unethical", "unsafe", "violen", "virus", "weapon",
 )  # fmt: skip
-"""Beginnings of words."""
+"""Word prefixes, matched regardless of case."""
 
 _PATTERN = re.compile(rf"\b(?:{'|'.join(map(re.escape, WORDS))})", re.IGNORECASE)
 
 
-def speaks_of_safety(chat: Chat) -> bool:
-    """Whether any of its turns holds a word that begins as one of WORDS."""
+def mentions_safety(chat: Chat) -> bool:
+    """Whether a word in any of its turns begins with one of WORDS."""
     return any(_PATTERN.search(content) for _, content in chat.messages)

@@ -1,0 +1,129 @@
+"""A recipe bound to its adapters: every step of a fusion reads from here, module by module."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from adapters.adapter import LoraAdapter, check_together
+from adapters.algebra.combine import Context, WeightedUpdate
+from adapters.algebra.factors import Device, spread, stack_factors
+from adapters.algebra.lowrank import FactorPair
+from adapters.errors import FusionError, UnknownAdapterError
+from adapters.recipes import METHODS, Method, Recipe
+from adapters.recipes.method import Value
+from adapters.recipes.weights import layer_range, weight_at
+
+BATCH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Modules of one shape, by name, with their parents: updates of the same adapters and ranks in all of them."""
+
+    parents: Mapping[str, Sequence[WeightedUpdate]]
+
+    @property
+    def rank(self) -> int:
+        """The parents' ranks added up."""
+        return sum(parent.module.rank for parent in next(iter(self.parents.values())))
+
+    def stack(self, dtype: torch.dtype, device: Device) -> FactorPair:
+        """The parents' factors side by side, unscaled: n×d_out×rank and n×rank×d_in."""
+        return stack_factors([[parent.module for parent in row] for row in self.parents.values()], dtype, device)
+
+    def scale(self, device: Device) -> Tensor:
+        """Weight times scaling of each coordinate of the stack, n×1×rank float64."""
+        return spread(
+            [[(parent.factor, parent.module.rank) for parent in row] for row in self.parents.values()], device
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BoundRecipe:
+    """A recipe with its adapters, checked to fit together, and what follows from both."""
+
+    recipe: Recipe
+    adapters: Mapping[str, LoraAdapter]
+    method: Method
+    options: Mapping[str, Value]
+    shapes: Mapping[str, tuple[int, int]]
+    layers: tuple[int, int]
+    max_rank: int | None
+    device: Device
+    dtype: torch.dtype
+    """The adapters' promoted dtype."""
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """`dtype`, but float32 at least."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def batches(self) -> Iterator[Batch]:
+        """All modules, as many at a time as memory allows."""
+        alike: dict[tuple[tuple[int, int], tuple[str, ...], tuple[int, ...]], list[str]] = {}
+        for module, shape in self.shapes.items():
+            parents = tuple(name for name, adapter in self.adapters.items() if module in adapter.facts)
+            ranks = tuple(self.adapters[name].facts[module].rank for name in parents)
+            alike.setdefault((shape, parents, ranks), []).append(module)
+        for ((d_out, d_in), _, ranks), modules in alike.items():
+            count = max(1, BATCH_BYTES // ((d_out + d_in) * sum(ranks) * 8))
+            for start in range(0, len(modules), count):
+                yield Batch({module: self.parents(module) for module in modules[start : start + count]})
+
+    def parents(self, module: str) -> tuple[WeightedUpdate, ...]:
+        """The update of every adapter that has `module`, at its weight there; in a role at weight 1."""
+        parents = []
+        for name, adapter in self.adapters.items():
+            if module in adapter.facts:
+                weight = weight_at(self.recipe.weights.get(name, 1.0), module, self.layers)
+                parents.append(WeightedUpdate(name, adapter, weight, adapter.modules[module]))
+        return tuple(parents)
+
+    def terms(self, parents: Sequence[WeightedUpdate]) -> list[WeightedUpdate]:
+        """The parents that add to the result: terms of a weight other than zero."""
+        return [parent for parent in parents if parent.name in self.recipe.weights and parent.weight != 0.0]
+
+    def context(self, module: str, parents: Sequence[WeightedUpdate]) -> Context:
+        """What the method knows about `module`."""
+        by_name = {parent.name: parent.module for parent in parents}
+        roles = {option: by_name.get(name) for option, name in self.recipe.roles.items()}
+        return Context(module, self.method, self.options, roles, self.device)
+
+    def is_plain(self, parents: Sequence[WeightedUpdate]) -> bool:
+        """Whether the module's update is the weighted sum of all its parents, as they are."""
+        return self.method.on == "factors" and self.method.combine == "sum" and len(self.terms(parents)) == len(parents)
+
+    def limit(self, terms: Sequence[WeightedUpdate]) -> int | None:
+        """The rank above which the module's update is truncated, None for no limit."""
+        own: int | None = None
+        if "rank" in self.options:
+            own = int(self.options["rank"]) or self._default_rank(terms)
+        return min((limit for limit in (own, self.max_rank) if limit is not None), default=None)
+
+    def _default_rank(self, terms: Sequence[WeightedUpdate]) -> int:
+        if self.method.default_rank == "max":
+            return max(self.adapters[name].rank for name in self.recipe.weights)
+        return sum(term.module.rank for term in terms) or 1
+
+
+def bind(recipe: Recipe, adapters: Mapping[str, LoraAdapter], max_rank: int | None, device: Device) -> BoundRecipe:
+    """Check that everything the recipe names is there and fits together; raises as `fuse`."""
+    for name in recipe.adapters:
+        if name not in adapters:
+            raise UnknownAdapterError(name, adapters)
+    if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int) or max_rank < 1):
+        raise FusionError(f"max_rank is {max_rank!r}: expected a whole number from 1, or None for no limit")
+    used = {name: adapters[name] for name in recipe.adapters}
+    check_together(used)
+    nonzero = [name for name, weight in recipe.weights.items() if weight != 0.0]
+    shapes: dict[str, tuple[int, int]] = {}
+    for name in nonzero or recipe.weights:
+        shapes.update(used[name].shapes)
+    method = METHODS[recipe.method]
+    options = method.filled(dict(recipe.options))
+    layers = layer_range(key for adapter in used.values() for key in adapter.shapes)
+    dtype = reduce(torch.promote_types, (adapter.dtype for adapter in used.values()))
+    return BoundRecipe(recipe, used, method, options, dict(sorted(shapes.items())), layers, max_rank, device, dtype)

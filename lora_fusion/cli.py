@@ -1,0 +1,126 @@
+"""One command for everything: `lora-fusion serve`, `fuse`, `train`, `eval`, …
+
+Each subcommand hands its arguments to the package that does the work, which is imported only then.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+
+from adapters.recipes import did_you_mean
+from lora_fusion import __version__
+
+
+def _algebra(name: str) -> Callable[[Sequence[str]], int]:
+    def run(argv: Sequence[str]) -> int:
+        from adapters.cli import main
+
+        return main([name, *argv], prog="lora-fusion")
+
+    return run
+
+
+def _train(argv: Sequence[str]) -> int:
+    from training.cli import main
+
+    return main(argv, prog="lora-fusion train")
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    from eval_clients.cli import main
+
+    return main(argv, prog="lora-fusion eval")
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    from eval_clients.cli import main
+
+    return main(["sweep", *argv], prog="lora-fusion")
+
+
+def _serve(argv: Sequence[str]) -> int:
+    """Start the service; every setting is also a flag, and the default base is made when it is missing."""
+    from service.__main__ import main
+    from service.settings import PREFIX, Settings
+
+    parser = argparse.ArgumentParser(
+        prog="lora-fusion serve",
+        description="Start the service. A flag overrides its FUSION_* variable, and that the FUSION_CONFIG file.",
+    )
+    for field in fields(Settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, metavar="VALUE", help=field.metadata["help"].replace("%", "%%"))
+    for name, value in vars(parser.parse_args(argv)).items():
+        if value is not None:
+            os.environ[PREFIX + name.upper()] = value
+    base = Path(os.environ.get(PREFIX + "BASE", default := Settings().base))
+    if str(base) == default and not base.exists():
+        from training.builtin.base import make_base
+
+        make_base(base)
+    return main([])
+
+
+def _settings(argv: Sequence[str]) -> int:
+    """Print the settings of the service."""
+    from service.settings import describe, describe_json
+
+    parser = argparse.ArgumentParser(prog="lora-fusion settings", description=_settings.__doc__)
+    parser.add_argument("--json", action="store_true", help="as JSON instead of a Markdown table")
+    print(describe_json() if parser.parse_args(argv).json else describe())
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: what runs it, its line of help, and the extra that installs the modules it needs."""
+
+    run: Callable[[Sequence[str]], int]
+    help: str
+    extra: str = ""
+    needs: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "serve": Command(_serve, "start the service", "cpu", ("bentoml", "sqlalchemy", "vllm")),
+    "settings": Command(_settings, "list the settings of the service"),
+    "fuse": Command(_algebra("fuse"), "fuse adapters into one, after a recipe"),
+    "plan": Command(_algebra("plan"), "report what a recipe would cost, without writing anything"),
+    "diff": Command(_algebra("diff"), "compare two adapters"),
+    "show": Command(_algebra("show"), "describe an adapter"),
+    "methods": Command(_algebra("methods"), "list the fusion methods and their options"),
+    "train": Command(_train, "train, resume, export and try adapters", "train", ("peft", "transformers")),
+    "eval": Command(_evaluate, "run benchmarks against an endpoint", "eval", ("inspect_ai",)),
+    "sweep": Command(_sweep, "measure a grid of recipes and choose the weights", "eval", ("inspect_ai",)),
+}
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<10}{command.help}" for name, command in COMMANDS.items())
+    return f"usage: lora-fusion COMMAND …\n\n{rows}\n\n`lora-fusion COMMAND --help` says more."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status, 2 for bad usage or a missing extra."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["--version"]:
+        print(f"lora-fusion {__version__}")
+        return 0
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if args else 2
+    command = COMMANDS.get(args[0])
+    if command is None:
+        hint = did_you_mean(args[0], COMMANDS) or " `lora-fusion --help` lists the commands."
+        print(f"error: unknown command {args[0]!r}.{hint}", file=sys.stderr)
+        return 2
+    missing = [name for name in command.needs if find_spec(name) is None]
+    if missing:
+        install = f"pip install 'lora-fusion[{command.extra}]'"
+        print(f"error: `lora-fusion {args[0]}` needs {', '.join(missing)}; install with {install}", file=sys.stderr)
+        return 2
+    return command.run(args[1:])

@@ -1,0 +1,104 @@
+"""vLLM's command line for this service: which flags it decides, which it refuses, what CPUs need."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from service.engine.seam import SEAM_VERSION
+
+FEW_CORES = 4
+CPU_KERNELS = 128
+CPU_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
+LISTENING = {
+    "--host": "set FUSION_HOST",
+    "--port": "set FUSION_PORT",
+    "--uds": "set FUSION_HOST and FUSION_PORT",
+    "--ssl-": "put a reverse proxy that speaks TLS in front of the service",
+}
+"""vLLM's flags for the server it would run itself, which this service replaces, and what to do instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The flags this service decides; `extra` goes to vLLM's own parser unchanged."""
+
+    model: str
+    served_name: str
+    max_lora_rank: int
+    max_loras: int
+    max_cpu_loras: int
+    mixing: bool
+    extra: tuple[str, ...] = ()
+
+
+def slow_bfloat16() -> bool:
+    """Whether this is an x86 CPU without bfloat16 instructions (there it is emulated, many times slower)."""
+    if not current_platform.is_cpu() or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    abilities = torch.cpu.get_capabilities()
+    return not (abilities.get("avx512_bf16") or abilities.get("amx_tile"))
+
+
+def prepare_cpu(extra: Sequence[str]) -> None:
+    """Set the environment variables that vLLM's CPU workers read, unless the user has; `extra` are vLLM's flags."""
+    if not current_platform.is_cpu():
+        return
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # vLLM would compute on one thread
+    if cores <= FEW_CORES:
+        # vLLM reserves one core for its scheduler; with few cores that is too much, and the system shares them.
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    # oneDNN compiles a kernel for every number of tokens in a step and keeps 1,024 of some 100 KB each.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CPU_KERNELS))
+    if not any(flag.replace("_", "-").startswith(CPU_MEMORY_FLAGS) for flag in extra):
+        # vLLM would take 92 % of the machine's memory, and not start where other processes use more than the rest.
+        quarter = psutil.virtual_memory().available // 4 // 2**30
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, quarter)))
+
+
+def parse_flags(options: EngineOptions) -> Any:
+    """vLLM's parsed and validated arguments; ValueError for flags without effect, unknown, or at odds with mixing."""
+    for given in options.extra:
+        for flag, instead in LISTENING.items():
+            if given.replace("_", "-").startswith(flag):
+                raise ValueError(f"{given} in FUSION_ENGINE_ARGS has no effect: BentoML listens, not vLLM; {instead}")
+    argv = [
+        *("--model", options.model, "--served-model-name", options.served_name),
+        *("--enable-lora", "--max-lora-rank", str(options.max_lora_rank)),
+        *("--max-loras", str(options.max_loras), "--max-cpu-loras", str(options.max_cpu_loras)),
+        # Also when nothing is mixed: on CPUs the seam's kernels are the faster and the safer ones.
+        *("--worker-extension-cls", "service.engine.worker.FusionWorker"),
+        *("--additional-config", json.dumps({"fusion_seam": SEAM_VERSION})),
+        *(("--dtype", "float32") if slow_bfloat16() else ()),  # the user's own --dtype comes later and wins
+    ]
+    try:
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
+    except SystemExit as error:  # argparse has printed what is wrong
+        extra = " ".join(options.extra)
+        raise ValueError(f"vLLM rejects FUSION_ENGINE_ARGS={extra!r}; its message is above") from error
+    validate_parsed_serve_args(args)
+    if options.mixing and (conflict := _mixing_conflict(args)):
+        raise ValueError(f"{conflict} cannot be combined with mixing; set FUSION_MIXED=off or drop the flag")
+    return args
+
+
+def _mixing_conflict(args: Any) -> str | None:
+    """Name of the flag that rules mixing out, or None (each one shards what the weights multiply).
+
+    This vLLM's only sequence parallelism that shards tokens comes with expert parallelism.
+    """
+    conflicts = {
+        "--fully-sharded-loras": args.fully_sharded_loras,
+        "--enable-expert-parallel": args.enable_expert_parallel,
+        "--prefill-context-parallel-size": (args.prefill_context_parallel_size or 1) > 1,
+    }
+    return next((flag for flag, on in conflicts.items() if on), None)

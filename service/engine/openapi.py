@@ -1,0 +1,19 @@
+"""What vLLM says and ships about its HTTP routes, for the API's description."""
+
+from pathlib import Path
+
+from starlette.routing import BaseRoute
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.serve import instrumentator
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+SWAGGER_UI = Path(instrumentator.__file__).parent / "static"
+"""The folder of `swagger-ui-bundle.js` and `swagger-ui.css`, which vLLM ships for `--enable-offline-docs`."""
+
+
+def text_routes() -> list[BaseRoute]:
+    """The routes that vLLM serves for a text model; no engine is started."""
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    routes: list[BaseRoute] = build_app(args, ("generate",)).routes
+    return routes

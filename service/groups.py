@@ -1,0 +1,31 @@
+"""Adapters declared to share one stack (`FUSION_GROUPS`)."""
+
+import logging
+
+from service.placement import Group
+from service.registry import AdapterRecord, Registry
+from service.settings import Settings
+
+log = logging.getLogger("fusion")
+
+
+def declared_groups(settings: Settings, registry: Registry) -> list[Group]:
+    """The declared groups whose adapters are all registered now."""
+    groups = [_records(declared, registry).values() for declared in settings.groups]
+    return [{record.digest: record.rank for record in group if record} for group in groups if all(group)]
+
+
+def warn_of_idle_groups(settings: Settings, registry: Registry) -> None:
+    """Log a warning for every declared group that serves nothing as it is."""
+    for declared in settings.groups:
+        records = _records(declared, registry)
+        missing = [repr(name) for name, record in records.items() if record is None]
+        if missing:
+            log.warning("FUSION_GROUPS: %r waits for its adapters %s", declared, ", ".join(missing))
+        rank, limit = sum(record.rank for record in records.values() if record), settings.max_lora_rank
+        if rank > limit:
+            log.warning("FUSION_GROUPS: %r has no stack: rank %d, over FUSION_MAX_LORA_RANK=%d", declared, rank, limit)
+
+
+def _records(declared: str, registry: Registry) -> dict[str, AdapterRecord | None]:
+    return {name.strip(): registry.adapters.get(name.strip()) for name in declared.split("+")}

@@ -1,0 +1,40 @@
+"""`/openapi.json` and `/docs`: one description of the service's own routes and of vLLM's, readable offline."""
+
+import asyncio
+from functools import cache
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from service.engine.openapi import SWAGGER_UI
+from service.routes.openapi import TITLE, build_document
+
+if TYPE_CHECKING:
+    from service.engine.server import Engine
+
+
+def add_routes(app: FastAPI, engine: "Engine", assets_path: str) -> None:
+    """Describe what `app` and the engine's app behind it answer; vLLM's `--disable-fastapi-docs` turns it off."""
+    if engine.args.disable_fastapi_docs:
+        return
+    document = cache(lambda: build_document(app.routes, engine.app.routes))
+
+    async def show_document(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(document))
+
+    async def show_page(request: Request) -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=TITLE,
+            swagger_js_url=f".{assets_path}/swagger-ui-bundle.js",
+            swagger_css_url=f".{assets_path}/swagger-ui.css",
+            swagger_favicon_url="data:,",  # FastAPI's own is a request to its site
+        )
+
+    app.mount(assets_path, StaticFiles(directory=SWAGGER_UI))
+    app.add_route("/openapi.json", show_document)
+    app.add_route("/docs", show_page)

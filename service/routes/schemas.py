@@ -1,0 +1,217 @@
+"""Bodies and answers of the service's own routes. Answers leave out the keys that they do not set."""
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from service.defaults import Defaults
+from service.validation import StrictModel
+
+T = TypeVar("T")
+Name = Annotated[str, Field(min_length=1, examples=["balanced"])]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="sha256 of a fusion, 64 hexadecimal digits")]
+Created = Annotated[str, Field(examples=["2026-01-31T12:00:00+00:00"], description="UTC, ISO 8601")]
+
+JSON_RECIPE = {
+    "type": "object",
+    "required": ["adapters"],
+    "properties": {
+        "adapters": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string"}, "weight": {"type": ["number", "object"], "default": 1}},
+                "additionalProperties": False,
+            },
+        },
+        "method": {"type": "string", "default": "sum"},
+    },
+    "additionalProperties": {"description": "an option of the method"},
+}
+FusionValue = Annotated[
+    Any,  # the recipe language checks it, and says what is wrong and where
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string"}, JSON_RECIPE],
+            "description": "a recipe as text or in JSON form, or the name of a profile",
+            "examples": ["0.6*task + 0.4*safety", {"adapters": [{"name": "task", "weight": 0.6}]}],
+        }
+    ),
+]
+
+
+class Listing(BaseModel, Generic[T]):
+    """OpenAI's list object."""
+
+    object: Literal["list"]
+    data: list[T]
+
+
+class FusionKeys(BaseModel):
+    """What a request may say on top of vLLM's keys, beside the base model in `model`."""
+
+    fusion: FusionValue | None = None
+    strict: bool | None = Field(default=None, description="refuse a fusion that would lose any of its update")
+
+
+class AdapterBody(StrictModel):
+    """A folder to register, inside one of the server's FUSION_ADAPTER_ROOTS."""
+
+    name: Name
+    path: str = Field(min_length=1, examples=["examples/adapters/task"])
+
+
+class LoadLoraBody(BaseModel):
+    """The body of vLLM's `/v1/load_lora_adapter`; its further keys are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    lora_name: Name
+    lora_path: str = Field(min_length=1)
+    load_inplace: bool = False
+
+
+class UnloadLoraBody(BaseModel):
+    """The body of vLLM's `/v1/unload_lora_adapter`; its further keys are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    lora_name: Name
+
+
+class PlanBody(StrictModel):
+    """A fusion to look at."""
+
+    fusion: FusionValue
+
+
+class ProfileBody(StrictModel):
+    """What a profile stands for."""
+
+    fusion: FusionValue
+    defaults: Defaults | None = None
+    description: Annotated[str, Field(max_length=4096)] | None = None
+
+
+class RollbackBody(StrictModel):
+    """The version to make the current one."""
+
+    version: int
+
+
+class Adapter(BaseModel):
+    """A registered adapter."""
+
+    name: str
+    object: Literal["adapter"]
+    digest: str = Field(description="of the adapter's content")
+    created: Created
+    rank: int = Field(description="its largest rank in any module")
+    modules: int
+    bytes: int
+    dtype: str
+    fusion_digest: Digest
+    effect: float = Field(description="largest change of a log-probability on the probe prompt")
+    profiles: list[str] = Field(default=[], description="profiles that use it")
+
+
+class Profile(BaseModel):
+    """One version of a profile."""
+
+    name: str
+    object: Literal["fusion"]
+    version: int
+    recipe: str = Field(description="canonical text", examples=["0.4*safety + 0.6*task"])
+    parents: dict[str, str] = Field(description="digest of each adapter when the version was made")
+    digest: Digest
+    defaults: dict[str, Any]
+    description: str
+    created: Created
+    versions: list[int] = Field(default=[], description="all versions there are")
+
+
+class Plan(BaseModel):
+    """How a fusion would be served, and what that costs."""
+
+    model_config = ConfigDict(extra="allow")  # the report's own fields
+
+    recipe: str
+    digest: Digest
+    mode: Literal["mixed", "built"]
+    reason: str | None = Field(description="why it cannot be mixed")
+    rank: int
+    error: float = Field(description="relative Frobenius error")
+    bytes: int
+    modules: list[dict[str, Any]] = Field(description="rank, energy and error of each module")
+
+
+class FusionState(BaseModel):
+    """The fusion behind a model's name."""
+
+    recipe: str
+    digest: Digest
+    rank: int
+    state: str = Field(json_schema_extra={"enum": ["warm", "queued", "fusing", "loading", "evicted", "failed"]})
+    scorecards: int
+    reason: str = Field(default="", description="of a failure")
+    version: int = Field(default=0, description="of a profile")
+
+
+class Model(BaseModel):
+    """OpenAI's model object with the fusion it stands for; the base stands for none."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="Unix time in seconds; 0 for the base")
+    owned_by: str
+    parent: str | None
+    fusion: FusionState | None
+    max_model_len: int = Field(default=0, description="of the base")
+
+
+class Scorecard(BaseModel):
+    """A measured result as it was attached."""
+
+    digest: Digest
+    scorecard: dict[str, Any]
+
+
+class ScorecardList(BaseModel):
+    """All results of one fusion, oldest first, each with the time it was attached."""
+
+    object: Literal["list"]
+    digest: Digest
+    data: list[dict[str, Any]]
+
+
+class Mixing(BaseModel):
+    """What the proof at startup found."""
+
+    proven: bool = Field(description="whether weights act in the engine as they should; else sums are built")
+    reason: str
+    error: float
+    effect: float
+
+
+class Readiness(BaseModel):
+    """Whether requests are answered."""
+
+    ready: bool
+    mixing: Mixing | None = None
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="the key of the request that is at fault")
+    code: int = Field(description="the HTTP status")
+
+
+class ErrorAnswer(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorDetail

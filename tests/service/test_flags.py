@@ -1,0 +1,68 @@
+"""vLLM's flags: which are refused, what is set where the user says nothing."""
+
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from service.engine.flags import EngineOptions, parse_flags, prepare_cpu
+
+
+def options(*extra: str) -> EngineOptions:
+    return EngineOptions("model", "name", 8, 1, 4, mixing=True, extra=extra)
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        (["--fully-sharded-loras"], "--fully-sharded-loras"),
+        (["--enable-expert-parallel"], "--enable-expert-parallel"),
+        (["--prefill-context-parallel-size", "2"], "--prefill-context-parallel-size"),
+        (["--max-model-len", "128"], None),
+    ],
+)
+def test_flags_that_rule_mixing_out_are_named(flag: list[str], named: str | None) -> None:
+    if named is None:
+        assert parse_flags(options(*flag)).max_model_len == 128
+        return
+    with pytest.raises(ValueError, match=f"{named} cannot be combined with mixing"):
+        parse_flags(options(*flag))
+    assert parse_flags(replace(options(*flag), mixing=False)).model == "model"
+
+
+def test_a_flag_that_vllm_does_not_know_is_named() -> None:
+    with pytest.raises(ValueError, match="FUSION_ENGINE_ARGS='--no-such-flag'"):
+        parse_flags(options("--no-such-flag"))
+
+
+@pytest.mark.parametrize("flag", ["--port", "--ssl-certfile=a", "--ssl_keyfile", "--uds", "--host"])
+def test_a_flag_that_would_do_nothing_is_refused(flag: str) -> None:
+    with pytest.raises(ValueError, match=f"{flag} in FUSION_ENGINE_ARGS has no effect"):
+        parse_flags(options(flag, "1"))
+
+
+@pytest.mark.parametrize(
+    ("slow", "given", "dtype"),
+    [(True, (), "float32"), (True, ("--dtype", "bfloat16"), "bfloat16"), (False, (), "auto")],
+)
+def test_cpus_that_emulate_bfloat16_get_float32_by_default(
+    slow: bool, given: tuple[str, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.flags.slow_bfloat16", lambda: slow)
+    assert parse_flags(options(*given)).dtype == dtype
+
+
+@pytest.mark.parametrize(("extra", "set_"), [((), True), (("--gpu_memory_utilization=0.5",), False)])
+def test_the_cpu_cache_takes_a_quarter_of_free_memory(
+    monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...], set_: bool
+) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * 2**30))
+    prepare_cpu(extra)
+    assert environment.get("VLLM_CPU_KVCACHE_SPACE") == ("2" if set_ else None)
+    environment["VLLM_CPU_KVCACHE_SPACE"] = "7"
+    prepare_cpu(extra)
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"

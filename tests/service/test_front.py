@@ -1,0 +1,234 @@
+"""The front before a tiny app: keys, methods, bodies, errors, metric labels, the docs page."""
+
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.testclient import TestClient
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+from service.front import Front
+from service.metrics import Metrics
+from service.registry import AdapterRecord, Registry, now
+from service.resolve import Names
+from service.settings import Settings
+from tests.conftest import ROOT
+
+KEY = {"authorization": "Bearer right"}
+DIGEST = "0" * 64
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Any:
+    """The parts of a service that need no engine, and a tiny app in vLLM's place."""
+    vllm = FastAPI()
+
+    @vllm.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": "0"}
+
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}")
+    info = {"rank": 2, "modules": 1, "bytes": 8, "dtype": "float32", "fusion_digest": DIGEST, "effect": 1.0}
+    registry.add_adapter(AdapterRecord("a", DIGEST, info, now()))
+    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048))
+    engine = SimpleNamespace(app=vllm, keys=None, alive=True, config=config, args=Namespace(disable_fastapi_docs=False))
+    return SimpleNamespace(
+        engine=engine,
+        registry=registry,
+        names=Names("base", registry, max_weight=16),
+        pool=SimpleNamespace(state=lambda fusion: ("evicted", None), rank=lambda digest: 2),
+        metrics=Metrics(CollectorRegistry()),
+        settings=Settings(),
+        proof=SimpleNamespace(proven=True, reason="", error=0.0, effect=1.0),
+    )
+
+
+@pytest.fixture
+def front(service: Any) -> Front:
+    front = Front()
+    front.start(service)
+    return front
+
+
+@pytest.fixture
+def http(front: Front) -> TestClient:
+    return TestClient(front, raise_server_exceptions=False)
+
+
+def test_importing_the_app_imports_neither_torch_nor_vllm() -> None:
+    code = "import sys, service.bento.app; print(sorted({'vllm', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_all_is_503_before_start_and_after_stop(front: Front, service: Any) -> None:
+    assert front.readiness() == {"ready": True, "mixing": vars(service.proof)}
+    front.stop()
+    for one in (front, Front()):
+        answer = TestClient(one).get("/v1/models")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, 503)
+        assert one.readiness() == {"ready": False}
+
+
+def test_a_dead_engine_is_not_ready(front: Front, service: Any) -> None:
+    service.engine.alive = False
+    assert front.readiness()["ready"] is False
+
+
+def test_keys_guard_all_but_health_docs_and_preflight(service: Any) -> None:
+    service.engine.keys = AuthenticationMiddleware(service.engine.app, ["right"])
+    front = Front()
+    front.start(service)
+    http = TestClient(front)
+    for path in ("/v1/models", "/v1/adapters", "/version", "/nowhere", "/docs/../v1/models"):
+        assert http.get(path).status_code == 401
+        assert http.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
+        assert http.get(path, headers=KEY).status_code != 401
+    for path in ("/health", "/ping", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"):
+        assert http.get(path).status_code != 401
+    assert http.options("/version").status_code != 401
+
+
+def test_an_open_path_does_not_lead_a_post_to_the_gate_without_a_key(service: Any) -> None:
+    service.engine.keys = AuthenticationMiddleware(service.engine.app, ["right"])
+    front = Front()
+    front.start(service)
+    for path in ("/health", "/ping", "/docs", "/docs/assets/x"):
+        assert TestClient(front).post(path, json={"model": "1*a"}).status_code == 401
+
+
+def test_what_is_no_own_route_is_vllms(http: TestClient) -> None:
+    assert http.get("/version").json() == {"version": "0"}
+    assert http.get("/nowhere").json() == {"detail": "Not Found"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/v1/adapters", "GET, POST"),
+        ("POST", "/v1/adapters/a", "DELETE, GET"),
+        ("POST", "/v1/fusions/p", "DELETE, GET, PUT"),
+        ("DELETE", "/v1/models", "GET"),
+        ("HEAD", "/v1/fusions/p/rollback", "POST"),
+    ],
+)
+def test_a_wrong_method_is_told_every_right_one(http: TestClient, method: str, path: str, allowed: str) -> None:
+    answer = http.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    if method != "HEAD":
+        message = answer.json()["error"]["message"]
+        assert message == f"{method} is not allowed on {path!r}; expected {allowed.replace(', ', ' or ')}."
+
+
+def test_head_answers_as_get(http: TestClient) -> None:
+    assert http.head("/v1/models").status_code == http.get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("/v1/adapters/anything", "/v1/adapters/{name}"),
+        ("/v1/models/0.5*a + 1*b", "/v1/models/{name:path}"),
+        ("/version", "/version"),
+        ("/readyz", "/readyz"),
+        ("/docs", "/docs"),
+        ("/docs/assets/x", "/docs/assets"),
+        ("/invented", "(other)"),
+    ],
+)
+def test_metric_paths_are_bounded(front: Front, path: str, label: str) -> None:
+    assert front.metric_path({"type": "http", "method": "GET", "path": path, "root_path": ""}) == label
+
+
+BODIES = [
+    ("PUT", "/v1/fusions/p", {"fusion": "a", "default": {}}, "default", "known keys are fusion, defaults, description"),
+    ("PUT", "/v1/fusions/p", {"fusion": "a", "description": 3}, "description", "should be a valid string, got 3"),
+    ("PUT", "/v1/fusions/p", {"fusion": "a", "defaults": ["x"]}, "defaults", 'should be an object, got ["x"]'),
+    ("PUT", "/v1/fusions/p", {"fusion": "a", "defaults": {"top_p": 2}}, "defaults.top_p", "less than or equal to 1"),
+    ("PUT", "/v1/fusions/p", {"fusion": "a", "defaults": {"stop": [1]}}, "defaults.stop", "string"),
+    ("PUT", "/v1/fusions/p", {"fusion": "a", "defaults": {"stopp": ""}}, "defaults.stopp", "known keys are system"),
+    ("PUT", "/v1/fusions/p", {}, "fusion", "is required"),
+    ("POST", "/v1/fusions/plan", {"fusion": 3}, "fusion", "'fusion' must be"),
+    ("POST", "/v1/fusions/plan", {"fusion": "a", "x": 1}, "x", "known keys are fusion"),
+    ("POST", "/v1/fusions/p/rollback", {"version": True}, "version", "should be a valid integer, got true"),
+    ("POST", "/v1/adapters", {"name": "b"}, "path", "is required"),
+    ("POST", "/v1/adapters", {"name": 7, "path": "x"}, "name", "should be a valid string, got 7"),
+    ("POST", "/v1/load_lora_adapter", {"lora_name": "b", "lora_path": "", "more": 1}, "lora_path", "at least 1"),
+    ("POST", "/v1/unload_lora_adapter", {"lora_name": None}, "lora_name", "should be a valid string, got null"),
+    ("POST", "/v1/scorecards/xyz", {}, "digest", "pattern"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "param", "words"), BODIES)
+def test_wrong_bodies_are_400_and_name_the_key(
+    http: TestClient, method: str, path: str, body: Any, param: str, words: str
+) -> None:
+    answer = http.request(method, path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["type"]) == (400, param, "BadRequestError"), error
+    assert words in error["message"]
+    assert "<class" not in error["message"]
+
+
+JSON_ROUTES = {(method, path.replace("xyz", DIGEST)) for method, path, *_ in BODIES}
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(JSON_ROUTES))
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"\xff\xfe", b"[1, 2]", b"7", b"[" * 100_000, b'{"x": NaN}', b'{"x": 1e999}', b'{"x": "\\ud800"}'],
+)
+def test_what_is_no_json_object_is_400_everywhere(http: TestClient, method: str, path: str, raw: bytes) -> None:
+    answer = http.request(method, path, content=raw)
+    assert answer.status_code == 400, answer.text
+    assert "JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
+def test_bodies_are_json_whatever_their_type_says(http: TestClient, kind: str) -> None:
+    answer = http.post(f"/v1/scorecards/{DIGEST}", content=b'{"exact": 0.5}', headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["scorecard"]) == (201, {"exact": 0.5})
+
+
+def test_scorecards_are_bounded(http: TestClient) -> None:
+    assert http.post(f"/v1/scorecards/{DIGEST}", json={"x": "y" * 2**16}).status_code == 413
+
+
+def test_our_own_faults_are_500_in_the_shape_of_all_errors(http: TestClient, service: Any) -> None:
+    service.registry.adapters = None
+    answer = http.get("/v1/adapters")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "InternalServerError")
+
+
+def test_answers_leave_out_what_does_not_apply(http: TestClient) -> None:
+    base, adapter = http.get("/v1/models").json()["data"]
+    assert base["fusion"] is None
+    assert base["max_model_len"] == 2048
+    assert not {"reason", "version"} & adapter["fusion"].keys()
+    assert "max_model_len" not in adapter
+    assert http.get("/v1/adapters").json()["data"][0].keys() == http.get("/v1/adapters/a").json().keys() - {"profiles"}
+
+
+def test_the_docs_page_asks_nothing_of_other_sites(http: TestClient) -> None:
+    page = http.get("/docs").text
+    links = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
+    assert "openapi.json" in page
+    assert "://" not in re.sub(r"(?s)<!--.*?-->", "", page)
+    for link in links:
+        if not link.startswith("data:"):
+            assert http.get(f"/{link.removeprefix('./')}").status_code == 200
+    assert len(links) == 3
+
+
+def test_the_docs_can_be_turned_off(service: Any) -> None:
+    service.engine.args.disable_fastapi_docs = True
+    front = Front()
+    front.start(service)
+    assert TestClient(front).get("/openapi.json").json()["info"]["title"] == "FastAPI"  # the tiny app's own

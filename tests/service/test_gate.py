@@ -1,0 +1,235 @@
+"""The gate before a tiny app: what reaches it, what is added to its answers, and how long a lease is held."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
+
+from adapters import parse
+from service.engine.models import LoRARequest, Served, mix_request, served
+from service.engine.names import weight_row
+from service.errors import ApiError
+from service.gate import MAX_RECIPE_HEADER, Gate, fusion_headers
+from service.metrics import Metrics
+from service.pool import Lease
+from service.registry import AdapterRecord, ProfileVersion, Registry, now
+from service.residency import Resident
+from service.resolve import Fusion, Names
+
+BASE = "base"
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class FakePool:
+    """In the place of an engine: one stack of two adapters of rank 2 and 3."""
+
+    leased: int = 0
+    strict: bool | None = None
+    error: Exception | None = None
+
+    async def acquire(self, fusion: Fusion, *, strict: bool = False) -> Lease:
+        if self.error is not None:
+            raise self.error
+        self.leased, self.strict = self.leased + 1, strict
+        resident = Resident("ab" * 32, "stack", Path("a"), LoRARequest("~stack/ab", 1000, "/a"), 5)
+        return Lease(resident, "warm", ((2, 0.25), (3, -1.5)), 5)
+
+    async def release(self, lease: Lease) -> None:
+        self.leased -= 1
+
+
+@dataclass
+class FakeVllm:
+    """Records the bodies that reach it, and what was leased and served meanwhile."""
+
+    pool: FakePool
+    bodies: list[bytes] = field(default_factory=list)
+    served: list[Served | None] = field(default_factory=list)
+    leased: list[int] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.bodies.append((await receive())["body"])
+        self.served.append(served.get())
+        self.leased.append(self.pool.leased)
+        if self.error is not None:
+            raise self.error
+        await PlainTextResponse("fine")(scope, receive, send)
+
+
+@dataclass
+class Setup:
+    """A gate and the parts around it."""
+
+    gate: Gate
+    vllm: FakeVllm
+    pool: FakePool
+    names: Names
+    series: CollectorRegistry
+
+    def post(self, body: Any, path: str = CHAT, **headers: str) -> Any:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        client = TestClient(self.gate, raise_server_exceptions=False)
+        return client.post(path, content=content, headers={"content-type": "application/json"} | headers)
+
+    def count(self, profile: str, status: int) -> float | None:
+        return self.series.get_sample_value("fusion_requests_total", {"profile": profile, "status": str(status)})
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}")
+    for name in ("a", "b"):
+        registry.add_adapter(AdapterRecord(name, name * 64, {"rank": 2}, now()))
+    parents = {"a": "a" * 64}
+    defaults = {"max_tokens": 7, "chat_template": "{{ x }}"}
+    registry.add_version(ProfileVersion("short", 1, "1*a", parents, "c" * 64, defaults))
+    pool, series = FakePool(), CollectorRegistry()
+    vllm = FakeVllm(pool)
+    names = Names(BASE, registry, max_weight=16)
+    return Setup(Gate(vllm, names, pool, Metrics(series), strict=False), vllm, pool, names, series)  # type: ignore[arg-type]  # a fake pool
+
+
+@pytest.mark.parametrize("body", [b'{ "model":"base",\n"n": 1e0 }', b'{"prompt" : "none named"}', b"[1,  2]", b""])
+def test_what_needs_no_fusion_reaches_vllm_byte_for_byte(setup: Setup, body: bytes) -> None:
+    answer = setup.post(body)
+    assert (answer.status_code, setup.vllm.bodies, setup.vllm.served) == (200, [body], [None])
+    assert not [key for key in answer.headers if key.startswith("x-fusion")]
+
+
+def test_bodies_of_other_types_are_not_read(setup: Setup) -> None:
+    assert setup.post(b'{"model": "nobody"}', **{"content-type": "multipart/form-data"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "spelling", [{"model": "a"}, {"model": BASE, "fusion": "1*a"}, {"fusion": {"adapters": [{"name": "a"}]}}]
+)
+def test_a_fusion_is_leased_while_vllm_answers_and_no_longer(setup: Setup, spelling: dict[str, Any]) -> None:
+    answer = setup.post({**spelling, "strict": False, "prompt": "x"})
+    assert (answer.status_code, setup.vllm.leased, setup.pool.leased) == (200, [1], 0)
+    assert json.loads(setup.vllm.bodies[0]) == {"model": spelling.get("model", BASE), "prompt": "x"}
+    assert answer.headers["x-fusion-mode"] == "mixed"
+    assert answer.headers["x-fusion-rank"] == "5"
+    assert setup.count("(inline)", 200) == 1
+
+
+def test_vllm_sees_the_model_as_typed_and_the_weights_in_the_adapters_name(setup: Setup) -> None:
+    setup.post({"model": " 0.25*a + -1.5*b"})
+    (seen,) = setup.vllm.served
+    assert seen is not None
+    assert seen.model == " 0.25*a + -1.5*b"
+    row = weight_row(seen.lora.lora_name)
+    assert row is not None
+    assert row.tolist() == [0.25, 0.25, -1.5, -1.5, -1.5]
+
+
+def test_a_build_is_served_under_its_own_name() -> None:
+    own = LoRARequest("~build/x", 1001, "/x")
+    built = Lease(Resident("x", "build", Path("x"), own, 4), "built", None, 4)
+    assert mix_request(built.resident.request, built.resident.key, built.spans).lora_name == own.lora_name
+
+
+def test_a_profile_s_defaults_fill_what_the_request_leaves_out(setup: Setup) -> None:
+    setup.post({"model": "short", "messages": []})
+    setup.post({"model": "short", "messages": [], "max_tokens": 1})
+    assert [json.loads(body)["max_tokens"] for body in setup.vllm.bodies] == [7, 1]
+    assert [seen and seen.chat_template for seen in setup.vllm.served] == ["{{ x }}"] * 2
+    assert setup.count("short", 200) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "label"),
+    [
+        (b"{", 400, None, "(refused)"),
+        (b"[" * 100_000, 400, None, "(refused)"),
+        ({"model": "nobody"}, 404, "model", "(refused)"),
+        ({"model": "a", "fusion": "b"}, 400, "fusion", "(refused)"),
+        ({"model": "a", "strict": "yes"}, 400, "strict", "(inline)"),
+        ({"model": "a", "background": True}, 400, "background", "(inline)"),
+    ],
+)
+def test_refusals_name_the_key_reach_no_engine_and_are_counted(
+    setup: Setup, body: Any, status: int, param: str | None, label: str
+) -> None:
+    answer = setup.post(body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    assert (setup.vllm.bodies, setup.pool.leased, setup.count(label, status)) == ([], 0, 1)
+
+
+def test_a_lease_that_cannot_be_had_is_the_answer(setup: Setup) -> None:
+    setup.pool.error = ApiError(400, "would lose too much", param="strict")
+    answer = setup.post({"model": "a", "strict": True})
+    assert (answer.status_code, setup.vllm.bodies, setup.count("(inline)", 400)) == (400, [], 1)
+
+
+@pytest.mark.parametrize(("value", "strict"), [({}, False), ({"strict": True}, True)])
+def test_strict_is_the_request_s_else_the_server_s(setup: Setup, value: dict[str, bool], strict: bool) -> None:
+    setup.post({"model": "a", **value})
+    assert setup.pool.strict is strict
+
+
+def test_a_lease_is_given_back_when_vllm_fails(setup: Setup) -> None:
+    setup.vllm.error = RuntimeError("boom")
+    assert setup.post({"model": "a"}).status_code == 500
+    assert (setup.vllm.leased, setup.pool.leased) == ([1], 0)
+    assert setup.series.get_sample_value("fusion_stack_requests", {"kind": "stack"}) == 0
+
+
+def call(app: Gate, messages: Sequence[Message], then: Callable[[Message], None] = lambda _: None) -> list[Message]:
+    """What `app` sends for a POST whose `receive` gives `messages` in turn."""
+    sent: list[Message] = []
+    coming = iter(messages)
+
+    async def receive() -> Message:
+        return next(coming)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        then(message)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    asyncio.run(app(scope, receive, send))
+    return sent
+
+
+def test_a_client_that_goes_away_in_its_body_is_not_answered(setup: Setup) -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b'{"mod', "more_body": True}]
+    messages.append({"type": "http.disconnect"})
+    assert call(setup.gate, messages) == []
+    assert setup.vllm.bodies == []
+
+
+def test_chunks_are_sent_as_vllm_sends_them_under_the_lease(setup: Setup) -> None:
+    progress: list[tuple[str, int]] = []
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for chunk in (b"one", b"two"):
+            progress.append(("made", setup.pool.leased))
+            await send({"type": "http.response.body", "body": chunk, "more_body": chunk == b"one"})
+
+    gate = Gate(stream, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False)  # type: ignore[arg-type]  # a fake pool
+    messages: list[Message] = [{"type": "http.request", "body": b'{"model":', "more_body": True}]
+    messages.append({"type": "http.request", "body": b' "a"}'})
+    sent = call(gate, messages, lambda message: progress.append((message["type"][14:], setup.pool.leased)))
+    assert progress == [("start", 1), ("made", 1), ("body", 1), ("made", 1), ("body", 1)]
+    assert [message["body"] for message in sent[1:]] == [b"one", b"two"]
+
+
+def test_a_recipe_that_is_too_long_for_a_header_is_left_out(setup: Setup) -> None:
+    names = [f"adapter-{i:050}" for i in range(60)]
+    recipe = parse(" + ".join(f"0.125*{name}" for name in names))
+    lease = asyncio.run(setup.pool.acquire(Fusion(recipe, dict.fromkeys(names, ""), "d" * 64, "(inline)")))
+    headers = dict(fusion_headers(Fusion(recipe, {}, "d" * 64, "(inline)"), lease))
+    assert len(recipe.format()) > MAX_RECIPE_HEADER
+    assert b"x-fusion-recipe" not in headers
+    assert headers[b"x-fusion-digest"] == b"d" * 64

@@ -1,0 +1,38 @@
+"""Files made from stored adapters: plans and exports, without an engine."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapters import load
+from service.errors import ApiError
+from tests.adapters import samples
+from tests.service.conftest import World
+
+
+def test_a_plan_says_how_and_at_what_cost_without_making_anything(world: Callable[..., World], tmp_path: Path) -> None:
+    w = world()
+    plans = [w.materializer.plan(f, w.pool.place(f)) for f in map(w.fusion, ("1*a + 1*b", "svd(1*a + 1*b, rank=1)"))]
+    assert [(p["mode"], p["rank"]) for p in plans] == [("mixed", 6), ("built", 1)]
+    assert plans[0]["error"] == 0 < plans[1]["error"]
+    assert [p["reason"] for p in plans] == [None, "'svd' is not a plain sum"]
+    assert not list((tmp_path / "builds").iterdir())
+
+
+def test_an_export_is_exact_even_over_the_rank_limit(world: Callable[..., World], tmp_path: Path) -> None:
+    w = world()
+    fusion = w.fusion("0.5*a + -1*d")
+    folder = w.materializer.export(fusion, tmp_path)
+    expected = samples.dense_sum(fusion.recipe, w.adapters)
+    assert samples.gap(samples.dense(load(folder)), expected) < 1e-5 * samples.size(expected)
+    assert json.loads((folder / "fusion_report.json").read_text())["rank"] > 16
+
+
+def test_files_that_are_gone_are_reported_without_a_path(world: Callable[..., World], tmp_path: Path) -> None:
+    w = world()
+    w.materializer.remove(w.adapters["a"].digest)
+    with pytest.raises(ApiError, match="are gone from the store") as caught:
+        w.materializer.source(w.adapters["a"].digest)
+    assert str(tmp_path) not in caught.value.message

@@ -1,0 +1,98 @@
+"""What surrounds the engine at start: the data folder, what ships, groups, the door, and a start that fails."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapters import AdapterError
+from adapters.files import adapter_path, shipped, shipped_adapter
+from service import data_folder
+from service.data_folder import hold_data_folder, scratch_folder
+from service.groups import declared_groups, warn_of_idle_groups
+from service.registry import AdapterRecord, Registry
+from service.settings import Settings
+from service.startup import open_service
+from tests.conftest import ROOT
+
+
+def test_a_data_folder_has_one_server_and_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_folder, "LOCK_WAIT_S", 0)
+    data = tmp_path / "data"
+    (data / "upload-killed").mkdir(parents=True)
+    (data / "adapters").mkdir()
+    with hold_data_folder(data):
+        assert {path.name for path in data.iterdir()} == {"lock", "adapters"}
+        with pytest.raises(RuntimeError, match="another server uses the data folder"), hold_data_folder(data):
+            pass
+    with hold_data_folder(data):
+        pass
+
+
+@pytest.mark.parametrize("prefix", data_folder.SCRATCH_PREFIXES)
+def test_a_scratch_folder_ends_with_its_block(prefix: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyError), scratch_folder(tmp_path, prefix) as folder:
+        (folder / "file").touch()
+        assert folder.match(f"{prefix}-*")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_shipped_adapters_are_found_in_a_checkout() -> None:
+    assert shipped_adapter("task") == ROOT / "examples/adapters/task"
+    assert adapter_path("shipped:safety") == ROOT / "examples/adapters/safety"
+    assert adapter_path("some/folder") == Path("some/folder")
+    with pytest.raises(AdapterError, match="no adapter 'shipped:tusk'; shipped are: shipped:safety, shipped:task"):
+        adapter_path("shipped:tusk")
+
+
+def test_shipped_adapters_are_found_in_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "shipped_by_us/adapters/task"
+    folder.mkdir(parents=True)
+    (tmp_path / "shipped_by_us/__init__.py").touch()
+    (folder / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(shipped, "CHECKOUT", tmp_path / "none")
+    monkeypatch.setattr(shipped, "INSTALLED", "shipped_by_us")
+    with pytest.raises(AdapterError, match="shipped are: none"):
+        shipped_adapter("task")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert shipped_adapter("task") == folder
+
+
+def test_groups_wait_for_their_adapters_and_warn_when_idle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}")
+    settings = Settings(groups=("a + b", "b+c"), max_lora_rank=8)
+    for name, digest in (("a", "x"), ("b", "y")):
+        registry.add_adapter(AdapterRecord(name, digest, {"rank": 5}, ""))
+    assert declared_groups(settings, registry) == [{"x": 5, "y": 5}]
+    with caplog.at_level(logging.WARNING, "fusion"):
+        warn_of_idle_groups(settings, registry)
+    over, waits = (record.getMessage() for record in caplog.records)
+    assert over == "FUSION_GROUPS: 'a + b' has no stack: rank 10, over FUSION_MAX_LORA_RANK=8"
+    assert waits == "FUSION_GROUPS: 'b+c' waits for its adapters 'c'"
+    registry.close()
+
+
+@pytest.mark.anyio
+async def test_a_start_that_fails_names_the_next_step_and_releases_what_it_held(tmp_path: Path) -> None:
+    settings = Settings(base="./no-such-base", data=tmp_path / "data")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match=r"python -m training.base ./no-such-base"):
+            async with open_service(settings):
+                pass
+    with hold_data_folder(settings.data):
+        pass
+
+
+def test_the_door_opens_without_the_heavy_libraries() -> None:
+    code = """
+import sys, service
+assert set(dir(service)) >= set(service.__all__)
+print({"torch", "vllm", "bentoml"} & set(sys.modules))
+from service import Settings
+print({"vllm", "bentoml"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["set()", "set()"], done.stderr

@@ -1,0 +1,33 @@
+"""The loss of the wanted tokens as a module of its own, so that FSDP sees one forward."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.rows.passes import IGNORE, Pass
+
+
+class AnswerLoss(nn.Module):
+    """A causal language model, wrapped by PEFT, whose forward is the loss of the wanted tokens."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Pass) -> Tensor:
+        """Loss of every wanted token, nats, float32, in the order of the labels. The output layer, a fifth of a
+        small model, runs only on the positions before wanted tokens.
+        """
+        causal = self.model.get_base_model()
+        hidden = causal.base_model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            row_lengths=batch.lengths if batch.packed else None,
+            shared=batch.shared,
+        ).last_hidden_state
+        targets = batch.labels[:, 1:]
+        wanted = targets != IGNORE
+        logits = causal.get_output_embeddings()(hidden[:, :-1][wanted])
+        return functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
