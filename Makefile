@@ -54,7 +54,7 @@ check: setup-dev
 	$(VENV)/bin/mypy $(PACKAGES) benchmarks requirements tests
 
 docs: setup-dev
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 bench: setup-dev
 	$(PY) -m benchmarks.fusing
@@ -82,4 +82,4 @@ lock: $(VENV)/.dev
 	$(PYTHON) requirements/install.py $(VENV) --lock
 
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .cache site

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from training.builtin.base import BASE_NAME, make_base
 from training.errors import ConfigError
 
 BASES = Path(".cache/base")
@@ -11,14 +12,19 @@ BASES = Path(".cache/base")
 
 
 def resolve_base(name: str) -> str:
-    """A folder as it is, a name in .cache/base as that folder, anything else as a name on the hub."""
+    """A folder as it is, a name in .cache/base as that folder, anything else as a name on the hub.
+
+    The default base is made there when it is missing (25 s).
+    """
     for path in (Path(name), BASES / name):
         if (path / "config.json").is_file():
             return str(path)
+    if name == BASE_NAME:
+        return str(make_base(BASES / name))
     if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
         raise ConfigError(
-            f"model.base is {name!r}: there is no model folder of that name, here or in {BASES}; "
-            f"the default base is made with: python -m training.base {BASES}/smollm2-135m-instruct"
+            f"model.base is {name!r}: there is no model folder of that name, here or in {BASES}; expected a folder, "
+            f"a name on the hub (ORGANIZATION/NAME), or the default base {BASE_NAME!r}"
         )
     return name
 

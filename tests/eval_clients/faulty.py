@@ -35,6 +35,8 @@ def prompt_of(body: dict[str, Any]) -> str:
 class Server(ThreadingHTTPServer):
     """Answers by `rules`."""
 
+    request_queue_size = 128  # connections that wait: the default of 5 resets some of many at once
+
     def __init__(self, rules: Faulty) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.rules = rules

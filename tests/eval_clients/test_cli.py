@@ -10,7 +10,10 @@ from eval_clients.tasks.benchmarks import BENCHMARKS
 from tests.eval_clients.faulty import Faulty, endpoint
 
 
-def test_help_lists_every_command_with_a_line_under_the_given_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_with_a_line_under_the_given_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # argparse breaks words at hyphens
     with pytest.raises(SystemExit) as ended:
         main(["--help"], prog="lora-fusion eval")
     assert ended.value.code == 0

