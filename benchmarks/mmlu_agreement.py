@@ -19,8 +19,7 @@ from benchmarks.servers import ours
 from eval_clients.answers import read_answers
 from eval_clients.endpoint import Endpoint
 from eval_clients.running import RunOptions, prepare_folder, run_tasks
-from eval_clients.tasks import benchmarks as tasks
-from eval_clients.tasks import mmlu
+from eval_clients.tasks import benchmarks as tasks, mmlu
 
 ENGINE = ["--dtype", "float32", "--max-model-len", "4096", "--max-num-seqs", "32"]
 TIE = 1e-4

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from service.process import end_with_parent
-from service.settings import START_FAILURE, SettingsError, describe, read
+from service.settings import START_FAILURE, SettingsError, describe, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(message, file=sys.stderr)
         return 2
     try:
-        settings = read()
+        settings = read_settings()
         settings.data.mkdir(parents=True, exist_ok=True)
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -122,7 +122,7 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def read(environment: Mapping[str, str] | None = None) -> Settings:
+def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from `environment` (default `os.environ`), over the file it names, over the defaults.
 
     Raises `SettingsError` for unknown names (with the nearest known one) and for invalid values.

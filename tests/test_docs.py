@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from adapters import from_json, parse
-from service.settings import read
+from service.settings import read_settings
 from tests.conftest import ROOT, Server
 from training import load_recipe
 
@@ -110,7 +110,7 @@ def test_snippets_of_settings_and_recipes_are_valid(page: Path, tmp_path: Path) 
         if "[data]" in block.text:
             assert load_recipe(file)[1] == [], "a setting has no effect"
         else:
-            read({"FUSION_CONFIG": str(file)})
+            read_settings({"FUSION_CONFIG": str(file)})
     for block in blocks(page, "json"):
         content = json.loads(block.text)
         if "adapters" in content:

@@ -9,8 +9,7 @@ import json
 import tarfile
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load as load_tensors, save as save_tensors
 
 from eval_clients.endpoint import Endpoint, error_message
 from eval_clients.errors import EndpointError

@@ -18,8 +18,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from eval_clients.scoring import judge
 from eval_clients.scoring.scorers import exact, no_answer, three_shares
-from eval_clients.tasks import data
-from eval_clients.tasks import mmlu as multiple_choice
+from eval_clients.tasks import data, mmlu as multiple_choice
 
 log = logging.getLogger(__name__)
 

@@ -85,7 +85,7 @@ class LoraFusion:
         end_with_parent()
         log.disabled = False  # BentoML's set-up of logging disables the loggers that existed before it
         log.setLevel(logging.INFO)
-        configuration = settings.read()
+        configuration = settings.read_settings()
         try:
             patches.check_effect(running_app.get(None))
             service = await self._opened.enter_async_context(open_service(configuration))

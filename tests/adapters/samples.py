@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from torch import Tensor
 
 from adapters import LoraAdapter, LoraModule, Recipe, make_adapter

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from adapters import FusionError, LoraAdapter, LoraModule, diff, fuse, make_adapter, parse, plan, smallest_rank
 from adapters.algebra.heatmap import write_heatmap

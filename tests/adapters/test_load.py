@@ -6,8 +6,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from adapters import AdapterError, LoraAdapter, LoraModule, load, make_adapter, save
 from tests.adapters.peft_models import base_model, peft_deltas

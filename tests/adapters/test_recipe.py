@@ -5,8 +5,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from adapters import METHODS, RESERVED_METHODS, RESERVED_NAMES, Recipe, RecipeError, check_name, parse
 from adapters.recipes.checks import weight_numbers

@@ -1,8 +1,7 @@
 """Recipes with an adapter left out, or with other names."""
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from adapters import METHODS, Recipe, RecipeError, UnknownAdapterError, parse
 from tests.adapters.recipe_strategies import free_names, recipes

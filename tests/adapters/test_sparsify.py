@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from adapters.algebra.sparsify import SPARSIFY, Draw, kth_by_bits
 from tests.adapters import samples  # noqa: F401  (loads the hypothesis profile)

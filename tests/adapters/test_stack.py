@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from adapters import AdapterError, FusionError, LoraAdapter, UnknownAdapterError, stack, stack_rank
 from tests.adapters.samples import SHAPES, adapter, dense, families, gap, size, weights

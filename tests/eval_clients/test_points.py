@@ -3,8 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from eval_clients.errors import TemplateError
 from eval_clients.sweeps.points import Point, evaluate, expand, parse_grid

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from eval_clients.answers import Answer, Answers, Gap
 from eval_clients.results import average_mmlu, format_table, score_model, score_models, write_results

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from adapters import fusion_digest, parse
 from service.placement import Limits, place, stack_key

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from service.__main__ import main
-from service.settings import Settings, SettingsError, describe, describe_json, read
+from service.settings import Settings, SettingsError, describe, describe_json, read_settings
 
 
 def test_environment_beats_the_file_beats_defaults(tmp_path: Path) -> None:
     file = tmp_path / "fusion.toml"
     file.write_text('port = 4000\nmax_loras = 3\nadapters = ["a=/x"]\nstrict = true\n')
-    settings = read({"FUSION_CONFIG": str(file), "FUSION_PORT": "5000", "PATH": "/bin"})
+    settings = read_settings({"FUSION_CONFIG": str(file), "FUSION_PORT": "5000", "PATH": "/bin"})
     assert (settings.port, settings.max_loras, settings.adapters, settings.strict) == (5000, 3, ("a=/x",), True)
     assert settings.max_lora_rank == Settings().max_lora_rank
 
 
 def test_lists_are_split_by_their_own_separator() -> None:
-    settings = read(
+    settings = read_settings(
         {
             "FUSION_PROFILES": "p=0.5*a + 0.5*b; q=svd(1*a + 1*b, rank=4)",
             "FUSION_ADAPTER_ROOTS": "/one:/two",
@@ -50,7 +50,7 @@ def test_lists_are_split_by_their_own_separator() -> None:
 )
 def test_a_mistake_is_named_with_what_is_expected(name: str, value: str, words: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        read({name: value})
+        read_settings({name: value})
     assert words in str(caught.value)
 
 
@@ -65,7 +65,7 @@ def test_a_file_with_unknown_keys_or_broken_toml_is_refused(tmp_path: Path) -> N
     ):
         file.write_text(text)
         with pytest.raises(SettingsError, match=words):
-            read({"FUSION_CONFIG": str(file)})
+            read_settings({"FUSION_CONFIG": str(file)})
 
 
 def test_every_setting_is_described() -> None:
@@ -78,7 +78,7 @@ def test_every_setting_is_described() -> None:
 def test_the_defaults_in_the_json_form_read_back_as_the_defaults() -> None:
     described = json.loads(describe_json())
     assert [setting["name"] for setting in described] == [setting.name for setting in fields(Settings)]
-    assert read({setting["variable"]: setting["default"] for setting in described}) == Settings()
+    assert read_settings({setting["variable"]: setting["default"] for setting in described}) == Settings()
     assert {setting["type"] for setting in described} == {
         "string", "integer", "number", "boolean", "path", "list", "auto | required | off",
     }  # fmt: skip

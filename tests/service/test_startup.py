@@ -89,7 +89,6 @@ async def test_a_start_that_fails_names_the_next_step_and_releases_what_it_held(
 def test_the_door_opens_without_the_heavy_libraries() -> None:
     code = """
 import sys, service
-assert set(dir(service)) >= set(service.__all__)
 print({"torch", "vllm", "bentoml"} & set(sys.modules))
 from service import Settings
 print({"vllm", "bentoml"} & set(sys.modules))

@@ -68,7 +68,7 @@ def test_importing_the_command_line_reads_no_data(tmp_path: Path) -> None:
 import builtins, io, sys
 
 def refuse(file, *args, **options):
-    assert "training" not in str(file) or str(file).endswith((".py", ".pyc")), file
+    assert "training" not in str(file) or str(file).endswith((".py", ".pyc", ".pyi")), file
     return open_file(file, *args, **options)
 
 open_file = io.open
@@ -79,14 +79,12 @@ assert not {"torch", "transformers"} & set(sys.modules)
     run_python(code, tmp_path)
 
 
-def test_the_door_is_cheap_to_import_and_every_name_is_behind_it(tmp_path: Path) -> None:
+def test_the_door_is_cheap_to_import(tmp_path: Path) -> None:
     code = """
 import sys, training
 assert not {"torch", "numpy", "transformers", "adapters"} & set(sys.modules)
 training.load_recipe("task")
 assert "transformers" not in sys.modules
-assert all(getattr(training, name) is not None for name in training.__all__)
-assert set(training.__all__) <= set(dir(training))
 """
     run_python(code, tmp_path)
 

@@ -4,8 +4,7 @@ import json
 from dataclasses import fields
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from eval_clients.scoring.scorers import matches
 from training.builtin.orders import INSTRUCTION, OrderRow, Pool, draw_orders, read_pools

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from training.rows.encoding import Row
 from training.rows.passes import IGNORE, is_opening_token, make_passes, row_of_token, shuffle_epoch

@@ -1,0 +1,38 @@
+from .adapter import (
+    LoraAdapter as LoraAdapter,
+    LoraModule as LoraModule,
+    check_together as check_together,
+    make_adapter as make_adapter,
+)
+from .algebra.diff import Difference as Difference, ModuleDifference as ModuleDifference, diff as diff
+from .algebra.fuse import fuse as fuse, plan as plan
+from .algebra.rank import smallest_rank as smallest_rank
+from .algebra.report import FusionReport as FusionReport, ModuleReport as ModuleReport
+from .algebra.stack import Stack as Stack, stack as stack, stack_rank as stack_rank
+from .errors import (
+    AdapterError as AdapterError,
+    FusionError as FusionError,
+    LossError as LossError,
+    RecipeError as RecipeError,
+    UnknownAdapterError as UnknownAdapterError,
+    did_you_mean as did_you_mean,
+)
+from .files.config import PeftDetails as PeftDetails
+from .files.io import load as load, save as save
+from .files.store import Entry as Entry, Store as Store
+from .recipes import (
+    METHODS as METHODS,
+    NAME_PATTERN as NAME_PATTERN,
+    RESERVED_METHODS as RESERVED_METHODS,
+    RESERVED_NAMES as RESERVED_NAMES,
+    ByModule as ByModule,
+    Method as Method,
+    Option as Option,
+    Ramp as Ramp,
+    Recipe as Recipe,
+    Term as Term,
+    check_name as check_name,
+    from_json as from_json,
+    fusion_digest as fusion_digest,
+    parse as parse,
+)
