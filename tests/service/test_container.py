@@ -153,6 +153,7 @@ def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) 
     assert top == known
     assert {name for name in bento.files if name.startswith("src/training/")} == {
         "src/training/__init__.py",
+        "src/training/__init__.pyi",
         "src/training/base.py",
         "src/training/builtin/__init__.py",
         "src/training/builtin/base.py",
