@@ -4,7 +4,7 @@
     fused, report = fuse(parse("0.6*task + 0.4*safety"), {"task": task, "safety": safety})
     save(fused, "fused")
 
-Recipes and errors need the standard library only; everything else brings torch, and is imported when first asked for.
+Recipes and errors need no torch; everything else brings it, and is imported when first asked for.
 """
 
 import lazy_loader

@@ -5,7 +5,7 @@ from .adapter import (
     make_adapter as make_adapter,
 )
 from .algebra.diff import Difference as Difference, ModuleDifference as ModuleDifference, diff as diff
-from .algebra.fuse import fuse as fuse, plan as plan
+from .algebra.fuse import STRICT_TOLERANCE as STRICT_TOLERANCE, fuse as fuse, plan as plan
 from .algebra.rank import smallest_rank as smallest_rank
 from .algebra.report import FusionReport as FusionReport, ModuleReport as ModuleReport
 from .algebra.stack import Stack as Stack, stack as stack, stack_rank as stack_rank

@@ -128,7 +128,7 @@ def _fuse(args: argparse.Namespace) -> Output:
     recipe, parents = _read_inputs(args)
     out = Path(args.out)
     if out.exists():
-        raise FileExistsError(f"{args.out!r} exists already: choose another --out or remove it first")
+        raise FileExistsError(f"{args.out!r} already exists: choose another --out or remove it first")
     limit = _choose_limit(args, recipe, parents)
     adapter, report = fuse(recipe, parents, max_rank=limit, strict=args.strict, device=_find_device(args))
     provenance: dict[str, object] = {
@@ -197,7 +197,7 @@ def _choose_limit(args: argparse.Namespace, recipe: Recipe, parents: Mapping[str
     if args.rank is None:
         return None
     if not args.rank.isdecimal() or int(args.rank) < 1:
-        raise FusionError(f"--rank (max_rank) is {args.rank!r}: expected a whole number from 1, or 'auto'")
+        raise FusionError(f"--rank (max_rank) is {args.rank!r}: expected a whole number ≥ 1, or 'auto'")
     return int(args.rank)
 
 

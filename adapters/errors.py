@@ -11,27 +11,27 @@ import difflib
 from collections.abc import Iterable
 from itertools import islice
 
-QUOTED = 120
-COMPARED_NAMES, COMPARED_CHARACTERS = 1000, 100
-"""Names a misspelled one is compared with, at most, and the length up to which names are compared at all."""
+MAX_QUOTED_CHARS = 120
+MAX_CANDIDATES, MAX_COMPARED_CHARS = 1000, 100
+"""How many names a misspelled one is compared with, and the length up to which names are compared at all."""
 
 
-def quoted(value: object) -> str:
-    """`value` for a message: one line, at most QUOTED characters."""
+def quote(value: object) -> str:
+    """`value` for a message: one line, at most MAX_QUOTED_CHARS characters."""
     text = repr(value)
-    return text if len(text) <= QUOTED else f"{text[: QUOTED - 1]}…"
+    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like `name`, None when none is near; for long names and many, in bounded time."""
-    if len(name) > COMPARED_CHARACTERS:
+    """The known name most like `name`, None when none is near; in bounded time, however many and long they are."""
+    if len(name) > MAX_COMPARED_CHARS:
         return None
-    compared = [other for other in islice(known, COMPARED_NAMES) if len(other) <= COMPARED_CHARACTERS]
-    return next(iter(difflib.get_close_matches(name, compared, n=1)), None)
+    candidates = [other for other in islice(known, MAX_CANDIDATES) if len(other) <= MAX_COMPARED_CHARS]
+    return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The hint "did you mean 'task'?" for a name that is unknown; empty when no known name is near."""
+    """The clause "did you mean 'task'?", to follow ": " after an unknown name; empty when no known name is near."""
     near = nearest(name, known)
     return "" if near is None else f"did you mean {near!r}?"
 
@@ -58,7 +58,7 @@ class UnknownAdapterError(FusionError):
         hint = did_you_mean(name, names)
         if not hint and names:
             hint = f"known adapters: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
-        super().__init__(f"unknown adapter {name!r}: {hint or 'no adapter is known yet'}")
+        super().__init__(f"unknown adapter {name!r}: {hint or 'no adapters are registered or given'}")
 
 
 class AdapterError(FusionError):

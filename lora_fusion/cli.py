@@ -115,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     command = COMMANDS.get(args[0])
     if command is None:
-        hint = did_you_mean(args[0], COMMANDS) or " `lora-fusion --help` lists the commands."
-        print(f"error: unknown command {args[0]!r}.{hint}", file=sys.stderr)
+        hint = did_you_mean(args[0], COMMANDS) or "`lora-fusion --help` lists the commands"
+        print(f"error: unknown command {args[0]!r}: {hint}", file=sys.stderr)
         return 2
     missing = [name for name in command.needs if find_spec(name) is None]
     if missing:

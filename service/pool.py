@@ -1,4 +1,4 @@
-"""Leases of fusions: what `placement` chooses for one, `residency` makes resident and holds."""
+"""Lease fusions: `placement` chooses where, `residency` loads and holds."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from adapters import STRICT_TOLERANCE
 from service.errors import ApiError
 from service.materializer import Materializer
 from service.placement import Group, Limits, Placement, place
 from service.residency import Residency, Resident, Source
 from service.resolve import Fusion
 
-LOSSLESS = 1e-6
-"""Relative error up to which `strict` takes a build for exact."""
-
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What answers one request."""
+    """A request's hold on its stack or build."""
 
     resident: Resident
     source: Source
@@ -53,7 +51,7 @@ class Pool:
 
     @asynccontextmanager
     async def lease(self, fusion: Fusion, *, strict: bool = False) -> AsyncIterator[Lease]:
-        """Make `fusion` resident if it is not, and hold it for the time of the `with` block."""
+        """Make `fusion` resident if it is not, and hold it for the duration of the `with` block."""
         lease = await self.acquire(fusion, strict=strict)
         try:
             yield lease
@@ -68,7 +66,7 @@ class Pool:
         else:
             write = partial(self._materializer.write_build, fusion)
         resident, source = await self._residency.acquire(placement.key, placement.kind, write)
-        if strict and resident.error > LOSSLESS:
+        if strict and resident.error > STRICT_TOLERANCE:
             await self._residency.release(resident)
             raise ApiError(
                 400,
@@ -77,7 +75,7 @@ class Pool:
                 "or drop 'strict'.",
                 param="strict",
             )
-        return _lease(fusion, resident, source)
+        return _make_lease(fusion, resident, source)
 
     async def release(self, lease: Lease) -> None:
         """Give a lease back."""
@@ -88,12 +86,12 @@ class Pool:
         return self._residency.state(self.place(fusion).key)
 
     async def forget(self, digest: str) -> None:
-        """No new request gets a stack that holds the adapter `digest`; those that run finish on theirs."""
-        holding = [r.key for r in self._residency.residents.values() if digest in r.widths]
-        await self._residency.retire(holding)
+        """Retire every stack containing the adapter `digest`; running requests finish on theirs."""
+        stack_keys = [r.key for r in self._residency.residents.values() if digest in r.widths]
+        await self._residency.retire(stack_keys)
 
 
-def _lease(fusion: Fusion, resident: Resident, source: Source) -> Lease:
+def _make_lease(fusion: Fusion, resident: Resident, source: Source) -> Lease:
     if resident.kind == "build":
         return Lease(resident, source, None, resident.rank)
     weights = dict.fromkeys(resident.widths, 0.0)

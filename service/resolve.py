@@ -9,7 +9,7 @@ from adapters import Recipe, RecipeError, did_you_mean, from_json, fusion_digest
 from service.errors import ApiError
 from service.registry import AdapterRecord, ProfileVersion, Registry
 
-QUOTED = 100
+MAX_QUOTED_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +48,24 @@ class Names:
             return "a profile"
         return "an adapter" if name in self.registry.adapters else None
 
-    def unknown(self, kind: str, name: str, known: Iterable[str], param: str) -> ApiError:
+    def not_found(self, kind: str, name: str, known: Iterable[str], param: str) -> ApiError:
         """The 404 for a `kind` ('adapter') that is not among the `known`, with the nearest of them."""
-        hint = did_you_mean(name, known)
-        hint = f"{hint[0].upper()}{hint[1:]}" if hint else "GET /v1/models lists all names."
-        return ApiError(404, f"There is no {kind} {name[:QUOTED]!r}. {hint}", param=param)
+        hint = did_you_mean(name, known) or "GET /v1/models lists all names."
+        return ApiError(404, f"There is no {kind} {name[:MAX_QUOTED_CHARS]!r}: {hint}", param=param)
 
     def profile(self, name: str, *, param: str = "model") -> ProfileVersion:
         """The profile `name`, or one version of it as `name@3`; 404 otherwise."""
         plain, at, version = name.partition("@")
         if plain not in self.registry.profiles:
-            raise self.unknown("profile", plain, self.registry.profiles, param)
+            raise self.not_found("profile", plain, self.registry.profiles, param)
         if not at:
             return self.registry.profiles[plain]
         versions = {str(number): pinned for number, pinned in self.registry.versions[plain].items()}
         if version not in versions:
             latest = ", ".join(sorted(versions, key=int)[-8:])
-            raise ApiError(404, f"Profile {plain!r} has no version {version[:QUOTED]!r}; it has {latest}.", param=param)
+            raise ApiError(
+                404, f"Profile {plain!r} has no version {version[:MAX_QUOTED_CHARS]!r}; it has {latest}.", param=param
+            )
         return versions[version]
 
     def resolve_profile(self, version: ProfileVersion) -> Fusion:
@@ -81,7 +82,7 @@ class Names:
             if name in self.registry.profiles:
                 raise ApiError(400, f"{name!r} is a profile; a recipe combines adapters only.", param=param)
             if name not in adapters:
-                raise self.unknown("adapter", name, adapters, param)
+                raise self.not_found("adapter", name, adapters, param)
             records.append(adapters[name])
         return self.bind(recipe, records)
 
@@ -95,7 +96,7 @@ class Names:
     def look_up(self, text: Any, *, param: str = "model") -> Fusion | None:
         """What `text` names: None for the base, else profile, adapter or recipe, in that order."""
         if not isinstance(text, str):
-            raise ApiError(400, f"{param!r} must be a string, got {text!r:.{QUOTED}}.", param=param)
+            raise ApiError(400, f"{param!r} must be a string, got {text!r:.{MAX_QUOTED_CHARS}}.", param=param)
         if text == self.base:
             return None
         registry = self.registry
@@ -108,7 +109,7 @@ class Names:
         except RecipeError as error:
             raise ApiError(400, str(error), param=param) from error
         if len(recipe.terms) == 1 and recipe.is_sum and recipe.adapters[0] == text.strip():
-            raise self.unknown("model", text, [self.base, *registry.profiles, *registry.adapters], param)
+            raise self.not_found("model", text, [self.base, *registry.profiles, *registry.adapters], param)
         return self.resolve_recipe(recipe, param=param)
 
     def resolve_field(self, value: Any) -> Fusion | None:
@@ -122,7 +123,7 @@ class Names:
         if not isinstance(value, str):
             raise ApiError(
                 400,
-                f"'fusion' must be a profile, a recipe or an object with 'adapters', got {value!r:.{QUOTED}}.",
+                f"'fusion' must be a profile, a recipe or an object with 'adapters', got {value!r:.{MAX_QUOTED_CHARS}}.",
                 param="fusion",
             )
         return self.look_up(value, param="fusion")

@@ -139,9 +139,9 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     values = {}
     for name, raw in given.items():
         if name not in kinds:
-            near = did_you_mean(name.upper(), map(str.upper, kinds)).replace("'", f"'{PREFIX}", 1)
-            hint = near or "`python -m service --help` lists all settings"
-            raise SettingsError(f"{variable(name)} is not a setting; {hint}")
+            # Without the prefix, which would make all names alike.
+            hint = did_you_mean(name.upper(), map(str.upper, kinds)).replace("'", f"'{PREFIX}", 1)
+            raise SettingsError(f"{variable(name)} is not a setting: {hint or '`lora-fusion settings` lists all'}")
         try:
             values[name] = _parse(name, kinds[name], raw)
         except ValueError as error:

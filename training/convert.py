@@ -31,7 +31,7 @@ def check_place(out: Path, *, replace: bool = False) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not replace:
-        raise ConfigError(f"{str(out)!r} exists already: choose another place or remove it first")
+        raise ConfigError(f"{str(out)!r} already exists: choose another place or remove it first")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if CONFIG not in names or names - {WEIGHTS, CONFIG, CARD}:
         other = sorted(names - {WEIGHTS, CONFIG, CARD})

@@ -1,4 +1,4 @@
-"""A recipe bound to its adapters: every step of a fusion reads from here, module by module."""
+"""A recipe bound to its adapters: the input of every fusion step."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ BATCH_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Modules of one shape, by name, with their parents: updates of the same adapters and ranks in all of them."""
+    """Modules of one shape by name, each with the updates of the same adapters at the same ranks, its parents."""
 
     parents: Mapping[str, Sequence[WeightedUpdate]]
 
@@ -43,7 +43,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BoundRecipe:
-    """A recipe with its adapters, checked to fit together, and what follows from both."""
+    """A validated recipe, its adapters, and the shapes, layers and dtype derived from both."""
 
     recipe: Recipe
     adapters: Mapping[str, LoraAdapter]
@@ -58,17 +58,17 @@ class BoundRecipe:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """`dtype`, but float32 at least."""
+        """`dtype`, promoted to at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
     def batches(self) -> Iterator[Batch]:
-        """All modules, as many at a time as memory allows."""
-        alike: dict[tuple[tuple[int, int], tuple[str, ...], tuple[int, ...]], list[str]] = {}
+        """Yield all modules, in batches of at most BATCH_BYTES (a larger module goes alone)."""
+        groups: dict[tuple[tuple[int, int], tuple[str, ...], tuple[int, ...]], list[str]] = {}
         for module, shape in self.shapes.items():
             parents = tuple(name for name, adapter in self.adapters.items() if module in adapter.facts)
             ranks = tuple(self.adapters[name].facts[module].rank for name in parents)
-            alike.setdefault((shape, parents, ranks), []).append(module)
-        for ((d_out, d_in), _, ranks), modules in alike.items():
+            groups.setdefault((shape, parents, ranks), []).append(module)
+        for ((d_out, d_in), _, ranks), modules in groups.items():
             count = max(1, BATCH_BYTES // ((d_out + d_in) * sum(ranks) * 8))
             for start in range(0, len(modules), count):
                 yield Batch({module: self.parents(module) for module in modules[start : start + count]})
@@ -82,26 +82,30 @@ class BoundRecipe:
                 parents.append(WeightedUpdate(name, adapter, weight, adapter.modules[module]))
         return tuple(parents)
 
-    def terms(self, parents: Sequence[WeightedUpdate]) -> list[WeightedUpdate]:
+    def nonzero_terms(self, parents: Sequence[WeightedUpdate]) -> list[WeightedUpdate]:
         """The parents that add to the result: terms of a weight other than zero."""
         return [parent for parent in parents if parent.name in self.recipe.weights and parent.weight != 0.0]
 
     def context(self, module: str, parents: Sequence[WeightedUpdate]) -> Context:
-        """What the method knows about `module`."""
+        """The options, the role adapters' updates and the device with which the method computes `module`."""
         by_name = {parent.name: parent.module for parent in parents}
         roles = {option: by_name.get(name) for option, name in self.recipe.roles.items()}
         return Context(module, self.method, self.options, roles, self.device)
 
     def is_plain(self, parents: Sequence[WeightedUpdate]) -> bool:
         """Whether the module's update is the weighted sum of all its parents, as they are."""
-        return self.method.on == "factors" and self.method.combine == "sum" and len(self.terms(parents)) == len(parents)
+        return (
+            self.method.on == "factors"
+            and self.method.combine == "sum"
+            and len(self.nonzero_terms(parents)) == len(parents)
+        )
 
-    def limit(self, terms: Sequence[WeightedUpdate]) -> int | None:
+    def rank_limit(self, terms: Sequence[WeightedUpdate]) -> int | None:
         """The rank above which the module's update is truncated, None for no limit."""
-        own: int | None = None
+        method_limit: int | None = None
         if "rank" in self.options:
-            own = int(self.options["rank"]) or self._default_rank(terms)
-        return min((limit for limit in (own, self.max_rank) if limit is not None), default=None)
+            method_limit = int(self.options["rank"]) or self._default_rank(terms)
+        return min((limit for limit in (method_limit, self.max_rank) if limit is not None), default=None)
 
     def _default_rank(self, terms: Sequence[WeightedUpdate]) -> int:
         if self.method.default_rank == "max":
@@ -115,7 +119,7 @@ def bind(recipe: Recipe, adapters: Mapping[str, LoraAdapter], max_rank: int | No
         if name not in adapters:
             raise UnknownAdapterError(name, adapters)
     if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int) or max_rank < 1):
-        raise FusionError(f"max_rank is {max_rank!r}: expected a whole number from 1, or None for no limit")
+        raise FusionError(f"max_rank is {max_rank!r}: expected a whole number ≥ 1, or None for no limit")
     used = {name: adapters[name] for name in recipe.adapters}
     check_together(used)
     nonzero = [name for name, weight in recipe.weights.items() if weight != 0.0]

@@ -157,13 +157,13 @@ def knots(updates: Sequence[WeightedUpdate], context: Context) -> list[tuple[flo
         blocks[row : row + update.module.rank, column : column + r.shape[0]] = r.T
         row, column = row + update.module.rank, column + r.shape[0]
     u, sigma, vh = torch.linalg.svd(r_b @ blocks, full_matrices=False)
-    kept = sigma > torch.finfo(DOUBLE).eps * max(b.shape) * float(sigma[0])
-    if not bool(kept.any()):
+    nonzero = sigma > torch.finfo(DOUBLE).eps * max(b.shape) * float(sigma[0])
+    if not bool(nonzero.any()):
         return []
-    basis = q_b @ u[:, kept]
+    basis = q_b @ u[:, nonzero]
     # Fixed signs: a tied vote counts as positive, so it would otherwise go as the SVD's arbitrary signs do.
     signs = choose_signs(basis)
-    scaled = signs[:, None] * (sigma[:, None] * vh)[kept]
+    scaled = signs[:, None] * (sigma[:, None] * vh)[nonzero]
     # TIES on each update's coordinates in that basis.
     widths = [r.shape[0] for _, r in right]
     coordinates = [block @ q.T for block, (q, _) in zip(scaled.split(widths, dim=1), right, strict=True)]

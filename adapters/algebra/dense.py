@@ -22,13 +22,13 @@ def fuse_batch(bound: BoundRecipe, batch: Batch, *, build: bool) -> list[ModuleR
             factors = LowRankSum(shape, ()).factors(torch.float32, bound.device) if build else None
             results.append(ModuleResult(1, 1, similarity, factors))
         else:
-            cut = truncate_dense(update, bound.limit(bound.terms(parents)) or min(shape), build=build)
+            cut = truncate_dense(update, bound.rank_limit(bound.nonzero_terms(parents)) or min(shape), build=build)
             results.append(ModuleResult(min(shape), 1, similarity).apply(cut))
     return results
 
 
 def compute_energies(bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> Tensor:
-    """Squared singular values of the module's update before any truncation, falling, float64; none for zero."""
+    """Squared singular values of the module's update before any truncation, in descending order, float64; none for zero."""
     update = _merge(bound, name, parents)
     if update is None:
         return torch.zeros(0, dtype=torch.float64)
@@ -39,7 +39,7 @@ def compute_energies(bound: BoundRecipe, name: str, parents: Sequence[WeightedUp
 
 def _merge(bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> Tensor | None:
     """The module's update, d_out×d_in float32 or better; None for zero."""
-    terms, context = bound.terms(parents), bound.context(name, parents)
+    terms, context = bound.nonzero_terms(parents), bound.context(name, parents)
     if not terms:
         return None
     sparse = [context.sparsify(_build_update(term, bound.device), context.draw(term)) for term in terms]

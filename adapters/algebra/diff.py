@@ -18,7 +18,7 @@ class ModuleDifference:
     """One module: both Frobenius norms, ‖ΔW₁ − ΔW₂‖, and the cosine between them (None when one is zero).
 
     `column_angles` and `row_angles` are the principal angles between the two column spaces (what the updates
-    write) and row spaces (what they read), in degrees, rising; 0 is shared, 90 has nothing in common. Empty
+    write) and row spaces (what they read), in degrees, ascending; 0 is shared, 90 has nothing in common. Empty
     when one is zero. Inner products are exact to about 1e-16 of ‖ΔW‖², so a distance below 1e-8 of the norms
     is rounding.
     """
@@ -85,7 +85,7 @@ def _angles(one: LoraModule | None, two: LoraModule | None) -> tuple[tuple[float
 
 
 def _principal_angles(first: Tensor, second: Tensor) -> tuple[float, ...]:
-    """In degrees, rising; from their sines where they are small, since the cosines of small angles are all alike."""
+    """In degrees, ascending; from their sines where they are small, since the cosines of small angles are all alike."""
     if not first.shape[1] or not second.shape[1]:
         return ()
     if first.shape[1] > second.shape[1]:

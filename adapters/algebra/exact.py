@@ -22,12 +22,12 @@ def fuse_batch(bound: BoundRecipe, batch: Batch, *, build: bool) -> list[ModuleR
 
 
 def compute_energies(bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> Tensor:
-    """Squared singular values of the module's update before any truncation, falling, float64."""
+    """Squared singular values of the module's update before any truncation, in descending order, float64."""
     return _combine(bound, name, parents).energies(bound.device)
 
 
 def _combine(bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> LowRankSum:
-    terms = COMBINE[bound.method.combine](bound.terms(parents), bound.context(name, parents))
+    terms = COMBINE[bound.method.combine](bound.nonzero_terms(parents), bound.context(name, parents))
     return LowRankSum(bound.shapes[name], tuple(terms))
 
 
@@ -36,7 +36,7 @@ def _fuse_plain(bound: BoundRecipe, batch: Batch, *, build: bool) -> list[Module
     once, first to be compared, then to be the result.
     """
     rows = list(batch.parents.values())
-    rank, limit = batch.rank, bound.limit(rows[0])
+    rank, limit = batch.rank, bound.rank_limit(rows[0])
     b, a = batch.stack(bound.compute_dtype, bound.device)
     scale = batch.scale(bound.device)
     # Over the limit: the Gram matrices in float64 serve the comparison and the truncation.
@@ -53,7 +53,7 @@ def _fuse_plain(bound: BoundRecipe, batch: Batch, *, build: bool) -> list[Module
     if build:
         b.mul_(scale.to(b.dtype))
     return [
-        ModuleResult(rank, rank, similar[i], FactorPair(b[i], a[i]) if build else None, kept=squares[i])
+        ModuleResult(rank, rank, similar[i], FactorPair(b[i], a[i]) if build else None, kept_energy=squares[i])
         for i in range(len(rows))
     ]
 
@@ -63,14 +63,14 @@ def fuse_sums(bound: BoundRecipe, batch: Batch, sums: Iterable[LowRankSum], *, b
     results: list[ModuleResult] = []
     over: dict[tuple[int, int], dict[int, LowRankSum]] = {}
     for parents, similarity, total in zip(batch.parents.values(), compare_batch(bound, batch), sums, strict=True):
-        limit = bound.limit(bound.terms(parents))
+        limit = bound.rank_limit(bound.nonzero_terms(parents))
         result = ModuleResult(total.rank, total.rank, similarity)
         if limit is not None and total.rank > limit:
             over.setdefault((total.rank, limit), {})[len(results)] = total
         else:
             kept = 0.0 if limit is None else total.square()
             factors = total.factors(bound.compute_dtype, bound.device) if build else None
-            result = replace(result, kept=kept, factors=factors)
+            result = replace(result, kept_energy=kept, factors=factors)
         results.append(result)
     # Those over the same limit are truncated together.
     for (_, limit), chosen in over.items():

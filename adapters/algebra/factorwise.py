@@ -1,4 +1,4 @@
-"""PEFT's way: A and B are merged as if each were an update of its own, which only approximates the weighted sum."""
+"""PEFT's approach: A and B are merged as if each were an update, which only approximates the weighted sum."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ def fuse_batch(bound: BoundRecipe, batch: Batch, *, build: bool) -> list[ModuleR
     def merge_all() -> Iterator[LowRankSum]:
         for name, parents in batch.parents.items():
             merged = _merge(bound, name, parents)
-            distances.append(_measure_departure(merged, bound.terms(parents)))
+            distances.append(_measure_departure(merged, bound.nonzero_terms(parents)))
             yield merged
 
     results = fuse_sums(bound, batch, merge_all(), build=build)
@@ -33,15 +33,13 @@ def fuse_batch(bound: BoundRecipe, batch: Batch, *, build: bool) -> list[ModuleR
 
 
 def compute_energies(bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> Tensor:
-    """Squared singular values of the module's update before any truncation, falling, float64."""
+    """Squared singular values of the module's update before any truncation, in descending order, float64."""
     return _merge(bound, name, parents).energies(bound.device)
 
 
 def _merge(bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> LowRankSum:
-    """Each factor enters at the square root of weight times scaling, the sign on A's side; factors of lower rank
-    are padded with zeros.
-    """
-    terms, context = bound.terms(parents), bound.context(name, parents)
+    """Merge A and B separately, each scaled by √|weight·scaling|, the sign on A; zero-pad lower ranks."""
+    terms, context = bound.nonzero_terms(parents), bound.context(name, parents)
     if not terms:
         return LowRankSum(bound.shapes[name], ())
     rank = max(term.module.rank for term in terms)

@@ -13,8 +13,8 @@ from adapters.algebra.strategy import STRATEGIES
 from adapters.errors import AdapterError, LossError
 from adapters.recipes import Recipe
 
-NEGLIGIBLE = 1e-6
-"""The relative error that `strict` lets pass."""
+STRICT_TOLERANCE = 1e-6
+"""The relative error up to which `strict` takes a fusion for exact."""
 
 
 def fuse(
@@ -33,7 +33,7 @@ def fuse(
     Raises:
         UnknownAdapterError: the recipe names an adapter that is not in `adapters`.
         AdapterError: 'shape', 'base', or 'overflow' when float16 cannot hold the result.
-        LossError: `strict`, and the error is over NEGLIGIBLE.
+        LossError: `strict`, and the error is over STRICT_TOLERANCE.
         FusionError: a schedule gives a module no weight, or `max_rank` is not a rank.
     """
     modules, report = _carry_out(bind(recipe, adapters, max_rank, device), strict, build=True)
@@ -62,9 +62,9 @@ def _carry_out(bound: BoundRecipe, strict: bool, *, build: bool) -> tuple[dict[s
             if result.factors is not None:
                 modules[name] = _make_module(name, result.factors, bound.dtype)
     report = builder.finish()
-    if strict and report.error > NEGLIGIBLE:
+    if strict and report.error > STRICT_TOLERANCE:
         raise LossError(
-            f"{report.recipe!r} is not exact: {report.verdict}, and strict allows {NEGLIGIBLE:g}; "
+            f"{report.recipe!r} is not exact: {report.verdict}, and strict allows {STRICT_TOLERANCE:g}; "
             "raise the rank limit or drop strict"
         )
     return modules, report

@@ -1,5 +1,5 @@
-"""Linear algebra on factors: B·A is never formed unless a method needs the dense update. Batched over modules of
-one shape; in float64, except for large dense updates, which stay in their own dtype.
+"""Linear algebra on factors: B·A is formed only when a method needs the dense update. Batched over modules of one
+shape; in float64, except for large dense updates, which stay in their own dtype.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class Truncation:
     """
 
     rank: int
-    kept: float
-    lost: float
+    kept_energy: float
+    lost_energy: float
     factors: FactorPair | None
 
 
@@ -70,7 +70,7 @@ class GramFactors:
 
 def inner_products(b: Tensor, a: Tensor) -> Tensor:
     """⟨bᵢ·aᵢ, bⱼ·aⱼ⟩ of the columns of `b` (n×d_out×k) and rows of `a` (n×k×d_in), n×k×k float64, good to the
-    rounding of the factors' own dtype: enough to report norms and cosines, and far sooner than in float64.
+    rounding of the factors' own dtype: enough to report norms and cosines, and much faster than in float64.
     """
     return _quick_gram(b) * _quick_gram(a.mT)
 
@@ -109,7 +109,7 @@ def cholesky_qr(gram: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 class Decomposition(NamedTuple):
-    """n updates as left·U·diag(σ)·Vh·right, where left·U and Vh·right are orthonormal and σ (n×k) falls; all but
+    """n updates as left·U·diag(σ)·Vh·right, where left·U and Vh·right are orthonormal and σ (n×k) is in descending order; all but
     `left` and `right` float64.
     """
 
@@ -151,16 +151,16 @@ def truncate(x: GramFactors, limit: int, *, build: bool = True) -> list[Truncati
     counts, energies, half = (sigma > 0).sum(dim=-1).tolist(), sigma.square(), sigma.sqrt()
     cuts = []
     for i, count in enumerate(counts):
-        own = min(limit, max(1, count))
-        kept, lost = float(energies[i, :own].sum()), float(energies[i, own:].sum())
+        rank = min(limit, max(1, count))
+        kept, lost = float(energies[i, :rank].sum()), float(energies[i, rank:].sum())
         if not build:
-            cuts.append(Truncation(own, kept, lost, None))
+            cuts.append(Truncation(rank, kept, lost, None))
             continue
-        tall = left[i].to(DOUBLE) @ (u[i, :, :own] * half[i, :own])
+        tall = left[i].to(DOUBLE) @ (u[i, :, :rank] * half[i, :rank])
         signs = choose_signs(tall)
-        flat = (signs * half[i, :own])[:, None] * vh[i, :own]
+        flat = (signs * half[i, :rank])[:, None] * vh[i, :rank]
         cuts.append(
-            Truncation(own, kept, lost, FactorPair((tall * signs).to(x.b), (flat @ right[i].to(DOUBLE)).to(x.a)))
+            Truncation(rank, kept, lost, FactorPair((tall * signs).to(x.b), (flat @ right[i].to(DOUBLE)).to(x.a)))
         )
     return cuts
 
@@ -182,12 +182,12 @@ def truncate_dense(w: Tensor, limit: int, *, build: bool = True) -> Truncation:
     """
     if not bool(torch.linalg.vector_norm(w) > 0):
         return Truncation(1, 0.0, 0.0, FactorPair(w.new_zeros(w.shape[0], 1), w.new_zeros(1, w.shape[1])))
-    small = min(w.shape) <= max(DENSE_LIMIT, 4 * limit)
-    u, sigma, vh = _gram_svd(w.to(DOUBLE)) if small else _krylov_svd(w, limit)
+    is_small = min(w.shape) <= max(DENSE_LIMIT, 4 * limit)
+    u, sigma, vh = _gram_svd(w.to(DOUBLE)) if is_small else _krylov_svd(w, limit)
     rank = min(limit, max(1, int((sigma > 0).sum())))
     energies, half = sigma.square(), sigma[:rank].sqrt()
     kept, b, a = float(energies[:rank].sum()), u[:, :rank] * half, vh[:rank] * half[:, None]
-    if small:
+    if is_small:
         lost = float(energies[rank:].sum())
     else:  # the rest of the spectrum is not known
         lost = float(torch.linalg.vector_norm(torch.addmm(w, b.to(w), a.to(w), alpha=-1))) ** 2
@@ -213,20 +213,20 @@ def _gram_svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _krylov_svd(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """(U, σ, Vh) of W seen from the block Krylov space of W·Wᵀ: at least the first `rank` are those of W."""
-    width, whole = rank + OVERSAMPLE, float(torch.linalg.vector_norm(w)) ** 2
+    width, total = rank + OVERSAMPLE, float(torch.linalg.vector_norm(w)) ** 2
     start = torch.randn(w.shape[1], width, generator=torch.Generator().manual_seed(0)).to(w)
     block = torch.linalg.qr(w @ start).Q
-    basis, seen, before = block, block.T @ w, -1.0
+    basis, projected, previous = block, block.T @ w, -1.0
     for _ in range(MAX_STEPS):
-        sigma = torch.linalg.eigvalsh((seen @ seen.T).to(DOUBLE)).flip(0)[:rank]
+        sigma = torch.linalg.eigvalsh((projected @ projected.T).to(DOUBLE)).flip(0)[:rank]
         energy = float(sigma.sum())
-        if energy - before <= KRYLOV_TOLERANCE * whole or basis.shape[1] + width > min(w.shape):
+        if energy - previous <= KRYLOV_TOLERANCE * total or basis.shape[1] + width > min(w.shape):
             break
-        before = energy
-        block = w @ seen[-width:].T
+        previous = energy
+        block = w @ projected[-width:].T
         for _ in range(2):  # a second time for what rounding left
             block = block - basis @ (basis.T @ block)
             block = torch.linalg.qr(block).Q
-        basis, seen = torch.cat([basis, block], dim=1), torch.cat([seen, block.T @ w])
-    u, sigma, vh = _gram_svd(seen.to(DOUBLE))
+        basis, projected = torch.cat([basis, block], dim=1), torch.cat([projected, block.T @ w])
+    u, sigma, vh = _gram_svd(projected.to(DOUBLE))
     return basis.to(DOUBLE) @ u, sigma, vh

@@ -26,21 +26,23 @@ def smallest_rank(
         raise FusionError(f"max_error is {max_error!r}: expected 0 or more and less than 1")
     bound = bind(recipe, adapters, None, device)
     compute_energies = STRATEGIES[bound.method.on].compute_energies
-    whole, tails = 0.0, torch.zeros(1, dtype=torch.float64)
+    total, tails = 0.0, torch.zeros(1, dtype=torch.float64)
     for batch in bound.batches():
         for name, parents in batch.parents.items():
-            energies, own = compute_energies(bound, name, parents), bound.limit(bound.terms(parents))
-            whole += float(energies.sum())
+            energies, limit = compute_energies(bound, name, parents), bound.rank_limit(bound.nonzero_terms(parents))
+            total += float(energies.sum())
             tail = torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])  # lost at rank 0, 1, …
-            if own is not None and own < len(energies):
-                tail[own:] = tail[own]
+            if limit is not None and limit < len(energies):
+                tail[limit:] = tail[limit]
             size = max(len(tails), len(tail))
             tails = _extend(tails, size) + _extend(tail, size)
-    floor = torch.finfo(torch.float64).eps * whole * len(tails)  # what rounding leaves of nothing
-    fits = (tails <= max_error**2 * whole + floor).nonzero()[:, 0]
+    floor = torch.finfo(torch.float64).eps * total * len(tails)  # zero, up to rounding
+    fits = (tails <= max_error**2 * total + floor).nonzero()[:, 0]
     if not len(fits):
-        lost = math.sqrt(float(tails[-1]) / whole)
-        raise FusionError(f"{recipe.format()!r} itself loses {lost:.3g}: raise its own rank")
+        lost = math.sqrt(float(tails[-1]) / total)
+        raise FusionError(
+            f"{recipe.format()!r} already loses {lost:.3g}, max_error is {max_error:g}: raise the recipe's own rank"
+        )
     return max(1, int(fits[0]))
 
 

@@ -103,7 +103,7 @@ class ReportBuilder:
 
     def add(self, name: str, parents: Sequence[WeightedUpdate], result: ModuleResult) -> None:
         """Enter one module; its factors are not kept."""
-        share = result.lost / (result.kept + result.lost) if result.lost else 0.0
+        share = result.lost_energy / (result.kept_energy + result.lost_energy) if result.lost_energy else 0.0
         self.rows[name] = ModuleReport(
             module=name,
             rank_before=result.rank_before,
@@ -119,8 +119,8 @@ class ReportBuilder:
     def finish(self) -> FusionReport:
         """The report of the whole fusion."""
         results = self.results.values()
-        lost = sum(result.lost for result in results)
-        share = lost / sum(result.kept + result.lost for result in results) if lost else 0.0
+        lost = sum(result.lost_energy for result in results)
+        share = lost / sum(result.kept_energy + result.lost_energy for result in results) if lost else 0.0
         departure = None
         if self.bound.method.on == "factorwise":
             reference = sum(result.reference for result in results)

@@ -27,7 +27,7 @@ CPU_BLOCK, GPU_BLOCK = 1 << 16, 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Where the random numbers of one adapter's update of one module come from."""
+    """The key of the random numbers for one adapter's update of one module."""
 
     seed: int
     digest: str
@@ -103,7 +103,7 @@ def kth_by_bits(flat: Tensor, count: int) -> Tensor:
 
 
 def none(update: Tensor, draw: Draw, options: Options) -> Tensor:
-    """As it is."""
+    """The update unchanged."""
     return update
 
 
@@ -115,9 +115,11 @@ def magnitude(update: Tensor, draw: Draw, options: Options) -> Tensor:
     count = int(density * update.numel())
     if count and not update.is_cuda:  # two passes, where no two entries are equal at the threshold
         threshold = _kth_largest(update.abs().reshape(-1), count)
-        kept = torch.nn.functional.hardshrink(update, float(torch.nextafter(threshold, torch.zeros(()).to(threshold))))
-        if int(torch.count_nonzero(kept)) == count:
-            return kept
+        pruned = torch.nn.functional.hardshrink(
+            update, float(torch.nextafter(threshold, torch.zeros(()).to(threshold)))
+        )
+        if int(torch.count_nonzero(pruned)) == count:
+            return pruned
     return torch.where(largest(update.abs(), count), update, 0)
 
 
@@ -150,10 +152,10 @@ def breadcrumbs(update: Tensor, draw: Draw, options: Options) -> Tensor:
     density, total = float(options["density"]), update.numel()
     if density >= 1:
         return update
-    kept = int(density * total)
-    outliers = min(int(float(options["gamma"]) * total), total - kept)
-    size = update.abs()
-    return update * (largest(size, kept + outliers) & ~largest(size, outliers))
+    count = int(density * total)
+    outliers = min(int(float(options["gamma"]) * total), total - count)
+    magnitudes = update.abs()
+    return update * (largest(magnitudes, count + outliers) & ~largest(magnitudes, outliers))
 
 
 SPARSIFY: Mapping[str, Sparsify] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from adapters.adapter import LoraAdapter, LoraModule
-from adapters.errors import AdapterError, quoted
+from adapters.errors import AdapterError, quote
 
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
 """Initializations that leave the base's weights unchanged; the others (PiSSA, OLoRA, LoRA-GA, …) change them."""
@@ -58,37 +58,35 @@ def read_config(text: bytes) -> LoraConfig:
     """Check the bytes of an adapter_config.json; AdapterError with the reason for anything but plain LoRA."""
     raw = read_object(text, "adapter_config.json")
     if raw.get("peft_type") != "LORA":
-        raise AdapterError("not_lora", f"peft_type is {quoted(raw.get('peft_type'))}: expected 'LORA'")
+        raise AdapterError("not_lora", f"peft_type is {quote(raw.get('peft_type'))}: expected 'LORA'")
     for key, reason, why in UNSUPPORTED_KEYS:
         if raw.get(key):
-            raise AdapterError(
-                reason, f"the adapter has {key}={quoted(raw[key])}: {why}, so it cannot be fused as LoRA"
-            )
+            raise AdapterError(reason, f"the adapter has {key}={quote(raw[key])}: {why}, so it cannot be fused as LoRA")
     if raw.get("bias") not in (None, "none"):
         raise AdapterError(
-            "bias", f"the adapter has bias={quoted(raw['bias'])}: expected 'none', a bias cannot be fused"
+            "bias", f"the adapter has bias={quote(raw['bias'])}: expected 'none', a bias cannot be fused"
         )
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
         raise AdapterError(
             "init",
-            f"the adapter has init_lora_weights={quoted(init)}, which changes the base's weights: "
+            f"the adapter has init_lora_weights={quote(init)}, which changes the base's weights: "
             "convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
         )
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise AdapterError("bad_config", f"base_model_name_or_path is {quoted(base)}: expected a string or null")
+        raise AdapterError("bad_config", f"base_model_name_or_path is {quote(base)}: expected a string or null")
     rslora = raw.get("use_rslora", False)
     if not isinstance(rslora, bool | None):
-        raise AdapterError("bad_config", f"use_rslora is {quoted(rslora)}: expected true or false")
-    ranks = _patterns(raw.get("rank_pattern"), "rank_pattern")
-    alphas = _patterns(raw.get("alpha_pattern"), "alpha_pattern")
+        raise AdapterError("bad_config", f"use_rslora is {quote(rslora)}: expected true or false")
+    ranks = _read_patterns(raw.get("rank_pattern"), "rank_pattern")
+    alphas = _read_patterns(raw.get("alpha_pattern"), "alpha_pattern")
     return LoraConfig(
-        r=_rank(raw.get("r", 8), "r"),
-        alpha=_alpha(raw.get("lora_alpha", 8), "lora_alpha"),
+        r=_check_rank(raw.get("r", 8), "r"),
+        alpha=_check_alpha(raw.get("lora_alpha", 8), "lora_alpha"),
         rslora=bool(rslora),
-        ranks=tuple((pattern, _rank(value, "rank_pattern")) for pattern, value in ranks),
-        alphas=tuple((pattern, _alpha(value, "alpha_pattern")) for pattern, value in alphas),
+        ranks=tuple((pattern, _check_rank(value, "rank_pattern")) for pattern, value in ranks),
+        alphas=tuple((pattern, _check_alpha(value, "alpha_pattern")) for pattern, value in alphas),
         base=base or None,
     )
 
@@ -100,7 +98,7 @@ def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str,
         unique = dict(items)
         if len(unique) < len(items):
             ((repeated, _),) = Counter(key for key, _ in items).most_common(1)
-            raise ValueError(f"the key {quoted(repeated)} appears twice")
+            raise ValueError(f"the key {quote(repeated)} appears twice")
         return unique
 
     def constant(token: str) -> object:
@@ -111,46 +109,44 @@ def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str,
     except (ValueError, RecursionError) as error:
         raise AdapterError(reason, f"{name} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise AdapterError(reason, f"{name} holds {quoted(content)}: expected a JSON object")
+        raise AdapterError(reason, f"{name} holds {quote(content)}: expected a JSON object")
     return content
 
 
-def _patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
+def _read_patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
     """PEFT's rule: a key matches a module whose name ends with it at a dot. Keys are regular expressions."""
     if raw is None:
         return []
     if not isinstance(raw, dict):
-        raise AdapterError("bad_config", f"{name} is {quoted(raw)}: expected an object of module name to number")
+        raise AdapterError("bad_config", f"{name} is {quote(raw)}: expected an object of module name to number")
     # The keys are untrusted: nested or many repeats could keep the matcher busy forever.
     if len(raw) > MAX_KEYS or sum(re.search(r"[*+{]", key) is not None for key in raw) > MAX_PATTERNS:
         raise AdapterError(
             "bad_config", f"{name} has too many keys: expected at most {MAX_KEYS}, with at most {MAX_PATTERNS} patterns"
         )
-    return [(_pattern(key, name), value) for key, value in raw.items()]
+    return [(_compile_pattern(key, name), value) for key, value in raw.items()]
 
 
-def _pattern(key: str, name: str) -> re.Pattern[str]:
+def _compile_pattern(key: str, name: str) -> re.Pattern[str]:
     if len(key) > 1024 or re.search(r"\)[*+{]", key) or len(re.findall(r"(?<!\\)[*+{]", key)) > MAX_REPEATS:
-        raise AdapterError(
-            "bad_config", f"{name} has the key {quoted(key)}: expected a module name or a simple pattern"
-        )
+        raise AdapterError("bad_config", f"{name} has the key {quote(key)}: expected a module name or a simple pattern")
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
         raise AdapterError(
-            "bad_config", f"{name} has the key {quoted(key)}, which is not a valid pattern: {error}"
+            "bad_config", f"{name} has the key {quote(key)}, which is not a valid pattern: {error}"
         ) from error
 
 
-def _rank(value: object, name: str) -> int:
+def _check_rank(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20:
-        raise AdapterError("bad_config", f"{name} gives the rank {quoted(value)}: expected a whole number from 1")
+        raise AdapterError("bad_config", f"{name} gives the rank {quote(value)}: expected a whole number ≥ 1")
     return value
 
 
-def _alpha(value: object, name: str) -> float:
+def _check_alpha(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
-        raise AdapterError("bad_config", f"{name} gives alpha {quoted(value)}: expected a finite number")
+        raise AdapterError("bad_config", f"{name} gives alpha {quote(value)}: expected a finite number")
     return float(value)
 
 

@@ -34,7 +34,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bo
                 f"{folder.name!r} has its weights in a pickle only, which can run code: save them as {WEIGHTS}",
             )
         raise AdapterError("missing_weights", f"{folder.name!r} has no {WEIGHTS}: expected a PEFT adapter folder")
-    size = _regular_size(weights)
+    size = _file_size(weights)
     if max_bytes is not None and size > max_bytes:
         raise AdapterError("too_large", f"{WEIGHTS} has {size} bytes: expected at most {max_bytes}")
     modules = FileModules(weights, size, config)
@@ -68,14 +68,14 @@ def _read_config_file(folder: Path) -> bytes:
     file = folder / CONFIG
     if not file.exists():
         raise AdapterError("missing_config", f"{folder.name!r} has no {CONFIG}: expected a PEFT adapter folder")
-    if _regular_size(file) > MAX_CONFIG_BYTES:
+    if _file_size(file) > MAX_CONFIG_BYTES:
         raise AdapterError("bad_config", f"{CONFIG} is too large: expected at most {MAX_CONFIG_BYTES} bytes")
     return file.read_bytes()
 
 
-def _regular_size(file: Path) -> int:
+def _file_size(file: Path) -> int:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         reason = "not_safetensors" if file.name == WEIGHTS else "bad_config"
-        raise AdapterError(reason, f"{file.name} is not a regular file")
+        raise AdapterError(reason, f"{file.name!r} is not a regular file: expected a plain file")
     return status.st_size

@@ -34,7 +34,7 @@ def atomic_folder(out: str | os.PathLike[str], *, replace: bool = False) -> Iter
     """
     target = Path(os.path.abspath(out))
     if os.path.lexists(target) and not (target.is_dir() if replace else _is_empty_folder(target)):
-        raise _taken(out)
+        raise _exists_error(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(target.parent) as scratch:
         yield scratch
@@ -56,7 +56,7 @@ def land_folder(scratch: Path, out: str | os.PathLike[str], *, replace: bool = F
         if not os.path.lexists(target):
             raise
         if not (replace and target.is_dir()):
-            raise _taken(out) from error
+            raise _exists_error(out) from error
         _swap(scratch, target)
     _sync(target.parent)
 
@@ -92,8 +92,8 @@ def _swap(scratch: Path, target: Path) -> None:
             raise
 
 
-def _taken(out: str | os.PathLike[str]) -> FileExistsError:
-    return FileExistsError(f"{os.fspath(out)!r} exists already: choose another place or remove it first")
+def _exists_error(out: str | os.PathLike[str]) -> FileExistsError:
+    return FileExistsError(f"{os.fspath(out)!r} already exists: choose another place or remove it first")
 
 
 def _is_empty_folder(path: Path) -> bool:

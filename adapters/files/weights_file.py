@@ -14,16 +14,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adapters.adapter import LoraAdapter, LoraModule, ModuleFacts, empty, is_finite
-from adapters.errors import AdapterError, quoted
+from adapters.errors import AdapterError, quote
 from adapters.files.config import LoraConfig, read_object
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MAX_HEADER_BYTES = 64 << 20
 
-_TENSOR = re.compile(r"base_model\.model\.([\w.-]{1,256})\.lora_(A|B)\.weight", re.ASCII)
+_TENSOR_NAME = re.compile(r"base_model\.model\.([\w.-]{1,256})\.lora_(A|B)\.weight", re.ASCII)
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_WRITTEN = ("F64", "F32", "BF16", "F16")
+_WRITE_ORDER = ("F64", "F32", "BF16", "F16")
 """The order in which safetensors writes dtypes."""
 UNSUPPORTED_TENSORS = (
     ("lora_magnitude_vector", "dora", "DoRA rescales the whole weight"),
@@ -50,7 +50,7 @@ class FileModules(Mapping[str, LoraModule]):
 
     def __init__(self, file: Path, size: int, config: LoraConfig) -> None:
         self._entries = _check_header(file, size)
-        self.facts = _facts(self._entries, config)
+        self.facts = _check_modules(self._entries, config)
         self._file = file
         self._config = config
 
@@ -118,7 +118,7 @@ def write_weights(adapter: LoraAdapter, file: Path) -> None:
         for letter, factor in (("A", module.a), ("B", module.b))
     }
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    order = [(kind, name) for kind in _WRITTEN for name in sorted(tensors) if tensors[name].dtype == _DTYPES[kind]]
+    order = [(kind, name) for kind in _WRITE_ORDER for name in sorted(tensors) if tensors[name].dtype == _DTYPES[kind]]
     end = 0
     for kind, name in order:
         start, end = end, end + tensors[name].nbytes
@@ -166,7 +166,7 @@ def _read_entry(name: str, entry: object, data: int) -> Entry:
     def fail() -> AdapterError:
         return AdapterError(
             "not_safetensors",
-            f"{WEIGHTS} describes {quoted(name)} as {quoted(entry)}: expected dtype, shape and matching data_offsets",
+            f"{WEIGHTS} describes {quote(name)} as {quote(entry)}: expected dtype, shape and matching data_offsets",
         )
 
     if not isinstance(entry, dict):
@@ -179,18 +179,18 @@ def _read_entry(name: str, entry: object, data: int) -> Entry:
     shape, offsets = lists
     kind = entry.get("dtype")
     if not isinstance(kind, str) or kind not in _DTYPES:
-        raise AdapterError("dtype", f"tensor {quoted(name)} is {quoted(kind)}: expected one of {tuple(_DTYPES)}")
+        raise AdapterError("dtype", f"tensor {quote(name)} is {quote(kind)}: expected one of {tuple(_DTYPES)}")
     dtype = _DTYPES[kind]
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise fail()
     return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
 
 
-def _facts(entries: Mapping[str, Entry], config: LoraConfig) -> dict[str, ModuleFacts]:
+def _check_modules(entries: Mapping[str, Entry], config: LoraConfig) -> dict[str, ModuleFacts]:
     """Facts by module name, sorted, after checking that each has an A and a B of the rank in the config."""
     factors: dict[str, dict[str, Entry]] = {}
     for name, entry in entries.items():
-        match = _TENSOR.fullmatch(name)
+        match = _TENSOR_NAME.fullmatch(name)
         if match is None:
             raise _reject_tensor(name)
         factors.setdefault(match[1], {})[match[2]] = entry
@@ -217,11 +217,11 @@ def _check_factors(name: str, pair: Mapping[str, Entry], config: LoraConfig) -> 
 def _reject_tensor(name: str) -> AdapterError:
     for part, reason, why in UNSUPPORTED_TENSORS:
         if part in name:
-            return AdapterError(reason, f"the adapter holds the tensor {quoted(name)}: {why}")
+            return AdapterError(reason, f"the adapter holds the tensor {quote(name)}: {why}")
     if "lora_" in name:
         return AdapterError(
-            "not_lora", f"tensor {quoted(name)} does not have a PEFT name: expected {PREFIX}….lora_A.weight"
+            "not_lora", f"tensor {quote(name)} does not have a PEFT name: expected {PREFIX}….lora_A.weight"
         )
     return AdapterError(
-        "modules_to_save", f"the adapter holds {quoted(name)}, a full copy of a base weight, which is not LoRA"
+        "modules_to_save", f"the adapter holds {quote(name)}, a full copy of a base weight, which is not LoRA"
     )

@@ -1,4 +1,4 @@
-"""The recipe language: what to fuse, by which method, at which weights. Standard library only.
+"""The recipe language: what to fuse, by which method, at which weights. Needs no torch.
 
 recipe = parse("ties(0.6*task + 0.4*safety, density=0.5)")
 recipe.without("safety").format()  # 'ties(0.6*task, density=0.5)' in canonical form

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping
 
-from adapters.errors import RecipeError, did_you_mean, quoted
+from adapters.errors import RecipeError, did_you_mean, quote
 from adapters.recipes.method import Method, Option, Value
 from adapters.recipes.methods import METHODS
 from adapters.recipes.names import check_name
@@ -39,7 +39,7 @@ def add_term(
     for number in weight_numbers(weight):
         if not abs(number) <= max_weight or not math.isfinite(number):
             raise RecipeError(
-                f"the weight {quoted(number)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
+                f"the weight {quote(number)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
                 weight_at,
             )
     if len(weights) >= MAX_TERMS:
@@ -62,7 +62,7 @@ def find_method(name: object, position: int | None) -> Method:
     method = METHODS.get(name) if isinstance(name, str) else None
     if method is None:
         hint = did_you_mean(str(name), METHODS) or f"known methods are {', '.join(METHODS)}"
-        raise RecipeError(f"unknown method {quoted(name)}: {hint}", position)
+        raise RecipeError(f"unknown method {quote(name)}: {hint}", position)
     return method
 
 
@@ -71,15 +71,15 @@ def find_option(method: Method, name: object, position: int | None) -> Option:
     for option in method.options:
         if option.name == name:
             return option
-    known = ", ".join(option.name for option in method.options) or "none"
-    raise RecipeError(f"method {method.name!r} has no option {quoted(name)}: its options are {known}", position)
+    hint = did_you_mean(str(name), method.kinds) or f"its options are {', '.join(method.kinds) or 'none'}"
+    raise RecipeError(f"method {method.name!r} has no option {quote(name)}: {hint}", position)
 
 
 def check_option(option: Option, value: object, terms: Collection[str], position: int | None) -> Value:
     """`value` as the option's kind and within its bounds, or RecipeError; `terms` are the names of the terms."""
 
     def fail(expected: str) -> RecipeError:
-        return RecipeError(f"option {option.name!r} = {quoted(value)}: expected {expected}", position)
+        return RecipeError(f"option {option.name!r} = {quote(value)}: expected {expected}", position)
 
     if option.kind == "term":
         if not isinstance(value, str) or value not in terms:

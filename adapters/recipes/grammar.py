@@ -10,7 +10,7 @@ option = NAME "=" ( NUMBER | NAME )
 import re
 from itertools import starmap
 
-from adapters.errors import RecipeError, quoted
+from adapters.errors import RecipeError, quote
 from adapters.recipes import checks
 from adapters.recipes.method import Value
 from adapters.recipes.methods import DEFAULT_METHOD
@@ -39,7 +39,7 @@ class _Parser:
 
     def __init__(self, text: str, max_weight: float) -> None:
         if not isinstance(text, str):
-            raise RecipeError(f"a recipe must be a string, got {quoted(text)}", 0)
+            raise RecipeError(f"a recipe must be a string, got {quote(text)}", 0)
         if len(text) > MAX_TEXT:
             raise RecipeError(f"a recipe has at most {MAX_TEXT} characters, got {len(text)}", MAX_TEXT)
         self.text = text
@@ -162,7 +162,7 @@ class _Parser:
         if name is None:
             raise RecipeError(self._unexpected("expected a name"), self.at)
         if NAME_PATTERN.fullmatch(name.group()) is None:
-            raise RecipeError(f"{quoted(name.group())} is too long: a name has at most 64 characters", self.at)
+            raise RecipeError(f"{quote(name.group())} is too long: a name has at most 64 characters", self.at)
         self.at = name.end()
         return name.group()
 

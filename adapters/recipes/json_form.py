@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from itertools import starmap
 
-from adapters.errors import RecipeError, quoted
+from adapters.errors import RecipeError, quote
 from adapters.recipes import checks
 from adapters.recipes.grammar import PATTERN, RAMP
 from adapters.recipes.method import Value
@@ -16,17 +16,17 @@ from adapters.recipes.weights import ByModule, Ramp, Weight
 def from_json(obj: object, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
     """Read the JSON form; RecipeError for anything but a valid recipe."""
     if not isinstance(obj, Mapping):
-        raise RecipeError(f'a fusion in JSON form is an object like {{"adapters": […]}}, got {quoted(obj)}')
+        raise RecipeError(f'a fusion in JSON form is an object like {{"adapters": […]}}, got {quote(obj)}')
     entries = obj.get("adapters")
     if not isinstance(entries, list | tuple) or not entries:
-        raise RecipeError(f"'adapters' must be a list with at least one entry, got {quoted(entries)}")
+        raise RecipeError(f"'adapters' must be a list with at least one entry, got {quote(entries)}")
     weights: dict[str, Weight] = {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= {"name", "weight"}:
-            raise RecipeError(f"'adapters[{index}]' must be {{name, weight}}, got {quoted(entry)}")
+            raise RecipeError(f"'adapters[{index}]' must be {{name, weight}}, got {quote(entry)}")
         name, weight = entry["name"], entry.get("weight", 1.0)
         if not isinstance(name, str):
-            raise RecipeError(f"'adapters[{index}].name' must be a string, got {quoted(name)}")
+            raise RecipeError(f"'adapters[{index}].name' must be a string, got {quote(name)}")
         checks.add_term(weights, name, _read_weight(weight, f"adapters[{index}].weight"), max_weight)
     method = checks.find_method(obj.get("method", DEFAULT_METHOD), None)
     options: dict[str, Value] = {}
@@ -43,7 +43,7 @@ def _read_weight(value: object, where: str) -> Weight:
 
     def number(raw: object) -> float:
         if isinstance(raw, bool) or not isinstance(raw, int | float):
-            raise RecipeError(f"{where!r} must be a number, got {quoted(raw)}")
+            raise RecipeError(f"{where!r} must be a number, got {quote(raw)}")
         return float(raw) if abs(raw) < 1e300 else math.inf
 
     if not isinstance(value, Mapping):
@@ -51,12 +51,12 @@ def _read_weight(value: object, where: str) -> Weight:
     ramp = value.get(RAMP)
     if isinstance(ramp, list | tuple):
         if len(ramp) != 2 or len(value) != 1:
-            raise RecipeError(f'{where!r} must be {{"ramp": [first, last]}}, got {quoted(value)}')
+            raise RecipeError(f'{where!r} must be {{"ramp": [first, last]}}, got {quote(value)}')
         return Ramp(number(ramp[0]), number(ramp[1]))
     rules: dict[str, float] = {}
     for pattern, weight in value.items():
         if not isinstance(pattern, str) or PATTERN.fullmatch(pattern) is None:
-            raise RecipeError(f"{where!r} has {quoted(pattern)}: expected a pattern of module names, as in '*.mlp.*'")
+            raise RecipeError(f"{where!r} has {quote(pattern)}: expected a pattern of module names, as in '*.mlp.*'")
         checks.add_rule(rules, pattern, number(weight), None)
     if not rules:
         raise RecipeError(f"{where!r} is empty: expected a number or patterns of module names")

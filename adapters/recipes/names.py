@@ -2,7 +2,7 @@
 
 import re
 
-from adapters.errors import RecipeError, quoted
+from adapters.errors import RecipeError, quote
 from adapters.recipes.methods import METHODS
 
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
@@ -27,9 +27,9 @@ def check_name(name: str, position: int | None = None) -> str:
     """Return `name` if an adapter, profile or base may be called that; RecipeError otherwise."""
     if not isinstance(name, str) or NAME_PATTERN.fullmatch(name) is None:
         raise RecipeError(
-            f"{quoted(name)} is not a valid name: expected a letter, then up to 63 letters, digits, '.', '_' or '-'",
+            f"{quote(name)} is not a valid name: expected a letter, then up to 63 letters, digits, '.', '_' or '-'",
             position,
         )
     if name in RESERVED_NAMES:
-        raise RecipeError(f"the name {name!r} is reserved: choose another name for the adapter", position)
+        raise RecipeError(f"the name {name!r} is reserved: choose another name", position)
     return name

@@ -112,7 +112,7 @@ async def show_adapter(name: str, service: Service) -> Adapter:
     """Show an adapter and the profiles that use it."""
     record = service.registry.adapters.get(name)
     if record is None:
-        raise service.names.unknown("adapter", name, service.registry.adapters, "name")
+        raise service.names.not_found("adapter", name, service.registry.adapters, "name")
     card = adapter_card(record)
     card.profiles = service.registry.pinning_profiles(record.digest)
     return card

@@ -59,7 +59,7 @@ def test_every_command_speaks_text_and_json(
         (["plan", "task", "--adapter", "nonsense"], "NAME=PATH"),
         (["plan", "task", "--adapter", "task=elsewhere"], "twice"),
         (["plan", "other", "--adapter", "other=nowhere"], "missing_config"),
-        (["fuse", "task", "--out", "."], "exists already"),
+        (["fuse", "task", "--out", "."], "already exists"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_two(

@@ -49,7 +49,7 @@ def test_what_is_taken_is_refused_before_any_work(tmp_path: Path, kind: str) -> 
     else:
         out.symlink_to(tmp_path / "nowhere")
     for replace in (False, True) if kind != "folder" else (False,):
-        with pytest.raises(FileExistsError, match="'.*out' exists already"), atomic_folder(out, replace=replace):
+        with pytest.raises(FileExistsError, match="'.*out' already exists"), atomic_folder(out, replace=replace):
             pytest.fail("the block ran")
     assert os.listdir(tmp_path) == ["out"]
 

@@ -64,10 +64,10 @@ def test_a_profile_carries_its_defaults_and_its_label(names: Names) -> None:
 @pytest.mark.parametrize(
     ("value", "status", "words"),
     [
-        ("wyde", 404, "There is no model 'wyde'. Did you mean 'wide'?"),
-        ("1*wyde", 404, "There is no adapter 'wyde'. Did you mean 'wide'?"),
-        ("1*xyz + 1*wide", 404, "There is no adapter 'xyz'. GET /v1/models lists all names."),
-        ("evne@1", 404, "There is no profile 'evne'. Did you mean 'even'?"),
+        ("wyde", 404, "There is no model 'wyde': did you mean 'wide'?"),
+        ("1*wyde", 404, "There is no adapter 'wyde': did you mean 'wide'?"),
+        ("1*xyz + 1*wide", 404, "There is no adapter 'xyz': GET /v1/models lists all names."),
+        ("evne@1", 404, "There is no profile 'evne': did you mean 'even'?"),
         ("even@3", 404, "Profile 'even' has no version '3'; it has 1, 2."),
         ("1*even", 400, "'even' is a profile; a recipe combines adapters only."),
         ("17*wide", 400, "16"),

@@ -32,7 +32,7 @@ def test_bad_input_is_one_line(
             ["export", str(finished), str(tmp_path / "n"), "--step", "3"],
             "no checkpoint of step 3: expected one of 2, 4",
         ),
-        (["export", str(finished), str(finished)], "exists already"),
+        (["export", str(finished), str(finished)], "already exists"),
         (
             ["run", str(orders_recipe), "--export", str(finished.parent)],
             "only a folder with an adapter alone is replaced",

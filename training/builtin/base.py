@@ -89,7 +89,7 @@ def make_base(out: Path, *, gguf: Path | None = None, build: Build = dequantize)
         FileExistsError: `out` exists and is not a model folder.
     """
     if _is_model(out):
-        print(f"{out} exists already", flush=True)
+        print(f"{out} already exists", flush=True)
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{str(out)!r} exists and has no config.json: choose another place or remove it first")
