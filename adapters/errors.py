@@ -11,15 +11,15 @@ import difflib
 from collections.abc import Iterable
 from itertools import islice
 
-MAX_QUOTED_CHARS = 120
+MAX_QUOTED = 120
 MAX_CANDIDATES, MAX_COMPARED_CHARS = 1000, 100
 """How many names a misspelled one is compared with, and the length up to which names are compared at all."""
 
 
 def quote(value: object) -> str:
-    """`value` for a message: one line, at most MAX_QUOTED_CHARS characters."""
+    """`value` for a message: one line, at most MAX_QUOTED characters."""
     text = repr(value)
-    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 1]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

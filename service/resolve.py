@@ -9,7 +9,7 @@ from adapters import Recipe, RecipeError, did_you_mean, from_json, fusion_digest
 from service.errors import ApiError
 from service.registry import AdapterRecord, ProfileVersion, Registry
 
-MAX_QUOTED_CHARS = 100
+MAX_QUOTED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Names:
     def not_found(self, kind: str, name: str, known: Iterable[str], param: str) -> ApiError:
         """The 404 for a `kind` ('adapter') that is not among the `known`, with the nearest of them."""
         hint = did_you_mean(name, known) or "GET /v1/models lists all names."
-        return ApiError(404, f"There is no {kind} {name[:MAX_QUOTED_CHARS]!r}: {hint}", param=param)
+        return ApiError(404, f"There is no {kind} {name[:MAX_QUOTED]!r}: {hint}", param=param)
 
     def profile(self, name: str, *, param: str = "model") -> ProfileVersion:
         """The profile `name`, or one version of it as `name@3`; 404 otherwise."""
@@ -64,7 +64,7 @@ class Names:
         if version not in versions:
             latest = ", ".join(sorted(versions, key=int)[-8:])
             raise ApiError(
-                404, f"Profile {plain!r} has no version {version[:MAX_QUOTED_CHARS]!r}; it has {latest}.", param=param
+                404, f"Profile {plain!r} has no version {version[:MAX_QUOTED]!r}; it has {latest}.", param=param
             )
         return versions[version]
 
@@ -96,7 +96,7 @@ class Names:
     def look_up(self, text: Any, *, param: str = "model") -> Fusion | None:
         """What `text` names: None for the base, else profile, adapter or recipe, in that order."""
         if not isinstance(text, str):
-            raise ApiError(400, f"{param!r} must be a string, got {text!r:.{MAX_QUOTED_CHARS}}.", param=param)
+            raise ApiError(400, f"{param!r} must be a string, got {text!r:.{MAX_QUOTED}}.", param=param)
         if text == self.base:
             return None
         registry = self.registry
@@ -123,7 +123,7 @@ class Names:
         if not isinstance(value, str):
             raise ApiError(
                 400,
-                f"'fusion' must be a profile, a recipe or an object with 'adapters', got {value!r:.{MAX_QUOTED_CHARS}}.",
+                f"'fusion' must be a profile, a recipe or an object with 'adapters', got {value!r:.{MAX_QUOTED}}.",
                 param="fusion",
             )
         return self.look_up(value, param="fusion")

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-MAX_QUOTED_CHARS = 100
+MAX_QUOTED = 100
 """Characters of a wrong value that an error message repeats."""
 
 
@@ -42,7 +42,7 @@ def describe_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None
             return f"{name!r}: {message}.", name
         case "model_type" | "model_attributes_type" | "dict_type":
             message = "Input should be an object"
-    value = json.dumps(first["input"], ensure_ascii=False, default=str)[:MAX_QUOTED_CHARS]
+    value = json.dumps(first["input"], ensure_ascii=False, default=str)[:MAX_QUOTED]
     if message.startswith(("Input should", "String should", "List should")):
         return f"{name!r} should{message.partition('should')[2]}, got {value}.", name
     return f"{name!r}: {message}.", name

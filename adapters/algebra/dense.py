@@ -28,7 +28,7 @@ def fuse_batch(bound: BoundRecipe, batch: Batch, *, build: bool) -> list[ModuleR
 
 
 def compute_energies(bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> Tensor:
-    """Squared singular values of the module's update before any truncation, in descending order, float64; none for zero."""
+    """Squared singular values of the module's update before any truncation, descending, float64; none for zero."""
     update = _merge(bound, name, parents)
     if update is None:
         return torch.zeros(0, dtype=torch.float64)

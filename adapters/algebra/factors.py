@@ -35,7 +35,7 @@ class LowRankSum:
         return max(0.0, inner(b, a, b, a))
 
     def energies(self, device: Device) -> Tensor:
-        """Squared singular values in descending order, float64 on the CPU."""
+        """Squared singular values descending, float64 on the CPU."""
         b, a = self.factors(DOUBLE, device)
         return decompose(GramFactors.compute(b[None], a[None])).sigma[0].square().cpu()
 

@@ -33,7 +33,7 @@ def fuse_batch(bound: BoundRecipe, batch: Batch, *, build: bool) -> list[ModuleR
 
 
 def compute_energies(bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> Tensor:
-    """Squared singular values of the module's update before any truncation, in descending order, float64."""
+    """Squared singular values of the module's update before any truncation, descending, float64."""
     return _merge(bound, name, parents).energies(bound.device)
 
 

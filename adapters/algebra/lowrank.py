@@ -109,8 +109,8 @@ def cholesky_qr(gram: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 class Decomposition(NamedTuple):
-    """n updates as left·U·diag(σ)·Vh·right, where left·U and Vh·right are orthonormal and σ (n×k) is in descending order; all but
-    `left` and `right` float64.
+    """n updates as left·U·diag(σ)·Vh·right, where left·U and Vh·right are orthonormal and σ (n×k) is descending; all
+    but `left` and `right` float64.
     """
 
     left: Tensor

@@ -18,7 +18,7 @@ class Strategy(Protocol):
         """The results of a batch, in its order, without factors unless `build`."""
 
     def compute_energies(self, bound: BoundRecipe, name: str, parents: Sequence[WeightedUpdate]) -> Tensor:
-        """Squared singular values of a module's update before any truncation, in descending order, float64."""
+        """Squared singular values of a module's update before any truncation, descending, float64."""
 
 
 STRATEGIES: Mapping[str, Strategy] = {"factors": exact, "factorwise": factorwise, "update": dense}
