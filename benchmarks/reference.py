@@ -46,7 +46,7 @@ def routes() -> str:
     """Every route of our own, as the OpenAPI document has it; vLLM's are left out, so no engine is asked."""
     from service.routes.openapi import OWN_ROUTERS, build_document
 
-    own = [route for module in OWN_ROUTERS for route in module.router.routes]
+    own = [route for router in OWN_ROUTERS for route in router.routes]
     rows = ["| route | does |", "| --- | --- |"]
     for path, methods in build_document(own, [])["paths"].items():
         for method, operation in methods.items():

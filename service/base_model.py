@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from adapters import AdapterError, LoraAdapter
+from adapters import AdapterError, LoraAdapter, did_you_mean
 
 Shapes = Mapping[str, tuple[int, int]]
 
 
-def dense_shapes(model: str) -> Shapes:
+def read_dense_shapes(model: str) -> Shapes:
     """(d_out, d_in) of every linear layer but the output head, by the base's own module names."""
     config = AutoConfig.from_pretrained(model)
     with torch.device("meta"):
@@ -32,10 +32,10 @@ def check_fits(adapter: LoraAdapter, shapes: Shapes, names: set[str]) -> None:
             f"{' or '.join(sorted(map(repr, names)))}; if they are the same model, add that name to "
             "FUSION_BASE_ALIASES",
         )
-    for name, module in adapter.modules.items():
-        want = shapes.get(name)
-        have = (module.b.shape[0], module.a.shape[1])
-        if want is None:
-            raise AdapterError("shape", f"the base has no linear layer {name!r}")
-        if want != have:
-            raise AdapterError("shape", f"{name!r} has shape {have}, the base's layer {want} (d_out, d_in)")
+    for name, shape in adapter.shapes.items():
+        if name not in shapes:
+            hint = did_you_mean(name, shapes) or "the adapter was trained on another base"
+            raise AdapterError("shape", f"the base has no linear layer {name!r}: {hint}")
+        if shapes[name] != shape:
+            message = f"{name!r} is {shape}, the base's layer {shapes[name]} (d_out, d_in): it is of another base"
+            raise AdapterError("shape", message)

@@ -1,4 +1,4 @@
-"""The adapters of one server: registered from folders, proven to have an effect, removed."""
+"""Register adapters from folders once they prove to have an effect, and remove them."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class Catalog:
     writing: asyncio.Lock
     """Held by everything that changes the registry."""
 
-    def allowed_path(self, text: str) -> Path:
+    def resolve_path(self, text: str) -> Path:
         """The folder `text` names: in `FUSION_ADAPTER_ROOTS`, symlinks resolved, or `shipped:NAME`; else 400."""
         if text.startswith(SHIPPED):
             return adapter_path(text)
@@ -53,10 +53,12 @@ class Catalog:
             raise ApiError(400, f"{text!r} is not a folder this server can read.", param="path") from error
         roots = [Path(root).resolve() for root in self.settings.adapter_roots]
         if not any(path == root or root in path.parents for root in roots) or not path.is_dir():
-            raise ApiError(400, f"{text!r} is not a folder inside FUSION_ADAPTER_ROOTS.", param="path")
+            allowed = ", ".join(self.settings.adapter_roots) or "none"
+            message = f"{text!r} is not a folder inside FUSION_ADAPTER_ROOTS ({allowed}); use one, or upload a .tar."
+            raise ApiError(400, message, param="path")
         for inside in path.iterdir():
             if inside.is_symlink() and not any(root in inside.resolve().parents for root in roots):
-                raise ApiError(400, f"{inside.name!r} in {text!r} points out of FUSION_ADAPTER_ROOTS.", param="path")
+                raise ApiError(400, f"{inside.name!r} in {text!r} is a link out of FUSION_ADAPTER_ROOTS.", param="path")
         return path
 
     async def add(self, name: str, path: Path) -> tuple[AdapterRecord, bool]:
@@ -71,7 +73,7 @@ class Catalog:
             known = self.registry.adapters.get(name)
             if known is not None and known.digest == adapter.digest:
                 return known, False
-            self._check(name, adapter)
+            self._check_new(name, adapter)
             await asyncio.to_thread(self.materializer.add, adapter)
             info = {
                 "rank": adapter.rank,
@@ -81,10 +83,10 @@ class Catalog:
             }
             record = AdapterRecord(name, adapter.digest, info, now())
             try:
-                record = await self._proven(record)
+                record = await self._prove_effect(record)
                 await asyncio.to_thread(self.registry.add_adapter, record)
             except Exception:
-                await self._drop(adapter.digest)
+                await self._delete_unused(adapter.digest)
                 raise
             return record, True
 
@@ -94,47 +96,50 @@ class Catalog:
             record = self.registry.adapters.get(name)
             if record is None:
                 self.names.look_up(name, param="name")  # raises 404 naming the nearest
-                raise ApiError(404, f"There is no adapter {name!r}.", param="name")
+                raise ApiError(404, f"{name!r} is not an adapter; GET /v1/adapters lists them.", param="name")
             if users := self.registry.pinning_profiles(record.digest):
-                raise ApiError(409, f"Adapter {name!r} is used by {', '.join(users[:5])}.", param="name")
+                used_by = ", ".join(users[:5])
+                raise ApiError(
+                    409, f"Adapter {name!r} is used by {used_by}; delete these profiles first.", param="name"
+                )
             await asyncio.to_thread(self.registry.remove_adapter, name)
-            await self._drop(record.digest)
+            await self._delete_unused(record.digest)
 
-    def _check(self, name: str, adapter: LoraAdapter) -> None:
+    def _check_new(self, name: str, adapter: LoraAdapter) -> None:
         """Raise unless `name` is free and this server can serve `adapter`."""
         if (owner := self.names.owner(name)) is not None:
-            raise ApiError(409, f"{name!r} is already {owner}.", param="name")
+            raise ApiError(409, f"{name!r} is already {owner}; choose another name.", param="name")
         if len(self.registry.adapters) >= self.settings.max_names:
-            raise ApiError(409, f"There are already {self.settings.max_names} adapters, the limit.")
+            raise ApiError(409, f"There are already {self.settings.max_names} adapters, the limit; delete one first.")
         check_fits(adapter, self.shapes, {self.settings.base_name, *self.settings.base_aliases})
         if adapter.rank > (limit := self.settings.max_lora_rank):
             raise ApiError(
                 400, f"The adapter's rank {adapter.rank} is over FUSION_MAX_LORA_RANK={limit}; raise that setting."
             )
 
-    async def _proven(self, record: AdapterRecord) -> AdapterRecord:
+    async def _prove_effect(self, record: AdapterRecord) -> AdapterRecord:
         """`record` with its fusion's digest and its effect; AdapterError when it has none."""
         fusion = self.names.bind(parse(record.name), [record])
-        info: Mapping[str, Any] = {"fusion_digest": fusion.digest, "effect": await self._effect(fusion)}
+        info: Mapping[str, Any] = {"fusion_digest": fusion.digest, "effect": await self._measure_effect(fusion)}
         return AdapterRecord(record.name, record.digest, {**record.info, **info}, record.created)
 
-    async def _effect(self, fusion: Fusion) -> float:
+    async def _measure_effect(self, fusion: Fusion) -> float:
         """Largest log-probability change on a probe prompt; refuses adapters without effect."""
         async with self.pool.lease(fusion) as lease:
             request = mix_request(lease.resident.request, lease.resident.key, lease.spans)
             # One after the other: without the seam, vLLM's CPU kernels let an adapter act on base
             # requests of the same batch.
-            base, moved, again = [await self.engine.probe(PROMPT, lora) for lora in (None, request, None)]
-        noise, effect = distance(base, again), distance(base, moved)
+            base, adapted, base_again = [await self.engine.probe(PROMPT, lora) for lora in (None, request, None)]
+        noise, effect = distance(base, base_again), distance(base, adapted)
         if effect <= EFFECT_OVER_NOISE * noise:
             raise AdapterError(
                 "no_effect",
                 f"the adapter has no effect: probe log-probabilities moved by {effect:.1e}, two runs of "
-                f"the base differ by {noise:.1e}",
+                f"the base differ by {noise:.1e}; check that it was trained, and saved after training",
             )
         return effect
 
-    async def _drop(self, digest: str) -> None:
+    async def _delete_unused(self, digest: str) -> None:
         """Unload and delete an adapter's files, unless a record names them."""
         if digest not in self.registry.needed_digests():
             await self.pool.forget(digest)

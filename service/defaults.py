@@ -35,7 +35,7 @@ class Defaults(StrictModel):
 def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) -> dict[str, Any]:
     """`body` with a profile's `defaults` for the fields it leaves out; `path` decides what those are called.
 
-    The chat template is not among them: it reaches vLLM outside the body (`Served.chat_template`).
+    The chat template is not among them: it reaches vLLM outside the body (`ServedModel.chat_template`).
     """
     merged = dict(body)
     for key in ("temperature", "top_p"):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # vLLM takes seconds to import; BentoML's supervisor, which o
 HEALTH_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
 """BentoML's own routes."""
 OPEN_PATHS = ("/health", "/ping", "/docs", "/openapi.json")
-"""What may be read without a key: vLLM's health checks, and the API's description."""
+"""What may be read without a key, with all of ASSETS_PATH: vLLM's health checks and the API's description."""
 ASSETS_PATH = "/docs/assets"
 
 
@@ -31,7 +31,7 @@ class RequireKey:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on preflight requests, reads of open paths, and requests with a key."""
+        """Let preflight requests, reads of open paths and requests with a key through."""
         path, method = scope["path"], scope.get("method")
         is_open = path in OPEN_PATHS or path.startswith(f"{ASSETS_PATH}/")
         may_pass = method == "OPTIONS" or (method in ("GET", "HEAD") and is_open)  # a POST reaches the gate
@@ -48,11 +48,13 @@ async def answer_unavailable(scope: Scope, receive: Receive, send: Send) -> None
     """Answer 503 to anything."""
     from service.errors import ApiError, error_response
 
-    await error_response(ApiError(503, "The engine is starting or stopping."))(scope, receive, send)
+    await error_response(ApiError(503, "The engine is starting or stopping; wait until /readyz returns 200."))(
+        scope, receive, send
+    )
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """Answer in OpenAI's error shape; a wrong method is told every right one, whichever route has it."""
+    """Answer in OpenAI's error shape; 405 lists the methods of every route with this path."""
     from service.errors import ApiError, error_response
 
     if getattr(error, "status_code", None) == 405:
@@ -64,7 +66,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
 
 
 def build_app(service: "FusionService") -> "FastAPI":
-    """The service's own routes, and the gate to vLLM's app for whatever is none of them."""
+    """The service's own routes; the gate and vLLM's app behind it answer all others."""
     from fastapi import FastAPI
     from fastapi.exceptions import RequestValidationError
     from sqlalchemy.exc import SQLAlchemyError
@@ -74,7 +76,8 @@ def build_app(service: "FusionService") -> "FastAPI":
     from adapters import FusionError
     from service.errors import ApiError
     from service.gate import Gate
-    from service.routes import adapters, docs, fusions, models, scorecards
+    from service.routes import docs
+    from service.routes.openapi import OWN_ROUTERS
 
     expected = (
         ApiError,
@@ -93,8 +96,8 @@ def build_app(service: "FusionService") -> "FastAPI":
         middleware=[] if keys is None else [Middleware(RequireKey, keys=keys)],
     )
     app.state.service = service
-    for routes in (adapters, fusions, models, scorecards):
-        app.include_router(routes.router)
+    for router in OWN_ROUTERS:
+        app.include_router(router)
     docs.add_routes(app, service.engine, ASSETS_PATH)
     gate = Gate(service.engine.app, service.names, service.pool, service.metrics, strict=service.settings.strict)
     app.router.default = gate

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.defaults import with_defaults
-from service.engine.models import Served, meter, mix_request, served
+from service.engine.models import ServedModel, meter, mix_request, served_model
 from service.errors import ApiError, error_response
 from service.metrics import Metrics
 from service.pool import Lease, Pool
@@ -54,12 +54,12 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what names no model; resolve and lease the rest, or answer why that cannot be."""
         # uvicorn starts a pipelined request in the context of the one before it.
-        served.set(None)
+        served_model.set(None)
         meter.set(None)
         if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
             await self._app(scope, receive, send)
             return
-        raw = await _read(receive)
+        raw = await _read_body(receive)
         if raw is None:
             return  # the client went away before its request was whole
         metered = _MeteredSend(send, self._metrics)
@@ -73,7 +73,7 @@ class Gate:
 
     async def _prepare(self, path: str, raw: bytes, metered: "_MeteredSend", leases: AsyncExitStack) -> bytes:
         """The body for vLLM; what a fusion needs is leased, and set for this request's context and answer."""
-        body = _parse(raw)
+        body = _parse_body(raw)
         if not isinstance(body, dict) or not {"model", "fusion"} & body.keys():
             metered.label = None
             return raw
@@ -95,8 +95,8 @@ class Gate:
         body = with_defaults(body, fusion.defaults, path)
         metered.headers = fusion_headers(fusion, lease)
         lora = mix_request(lease.resident.request, lease.resident.key, lease.spans)
-        token = served.set(Served(body["model"], lora, fusion.defaults.get("chat_template")))
-        leases.callback(served.reset, token)
+        token = served_model.set(ServedModel(body["model"], lora, fusion.defaults.get("chat_template")))
+        leases.callback(served_model.reset, token)
         return strip_fusion_keys(body) if changed else raw
 
     def _resolve(self, body: dict[str, Any]) -> Fusion | None:
@@ -116,12 +116,12 @@ class Gate:
     @asynccontextmanager
     async def _lease(self, fusion: Fusion, *, strict: bool) -> AsyncIterator[Lease]:
         lease = await self._pool.acquire(fusion, strict=strict)
-        running = self._metrics.leases.labels(lease.resident.kind)
-        running.inc()
+        gauge = self._metrics.leases.labels(lease.resident.kind)
+        gauge.inc()
         try:
             yield lease
         finally:
-            running.dec()
+            gauge.dec()
             await self._pool.release(lease)
 
 
@@ -134,7 +134,7 @@ class _MeteredSend:
         """What the answer is counted under; None is not counted."""
         self._send = send
         self._metrics = metrics
-        self._began = time.monotonic()
+        self._start = time.monotonic()
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -143,12 +143,12 @@ class _MeteredSend:
                 self._metrics.requests.labels(self.label, str(message["status"])).inc()
         await self._send(message)
 
-    def generated(self, prompt: int, completion: int, first_token: float | None) -> None:
-        """A generation for this request has ended, or was interrupted."""
+    def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
+        """Count a generation of this request that has ended, or was interrupted."""
         self._metrics.tokens.labels(self.label, "prompt").inc(prompt)
         self._metrics.tokens.labels(self.label, "completion").inc(completion)
         if first_token is not None:
-            self._metrics.first_token.labels(self.label).observe(first_token - self._began)
+            self._metrics.first_token.labels(self.label).observe(first_token - self._start)
 
 
 def strip_fusion_keys(body: dict[str, Any]) -> bytes:
@@ -164,7 +164,7 @@ def _is_json(scope: Scope) -> bool:
     return True
 
 
-async def _read(receive: Receive) -> bytes | None:
+async def _read_body(receive: Receive) -> bytes | None:
     """The whole body; None when the client disconnected before its end."""
     parts = []
     while True:
@@ -176,7 +176,7 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-def _parse(raw: bytes) -> Any:
+def _parse_body(raw: bytes) -> Any:
     try:
         return json.loads(raw) if raw else {}
     except (ValueError, RecursionError) as error:

@@ -11,14 +11,14 @@ log = logging.getLogger("fusion")
 
 def declared_groups(settings: Settings, registry: Registry) -> list[Group]:
     """The declared groups whose adapters are all registered now."""
-    groups = [_records(declared, registry).values() for declared in settings.groups]
+    groups = [_find_records(declared, registry).values() for declared in settings.groups]
     return [{record.digest: record.rank for record in group if record} for group in groups if all(group)]
 
 
 def warn_of_idle_groups(settings: Settings, registry: Registry) -> None:
-    """Log a warning for every declared group that serves nothing as it is."""
+    """Log a warning for every declared group that cannot be served yet."""
     for declared in settings.groups:
-        records = _records(declared, registry)
+        records = _find_records(declared, registry)
         missing = [repr(name) for name, record in records.items() if record is None]
         if missing:
             log.warning("FUSION_GROUPS: %r waits for its adapters %s", declared, ", ".join(missing))
@@ -27,5 +27,5 @@ def warn_of_idle_groups(settings: Settings, registry: Registry) -> None:
             log.warning("FUSION_GROUPS: %r has no stack: rank %d, over FUSION_MAX_LORA_RANK=%d", declared, rank, limit)
 
 
-def _records(declared: str, registry: Registry) -> dict[str, AdapterRecord | None]:
+def _find_records(declared: str, registry: Registry) -> dict[str, AdapterRecord | None]:
     return {name.strip(): registry.adapters.get(name.strip()) for name in declared.split("+")}

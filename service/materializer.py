@@ -1,4 +1,4 @@
-"""Adapters made from the stored ones: stacks, fused builds, exports, and the dry run of a plan."""
+"""Make stacks, fused builds and exports from the stored adapters, and plan them in a dry run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,9 @@ class Materializer:
         """The PEFT folder of a registered adapter."""
         entry = self.sources.get(digest)
         if entry is None:
-            raise ApiError(500, f"The files of adapter {digest[:12]} are gone from the store.")
+            raise ApiError(
+                500, f"The files of adapter {digest[:12]} are gone from the store; delete it and register it again."
+            )
         return entry / ADAPTER
 
     def parents(self, fusion: Fusion) -> dict[str, LoraAdapter]:

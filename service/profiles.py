@@ -12,6 +12,7 @@ from service.pool import Pool
 from service.registry import ProfileVersion, Registry, now
 from service.resolve import Names
 from service.settings import Settings
+from service.validation import MAX_QUOTED
 
 MAX_VERSIONS = 1000
 
@@ -40,7 +41,8 @@ class Profiles:
             self._check_name(name)
             resolved = self.names.resolve_field(fusion)
             if resolved is None or resolved.profile is not None:
-                raise ApiError(400, "A profile's 'fusion' must be a recipe over adapters.", param="fusion")
+                message = f"A profile's 'fusion' must be a recipe over adapters, got {fusion!r:.{MAX_QUOTED}}."
+                raise ApiError(400, message, param="fusion")
             versions = self.registry.versions.get(name, {})
             if len(versions) >= MAX_VERSIONS:
                 raise ApiError(409, f"{name!r} has {MAX_VERSIONS} versions, the limit; delete the profile first.")
@@ -77,6 +79,6 @@ class Profiles:
         if name in self.registry.profiles:
             return
         if (owner := self.names.owner(name)) is not None:
-            raise ApiError(409, f"{name!r} is already {owner}.", param="name")
+            raise ApiError(409, f"{name!r} is already {owner}; choose another name.", param="name")
         if len(self.registry.profiles) >= self.settings.max_names:
-            raise ApiError(409, f"There are already {self.settings.max_names} profiles, the limit.")
+            raise ApiError(409, f"There are already {self.settings.max_names} profiles, the limit; delete one first.")

@@ -1,8 +1,8 @@
-"""What the engine holds, by key: leases, single flight, room.
+"""Stacks and builds in the engine, by key: made once, leased, unloaded when room is needed.
 
 While a resident has leases it is neither unloaded nor its files deleted. It is made once per key, however many
 requests wait, off the event loop, and making it outlives a request that goes away. Room comes from unloading what
-has no leases, least recently used first. What is made, and why, is the caller's business.
+has no leases, least recently used first. The caller decides what is made.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from service.metrics import Metrics
 from service.placement import Kind
 
 Source = Literal["warm", "loaded", "built"]
-"""How a request's fusion came: in the engine already, from the store, or made now."""
+"""Where a request's fusion came from: the engine, the store, or built now."""
 ADAPTER = "adapter"  # in a store entry: the PEFT folder, beside the report
 REPORT = "report.json"
 MAX_FAILURES = 1000
@@ -48,7 +48,7 @@ class Resident:
     widths: Mapping[str, int] = field(default_factory=dict)
     """Stacks: width of each member's coordinate range, by digest, in order."""
     leases: int = 0
-    used: float = field(default_factory=time.monotonic)
+    last_used: float = field(default_factory=time.monotonic)
 
 
 class Residency:
@@ -63,11 +63,11 @@ class Residency:
         self._store = store
         self._metrics = metrics
         self._capacity = capacity
-        self._retired: list[Resident] = []
-        self._making: dict[str, asyncio.Task[Source]] = {}
+        self._draining: list[Resident] = []
+        self._tasks: dict[str, asyncio.Task[Source]] = {}
         self._room = asyncio.Condition()
-        self._loading = asyncio.Lock()
-        self._storing = asyncio.Lock()
+        self._load_lock = asyncio.Lock()
+        self._store_lock = asyncio.Lock()
         """Held while files are looked up or evicted: what was found must not be deleted before it is loaded."""
 
     async def acquire(self, key: str, kind: Kind, write: Callable[[Path], None]) -> tuple[Resident, Source]:
@@ -77,25 +77,25 @@ class Residency:
         """
         source: Source = "warm"
         while (resident := self.residents.get(key)) is None:  # again when evicted between landing and here
-            task = self._making.get(key)
+            task = self._tasks.get(key)
             if task is None:
                 task = asyncio.create_task(self._make(key, kind, write))
-                self._making[key] = task
-                task.add_done_callback(lambda _: self._making.pop(key, None))
+                self._tasks[key] = task
+                task.add_done_callback(lambda _: self._tasks.pop(key, None))
             # Shielded: the others still want it when this request goes away.
             source = await asyncio.shield(task)
         resident.leases += 1
-        resident.used = time.monotonic()
+        resident.last_used = time.monotonic()
         self._metrics.record_lookup(source)
         return resident, source
 
     async def release(self, resident: Resident) -> None:
         """Give back what `acquire` returned."""
         resident.leases -= 1
-        resident.used = time.monotonic()
+        resident.last_used = time.monotonic()
         if resident.leases == 0:
-            if resident in self._retired:
-                self._retired.remove(resident)
+            if resident in self._draining:
+                self._draining.remove(resident)
                 await self._engine.unload(resident.request)
             async with self._room:
                 self._room.notify_all()
@@ -104,27 +104,27 @@ class Residency:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
         if key in self.residents:
             return "warm", None
-        if key in self.failures and key not in self._making:
+        if key in self.failures and key not in self._tasks:
             return "failed", self.failures[key]
-        return self.states.get(key, "queued" if key in self._making else "evicted"), None
+        return self.states.get(key, "queued" if key in self._tasks else "evicted"), None
 
     async def retire(self, keys: Collection[str]) -> None:
-        """No new request gets the residents under `keys`; requests that run finish on theirs."""
+        """Give the residents under `keys` to no new request; running requests finish on theirs."""
         for resident in [self.residents[key] for key in keys if key in self.residents]:
             if self.residents.get(resident.key) is not resident:
                 continue  # evicted meanwhile, and perhaps loaded anew
             if resident.leases:
                 del self.residents[resident.key]
-                self._retired.append(resident)
-                self._count()
+                self._draining.append(resident)
+                self._update_metrics()
             else:
                 await self.evict(resident)
 
     async def evict(self, resident: Resident) -> None:
         """Unload an idle resident; its files stay in the store until that needs room."""
-        # First it is no longer found, then the engine forgets it.
+        # First no request finds it, then the engine forgets it.
         del self.residents[resident.key]
-        self._count()
+        self._update_metrics()
         await self._engine.unload(resident.request)
 
     async def _make(self, key: str, kind: Kind, write: Callable[[Path], None]) -> Source:
@@ -134,7 +134,7 @@ class Residency:
         return source
 
     async def _land(self, key: str, kind: Kind, write: Callable[[Path], None]) -> tuple[Path, Source]:
-        async with self._storing:
+        async with self._store_lock:
             path = self._store.get(key)
         if path is not None:
             return path, "loaded"
@@ -147,14 +147,14 @@ class Residency:
             self._metrics.record_build(kind, "failed", time.monotonic() - started)
             raise
         self._metrics.record_build(kind, "built", time.monotonic() - started)
-        async with self._storing:
-            keep = {*self.residents, *self._making, *(r.key for r in self._retired)}
+        async with self._store_lock:
+            keep = {*self.residents, *self._tasks, *(r.key for r in self._draining)}
             await asyncio.to_thread(self._store.evict, keep)
         return path, "built"
 
     async def _load(self, key: str, kind: Kind, path: Path, report: Mapping[str, Any]) -> None:
         self.states[key] = "loading"
-        async with self._loading:
+        async with self._load_lock:
             await self._make_room()
             started = time.monotonic()
             try:
@@ -167,14 +167,14 @@ class Residency:
         self.residents[key] = Resident(key, kind, path, request, report["rank"], report.get("error", 0.0), widths)
         self.states.pop(key, None)
         self.failures.pop(key, None)
-        self._count()
+        self._update_metrics()
 
     async def _make_room(self) -> None:
         async with self._room:
-            while len(self.residents) + len(self._retired) >= self._capacity:
+            while len(self.residents) + len(self._draining) >= self._capacity:
                 idle = [r for r in self.residents.values() if r.leases == 0]
                 if idle:
-                    await self.evict(min(idle, key=lambda r: r.used))
+                    await self.evict(min(idle, key=lambda r: r.last_used))
                 else:
                     await self._room.wait()
 
@@ -184,7 +184,7 @@ class Residency:
         if len(self.failures) > MAX_FAILURES:
             del self.failures[next(iter(self.failures))]
 
-    def _count(self) -> None:
+    def _update_metrics(self) -> None:
         for kind in ("stack", "build"):
             self._metrics.set_resident(kind, sum(r.kind == kind for r in self.residents.values()))
 

@@ -8,8 +8,7 @@ from typing import Any
 from adapters import Recipe, RecipeError, did_you_mean, from_json, fusion_digest, parse
 from service.errors import ApiError
 from service.registry import AdapterRecord, ProfileVersion, Registry
-
-MAX_QUOTED = 100
+from service.validation import MAX_QUOTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,9 @@ class Names:
         records = []
         for name in recipe.adapters:
             if name in self.registry.profiles:
-                raise ApiError(400, f"{name!r} is a profile; a recipe combines adapters only.", param=param)
+                raise ApiError(
+                    400, f"{name!r} is a profile; a recipe combines adapters only: write out its recipe.", param=param
+                )
             if name not in adapters:
                 raise self.not_found("adapter", name, adapters, param)
             records.append(adapters[name])

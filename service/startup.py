@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapters import AdapterError, Store
 from adapters.files import adapter_path
-from service.base_model import Shapes, dense_shapes
+from service.base_model import Shapes, read_dense_shapes
 from service.catalog import Catalog
 from service.data_folder import hold_data_folder, scratch_folder
 from service.engine.flags import EngineOptions
@@ -43,10 +43,10 @@ async def open_service(settings: Settings) -> AsyncIterator[FusionService]:
         _check_base(settings.base)
         registry = Registry(settings.database or f"sqlite:///{(settings.data / 'registry.sqlite').resolve()}")
         stack.callback(registry.close)
-        loading = asyncio.create_task(asyncio.to_thread(dense_shapes, settings.base))
+        shapes_task = asyncio.create_task(asyncio.to_thread(read_dense_shapes, settings.base))
         engine = await start_engine(_engine_options(settings))
         stack.push_async_callback(engine.close)
-        shapes = await loading
+        shapes = await shapes_task
         proof = await _prove(settings, engine, shapes)
         service = _assemble(settings, registry, engine, shapes, proof)
         await _register_shipped(service)
@@ -77,7 +77,7 @@ def _engine_options(settings: Settings) -> EngineOptions:
 
 
 async def _prove(settings: Settings, engine: Engine, shapes: Shapes) -> Proof:
-    """Whether mixing is right on this engine; RuntimeError when it must be and is not."""
+    """Check that this engine mixes correctly; RuntimeError when mixing is required and not proven."""
     if settings.mixed == "off":
         proof = Proof(False, "switched off by FUSION_MIXED=off", 0.0, 0.0)
     else:

@@ -1,7 +1,7 @@
 """What this service replaces inside BentoML, which has no option for it.
 
 `install` checks every name before it replaces it, and `check_effect` looks at the app that BentoML has built: a
-BentoML that moved something, or captured it earlier, is refused by name instead of served wrongly.
+BentoML that moved something, or captured it earlier, is rejected with an error that names it.
 """
 
 import inspect

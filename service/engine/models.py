@@ -21,8 +21,8 @@ Preprocess = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What answers one request: the `model` text as typed, the adapter behind it, its profile's chat template."""
+class ServedModel:
+    """What answers one request: `model` as typed, the adapter it stands for, its profile's chat template."""
 
     model: str
     lora: LoRARequest
@@ -39,13 +39,13 @@ def mix_request(resident: Any, key: str, spans: Sequence[tuple[int, float]] | No
 
 
 class UsageSink(Protocol):
-    """Learns at the end of each generation what it took."""
+    """Counts the tokens of each generation, when it ends."""
 
-    def generated(self, prompt: int, completion: int, first_token: float | None) -> None:
+    def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         """Tokens of the prompt and of all answers; `time.monotonic()` of the first token when known."""
 
 
-served: ContextVar[Served | None] = ContextVar("fusion_served", default=None)
+served_model: ContextVar[ServedModel | None] = ContextVar("fusion_served", default=None)
 meter: ContextVar[UsageSink | None] = ContextVar("fusion_meter", default=None)
 
 
@@ -53,19 +53,19 @@ def count_usage(generate: Generate) -> Generate:
     """vLLM's `generate`, reporting to the `UsageSink` of the request it runs for."""
 
     async def counted(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        outputs, mine = generate(*args, **kwargs), meter.get()
-        entered, first, prompt, completion = time.monotonic(), None, 0, 0
+        outputs, sink = generate(*args, **kwargs), meter.get()
+        start, first, prompt, completion = time.monotonic(), None, 0, 0
         try:
             async for output in outputs:
                 prompt = len(output.prompt_token_ids or ())
                 completion += sum(len(answer.token_ids) for answer in output.outputs)
                 if first is None and completion and output.metrics is not None:
-                    first = entered + output.metrics.first_token_latency
+                    first = start + output.metrics.first_token_latency
                 yield output
         finally:
             await outputs.aclose()
-            if mine is not None:
-                mine.generated(prompt, completion, first)
+            if sink is not None:
+                sink.record_usage(prompt, completion, first)
 
     return counted
 
@@ -77,9 +77,9 @@ def apply_template(preprocess: Preprocess) -> Preprocess:
     """
 
     async def chat(self: Any, *args: Any, **kwargs: Any) -> Any:
-        now = served.get()
-        if now is not None and now.chat_template is not None:
-            kwargs["default_template"] = now.chat_template
+        current = served_model.get()
+        if current is not None and current.chat_template is not None:
+            kwargs["default_template"] = current.chat_template
         return await preprocess(self, *args, **kwargs)
 
     return chat
@@ -87,13 +87,13 @@ def apply_template(preprocess: Preprocess) -> Preprocess:
 
 class _RequestLora(Mapping[str, LoRARequest]):
     def __getitem__(self, name: str) -> LoRARequest:
-        now = served.get()
-        if now is None or now.model != name:
+        current = served_model.get()
+        if current is None or current.model != name:
             raise KeyError(name)
-        return now.lora
+        return current.lora
 
     def __iter__(self) -> Iterator[str]:
-        # Empty on purpose: vLLM iterates to find per-modality default adapters, which we have none of.
+        # Empty on purpose: vLLM iterates to find per-modality default adapters, and there are none.
         return iter(())
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class _RequestLora(Mapping[str, LoRARequest]):
 
 
 class FusionModels(OpenAIServingModels):
-    """Drop-in for vLLM's model table, without a table."""
+    """Replaces vLLM's model table; it holds the current request's model alone."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,20 +109,20 @@ class FusionModels(OpenAIServingModels):
 
     def model_name(self, lora_request: LoRARequest | None = None) -> str:
         """What the answer's `model` says: the request's own text, or the base's name."""
-        now = served.get()
-        if lora_request is not None and now is not None:
-            return now.model
+        current = served_model.get()
+        if lora_request is not None and current is not None:
+            return current.model
         return str(self.base_model_paths[0].name)
 
 
 __all__ = [
     "FusionModels",
     "LoRARequest",
-    "Served",
+    "ServedModel",
     "UsageSink",
     "apply_template",
     "count_usage",
     "meter",
     "mix_request",
-    "served",
+    "served_model",
 ]

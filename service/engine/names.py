@@ -1,9 +1,9 @@
 """How a mix travels to the workers: in the name of its `LoRARequest`.
 
 A stack holds its adapters side by side, adapter i in one fixed coordinate range. All mixes of a stack
-share its `lora_int_id` (one slot, one scheduler entry); the name carries the weights, so vLLM's prefix
-cache, which keys on it, never shares blocks between different weights. These names are cache identity
-only: they appear in no metric, answer or list.
+share its `lora_int_id` (one slot, one scheduler entry). A mix's name carries its weights to the workers and
+keys vLLM's prefix cache, so no blocks are shared between different weights; it identifies nothing else, and
+appears in no metric, answer or list.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """What is replaced in vLLM's API layer, in the server's process; `seam` does the same in the workers.
 
 Names of mixes hold weights, so vLLM's model table and its statistics must not keep them. Each replaced name is
-checked first: a vLLM that moved something is refused by name.
+checked first: another vLLM is rejected with an error that names what is missing.
 """
 
 from functools import cache

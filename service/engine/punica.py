@@ -51,7 +51,7 @@ def pack(
 class MixedPunicaCPU(PunicaWrapperCPU):
     """vLLM's CPU wrapper gathers A and B per token; this one runs two GEMMs per active slot.
 
-    With one slot active base tokens have rows of zeros, so nothing is gathered at all; with several,
+    With one active slot, base tokens have rows of zeros, so nothing is gathered at all; with several,
     each slot's tokens are selected first. Layers an adapter lacks cost nothing.
     """
 
@@ -65,17 +65,19 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         self._packed: dict[tuple[int, int], PackedLayer | None] = {}
 
     def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any) -> None:
-        """As vLLM's; slots that hold another adapter now are packed anew, the step's active slots listed."""
+        """Extends vLLM's: drop the packed factors of changed slots, and record the active slots."""
         super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
         if self._slot_ids != tuple(lora_index_to_id):
-            stay = {i for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id, strict=False)) if old == new}
-            self._packed = {k: v for k, v in self._packed.items() if k[1] in stay}
+            unchanged_slots = {
+                i for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id, strict=False)) if old == new
+            }
+            self._packed = {k: v for k, v in self._packed.items() if k[1] in unchanged_slots}
             self._slot_ids = tuple(lora_index_to_id)
         tokens = self.token_lora_indices
         slots = [int(s) for s in torch.unique(tokens) if s >= 0]
         self._active = [(s, None if len(slots) == 1 else (tokens == s).nonzero()[:, 0]) for s in slots]
 
-    def _layer(
+    def _pack_layer(
         self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], widths: tuple[int, ...], slot: int
     ) -> PackedLayer | None:
         key = (a[0].data_ptr(), slot)
@@ -98,11 +100,11 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         """y [tokens, d_out] += ((x A^T) * rows * scale) B^T for the tokens of each active slot."""
         rows = self.fusion_rows[: x.size(0)]
         for slot, index in self._active:
-            layer = self._layer(lora_a_stacked, lora_b_stacked, output_slices, slot)
+            layer = self._pack_layer(lora_a_stacked, lora_b_stacked, output_slices, slot)
             if layer is None:
                 continue
-            mine, weights = (x, rows) if index is None else (x[index], rows[index])
-            coordinates = (mine @ layer.a_t).float().view(-1, layer.slices, layer.rank)
+            inputs, weights = (x, rows) if index is None else (x[index], rows[index])
+            coordinates = (inputs @ layer.a_t).float().view(-1, layer.slices, layer.rank)
             coordinates.mul_(weights[:, None, : layer.rank])
             if scale != 1.0:
                 coordinates.mul_(scale)
@@ -121,7 +123,7 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         scale: float,
         **kwargs: Any,
     ) -> None:
-        """As vLLM's, but free when no active adapter touches the output layer (stacks never do)."""
+        """Like vLLM's, but skipped when no active adapter touches the output layer (stacks never do)."""
         key = lora_a_stacked.data_ptr()
         present = []
         for slot, _ in self._active:
@@ -134,7 +136,7 @@ class MixedPunicaCPU(PunicaWrapperCPU):
 
 
 def cuda_wrapper() -> type:
-    """The CUDA wrapper with the multiply; made on demand, for its module needs Triton to import."""
+    """The CUDA wrapper with the multiply; made on demand, because its module needs Triton to import."""
     from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
 
     class MixedPunicaGPU(PunicaWrapperGPU):  # type: ignore[misc]  # final upstream for typing only

@@ -1,8 +1,8 @@
 """Seam 1: the model runner, where the step's tokens are mapped to adapters and now to weights too.
 
 `install` is called by `worker` inside every worker process, before the model is loaded. It patches
-vLLM's V1 runner (CPU, CUDA) and V2 runner (CUDA); every patched name is checked first, so a vLLM that
-moved something is refused by name instead of served wrongly.
+vLLM's V1 runner (CPU, CUDA) and V2 runner (CUDA); every name it replaces is checked first, so another vLLM
+is rejected with an error that names what is missing.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,9 @@ def step_rows(requests: Sequence[Any], num_tokens: NDArray[np.integer[Any]], wid
 
 
 def _language_wrapper(lora_manager: Any) -> Any:
+    require(lora_manager, "_adapter_manager")
     manager = lora_manager._adapter_manager
+    require(manager, "punica_wrapper_mapping", "supports_mm")
     wrappers = manager.punica_wrapper_mapping
     key = manager.mm_mapping.language_model[0] if manager.supports_mm else next(iter(wrappers))
     return wrappers[key]

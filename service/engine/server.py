@@ -62,7 +62,7 @@ class Engine:
     async def load(self, path: Path, name: str) -> LoRARequest:
         """Load the adapter folder at `path` into every worker, before any request names it.
 
-        Raises RuntimeError when a worker accepts none of its layers; with pipeline stages some rightly hold none.
+        Raises RuntimeError when a worker loads none of its layers; with pipeline stages only when all do.
         """
         request = LoRARequest(name, next(self._ids), str(path))
         await self.client.add_lora(request)
@@ -70,7 +70,7 @@ class Engine:
         staged = self.config.parallel_config.pipeline_parallel_size > 1
         if not (any(layers) if staged else all(layers)):
             await self.unload(request)
-            raise RuntimeError("a worker accepted none of its layers")
+            raise RuntimeError("a worker loaded none of the adapter's layers; check its target_modules")
         return request
 
     async def unload(self, request: LoRARequest) -> None:

@@ -1,4 +1,4 @@
-"""Which vLLM this room knows: the versions, and the check that each replaced name exists."""
+"""The supported vLLM versions, and the check that what this service replaces or reads exists."""
 
 from typing import Any
 
@@ -23,4 +23,4 @@ def require(owner: Any, *names: str) -> None:
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         where = getattr(owner, "__name__", type(owner).__name__)
-        raise UnknownVllmError(f"vLLM's {where} has no {', '.join(missing)}: this service's changes to it do not fit")
+        raise UnknownVllmError(f"vLLM's {where} has no {', '.join(missing)}: install the pins in requirements/")

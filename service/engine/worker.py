@@ -9,6 +9,7 @@ from typing import Any
 
 from service.engine import seam
 from service.engine.names import SERVER_PID
+from service.engine.supported import require
 from service.process import exit_when_gone, return_freed_memory
 
 seam.install()
@@ -23,8 +24,10 @@ class FusionWorker:
     model_runner: Any
 
     def fusion_adapter_layers(self, lora_id: int) -> dict[str, int]:
-        """Structural check: layers of this worker that adapter `lora_id` fills, with their rank."""
+        """This worker's layers that adapter `lora_id` fills, with their rank."""
+        require(self.model_runner.lora_manager, "_adapter_manager")
         manager = self.model_runner.lora_manager._adapter_manager
+        require(manager, "get_adapter", "modules")
         lora = manager.get_adapter(lora_id)
         layers = {} if lora is None else {n: manager.modules.get(n) for n in lora.loras}
         return {name: lora.loras[name].rank for name, layer in layers.items() if layer is not None}

@@ -95,7 +95,7 @@ async def register_adapter(request: Request, service: Service, response: Respons
         except ValidationError as error:
             faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
             raise RequestValidationError(faults) from error
-        record, new = await service.catalog.add(body.name, service.catalog.allowed_path(body.path))
+        record, new = await service.catalog.add(body.name, service.catalog.resolve_path(body.path))
     response.status_code = 201 if new else 200
     return adapter_card(record)
 
@@ -127,9 +127,9 @@ async def remove_adapter(name: str, service: Service) -> None:
 @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
 async def load_lora_adapter(body: LoadLoraBody, service: Service) -> str:
     """Register a folder, with vLLM's body and answer."""
-    _, new = await service.catalog.add(body.lora_name, service.catalog.allowed_path(body.lora_path))
+    _, new = await service.catalog.add(body.lora_name, service.catalog.resolve_path(body.lora_path))
     if not new and not body.load_inplace:
-        raise ApiError(400, f"The lora adapter {body.lora_name!r} has already been loaded.")
+        raise ApiError(400, f"The lora adapter {body.lora_name!r} has already been loaded; pass load_inplace=true.")
     return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 
 

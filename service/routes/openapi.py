@@ -22,9 +22,10 @@ VERSION = "0.1.0"
 DESCRIPTION = """\
 OpenAI's API for any weighted combination of LoRA adapters. A request names a fusion in `model`, as a recipe
 (`0.6*task + 0.4*safety`) or a profile (`balanced`, `balanced@3`), or in `fusion` beside the base model.
-Errors have OpenAI's shape. Where the server has API keys, all routes but the health checks need one.
+Errors have OpenAI's shape. Where the server has API keys, all routes need one but the health checks and this document.
 """
-OWN_ROUTERS = (adapters, fusions, models, scorecards)
+OWN_ROUTERS = (adapters.router, fusions.router, models.router, scorecards.router)
+"""The service's own routes, in the order in which they are matched."""
 TAGS = [
     {"name": "Adapters", "description": "Register, inspect and remove LoRA adapters."},
     {"name": "Fusions", "description": "Profiles, which are named and versioned recipes, and dry runs."},
@@ -117,7 +118,7 @@ def main() -> None:
     """Print the document of the routes of a text model."""
     from service.engine.openapi import text_routes
 
-    own = [route for module in OWN_ROUTERS for route in module.router.routes]
+    own = [route for router in OWN_ROUTERS for route in router.routes]
     json.dump(build_document(own, text_routes()), sys.stdout, indent=1)
 
 

@@ -139,12 +139,12 @@ async def test_a_profile_gets_versions_and_rolls_back(shop: Shop) -> None:
 
 
 async def test_paths_are_allowed_inside_the_roots_and_for_what_ships(shop: Shop, tmp_path: Path) -> None:
-    assert shop.catalog.allowed_path(str(shop.root / "wide")) == shop.root / "wide"
-    assert shop.catalog.allowed_path("shipped:task") == CHECKOUT / "task"
+    assert shop.catalog.resolve_path(str(shop.root / "wide")) == shop.root / "wide"
+    assert shop.catalog.resolve_path("shipped:task") == CHECKOUT / "task"
     (shop.root / "link").symlink_to(tmp_path / "adapters")
     for path in (str(tmp_path), str(shop.root / "link"), "/etc", "", "no/such", "wide\0"):
         with pytest.raises(ApiError) as caught:
-            shop.catalog.allowed_path(path)
+            shop.catalog.resolve_path(path)
         assert caught.value.status == 400
     with pytest.raises(AdapterError, match="shipped are: shipped:safety, shipped:task"):
-        shop.catalog.allowed_path("shipped:../task")
+        shop.catalog.resolve_path("shipped:../task")

@@ -12,7 +12,15 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine import output_processor
 
 from service.engine import patches
-from service.engine.models import FusionModels, Served, apply_template, count_usage, meter, mix_request, served
+from service.engine.models import (
+    FusionModels,
+    ServedModel,
+    apply_template,
+    count_usage,
+    meter,
+    mix_request,
+    served_model,
+)
 from service.engine.supported import UnknownVllmError, require
 
 STACK = LoRARequest("~stack/" + "0" * 64, 1001, "/path")
@@ -44,7 +52,7 @@ class Usage:
     def __init__(self) -> None:
         self.reports: list[tuple[int, int]] = []
 
-    def generated(self, prompt: int, completion: int, first_token: float | None) -> None:
+    def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         assert first_token is not None
         self.reports.append((prompt, completion))
 
@@ -75,7 +83,7 @@ def test_a_profile_s_chat_template_is_the_default_of_its_own_requests(template: 
         return kwargs["default_template"]
 
     async def main() -> Any:
-        served.set(Served("even", STACK, template))
+        served_model.set(ServedModel("even", STACK, template))
         return await apply_template(chat)(None, default_template="own")
 
     assert asyncio.run(main()) == (template or "own")

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from adapters import parse
-from service.engine.models import LoRARequest, Served, mix_request, served
+from service.engine.models import LoRARequest, ServedModel, mix_request, served_model
 from service.engine.names import weight_row
 from service.errors import ApiError
 from service.gate import MAX_RECIPE_HEADER, Gate, fusion_headers
@@ -53,13 +53,13 @@ class FakeVllm:
 
     pool: FakePool
     bodies: list[bytes] = field(default_factory=list)
-    served: list[Served | None] = field(default_factory=list)
+    served: list[ServedModel | None] = field(default_factory=list)
     leased: list[int] = field(default_factory=list)
     error: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.bodies.append((await receive())["body"])
-        self.served.append(served.get())
+        self.served.append(served_model.get())
         self.leased.append(self.pool.leased)
         if self.error is not None:
             raise self.error

@@ -33,12 +33,12 @@ HIDDEN = {
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return build_document([route for module in OWN_ROUTERS for route in module.router.routes], text_routes())
+    return build_document([route for router in OWN_ROUTERS for route in router.routes], text_routes())
 
 
 def test_the_document_is_valid_openapi_and_holds_every_route(document: dict[str, Any]) -> None:
     OpenAPIV31SpecValidator(document).validate()
-    routes = [*text_routes(), *(route for module in OWN_ROUTERS for route in module.router.routes)]
+    routes = [*text_routes(), *(route for router in OWN_ROUTERS for route in router.routes)]
     paths = {getattr(route, "path_format", "") or getattr(route, "path", "") for route in routes}
     assert paths - document["paths"].keys() == HIDDEN
 

@@ -35,7 +35,7 @@ async def test_what_is_evicted_before_its_waiters_wake_is_loaded_once_more(world
     waiting = [asyncio.create_task(w.pool.acquire(w.fusion("1*a"))) for _ in range(2)]
     while not w.residency.states:
         await asyncio.sleep(0.01)
-    (task,) = w.residency._making.values()  # noqa: SLF001 - the moment between landing and waking shows nowhere else
+    (task,) = w.residency._tasks.values()  # noqa: SLF001 - the moment between landing and waking shows nowhere else
 
     def evict(_: object) -> None:
         w.residency.residents.clear()
