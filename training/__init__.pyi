@@ -2,8 +2,10 @@ from .base_model import load_tokenizer as load_tokenizer
 from .builtin.base import make_base as make_base
 from .builtin.orders import draw_orders as draw_orders
 from .config import (
+    CheckpointConfig as CheckpointConfig,
     Config as Config,
     DataConfig as DataConfig,
+    LogConfig as LogConfig,
     LoraConfig as LoraConfig,
     ModelConfig as ModelConfig,
     PolicyConfig as PolicyConfig,

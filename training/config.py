@@ -1,4 +1,4 @@
-"""What a training run is, as frozen dataclasses: every setting with its default, and presets that recipes build on."""
+"""Configuration of a training run: frozen dataclasses with defaults, and the presets that recipes build on."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from training.toml import Tables, build, check, to_plain
 
 SOURCES = ("hub:", "orders:", "safety:")
 """Prefixes of data.path that do not name a file."""
-SOURCE_FORMS = "a file, hub:NAME, orders:N, safety:train or safety:heldout"
+SOURCE_HELP = "a file, hub:NAME, orders:N, safety:train or safety:heldout"
 Precision = Literal["fp32", "bf16", "bf16-mixed", "fp16"]
 
 
@@ -32,11 +32,15 @@ class LoraConfig:
     """Shape of the adapter: ΔW = s·B·A with s = alpha/r, or alpha/√r with rsLoRA."""
 
     r: int = 8
+    """Rank of A and B."""
     alpha: float = 16
+    """Numerator of the scaling s."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Last part of the names of the linear layers that get an adapter; "all-linear" for all but the output."""
     dropout: float = 0.0
+    """Share of the adapter's inputs set to zero in training."""
     rslora: bool = False
+    """Rank-stabilized LoRA: s = alpha/√r (https://arxiv.org/abs/2312.03732)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the exported factors."""
 
@@ -65,19 +69,22 @@ class DataConfig:
     mix: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Further sources, each with its share of all rows: {"safety.jsonl" = 0.03}."""
     weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Weight in the loss of rows whose last answer begins with a text, the first that matches: {"I'm sorry" = 2.0}."""
+    """Loss weight of rows whose last answer starts with a key, the first that matches: {"I'm sorry" = 2.0}."""
     validation: float = 0.0
     """Share of the rows held out; their loss is reported after every epoch."""
     max_tokens: int = 512
+    """Maximum tokens of a row, its prompt included."""
     too_long: Literal["refuse", "drop", "cut"] = "refuse"
     """What happens to longer rows; cut keeps the beginning."""
     against: tuple[str, ...] = ()
     """Evaluation files or folders that the rows must not overlap with."""
     allow_overlap: bool = False
+    """Report such an overlap instead of ending the run."""
     seed: int = 0
+    """Seed of the rows drawn, mixed in and held out, and of generated rows."""
 
     def __post_init__(self) -> None:
-        check(bool(self.path), "data.path", self.path, SOURCE_FORMS)
+        check(bool(self.path), "data.path", self.path, SOURCE_HELP)
         check(self.rows >= 0, "data.rows", self.rows, "0 (all) or more")
         check(0 <= self.validation < 1, "data.validation", self.validation, "0 or more and less than 1")
         check(self.max_tokens > 1, "data.max_tokens", self.max_tokens, "2 or more")
@@ -92,6 +99,7 @@ class TrainConfig:
     """The optimization: AdamW on the mean loss of the answer tokens of the whole step."""
 
     epochs: int = 1
+    """Passes over all rows."""
     batch_rows: int = 8
     """Rows per optimizer step, over all processes."""
     micro_tokens: int = 2048
@@ -99,12 +107,14 @@ class TrainConfig:
     pack: bool = True
     """Pack rows side by side, none attending to another; otherwise pad them to the longest of the pass."""
     learning_rate: float = 2e-4
+    """Highest rate, reached at the end of the warm-up."""
     schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
     decay: float = 0.85
     """Factor of the rate after every epoch, for schedule = "step"."""
     warmup: float = 0.05
     """Share of all steps over which the rate rises from zero."""
     weight_decay: float = 0.0
+    """Decoupled decay of the adapter's factors, as in AdamW."""
     clip_norm: float = 1.0
     """Maximum norm of the gradients; 0: no clipping."""
     weight_range: tuple[float, ...] = (1.0, 1.0)
@@ -115,9 +125,11 @@ class TrainConfig:
     is whether to answer at all: a refusal is decided in its first tokens (Qi et al., Safety Alignment Should Be Made
     More Than Just a Few Tokens Deep, ICLR 2025), otherwise a small part of the loss."""
     opening_tokens: int = 3
+    """Tokens at the start of an answer that `opening_weight` applies to."""
     max_steps: int = 0
     """Steps after which the run ends; 0: after the epochs."""
     seed: int = 0
+    """Seed of the factors, the order of the rows, dropout and the weights of `weight_range`."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_rows", "micro_tokens", "opening_tokens"):
@@ -144,6 +156,7 @@ class PolicyConfig:
     checkpointing: Literal["none", "full", "selective"] = "none"
     """Recompute activations in the backward pass: of every layer, or of every `selective_every`th."""
     selective_every: int = 2
+    """Distance of the layers that selective checkpointing recomputes."""
     cpu_offload: bool = False
     """Keep parameters in CPU memory between uses (FSDP)."""
     optimizer: Literal["adamw", "adamw-bf16"] = "adamw"
@@ -158,7 +171,7 @@ class CheckpointConfig:
     """Checkpoints to resume from, in the run's folder."""
 
     every: int = 50
-    """Steps between checkpoints, at most lost by a kill; 0: only at the end. Writing overlaps the next step."""
+    """Steps between checkpoints, the most a kill can lose; 0: only at the end. Writing overlaps the next step."""
     keep: int = 2
     """How many of the newest checkpoints are kept."""
 
@@ -172,7 +185,9 @@ class LogConfig:
     """Where the metrics go besides the progress bar and metrics.jsonl."""
 
     tensorboard: bool = False
+    """Write TensorBoard events into the run's folder."""
     wandb: bool = False
+    """Log to Weights & Biases, over the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +204,7 @@ class Config:
 
 
 PRESETS: Mapping[str, dict[str, dict[str, object]]] = {
-    # The reference's hyper-parameters; its rows were padded, its clipping absent, its base 8-bit.
+    # The paper's hyperparameters; there, rows were padded, gradients unclipped, and the base 8-bit.
     "paper": {
         "lora": {"r": 8, "alpha": 32, "targets": ["q_proj", "v_proj"], "dropout": 0.05},
         "train": {"epochs": 10, "batch_rows": 4, "learning_rate": 1e-3, "schedule": "step", "decay": 0.85}

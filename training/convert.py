@@ -43,7 +43,7 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
     """A checkpoint of a run, by default the last; ConfigError that lists the steps there are."""
     known = {int(path.name[5:]): path for path in sorted((run / "checkpoints").glob("step-????????"))}
     if not known:
-        raise ConfigError(f"{str(run)!r} is not a run with a checkpoint")
+        raise ConfigError(f"{str(run)!r} is not a run with a checkpoint: expected a folder with checkpoints/step-…")
     if step is None:
         return known[max(known)]
     if step not in known:
@@ -94,7 +94,9 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, weight: float = 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     modules = dict(model.named_modules())
     if unknown := [name for name in loaded.modules if name not in modules]:
-        raise ConfigError(f"the adapter is for another base: {folder!r} has no module {unknown[0]!r}")
+        raise ConfigError(
+            f"the adapter is for another base: {folder!r} has no module {unknown[0]!r}; give its own with --base"
+        )
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for name in loaded.modules:
         parameter = modules[name].weight
@@ -114,7 +116,9 @@ def from_fsdp(checkpoint: Path, base: str, out: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (checkpoint / ".metadata").is_file():
-        raise ConfigError(f"{str(checkpoint)!r} is not a sharded checkpoint: it has no .metadata")
+        raise ConfigError(
+            f"{str(checkpoint)!r} is not a sharded checkpoint: expected a folder of .distcp files with .metadata"
+        )
     folder = resolve_base(base)
     tensors = {_WRAPPERS.sub("", name): value for name, value in read_tensors(checkpoint).items()}
     with torch.device("meta"):

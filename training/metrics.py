@@ -1,4 +1,4 @@
-"""What is shown and written of every step: progress bar, metrics.jsonl, TensorBoard, W&B."""
+"""Show and record the metrics of every step: progress bar, metrics.jsonl, TensorBoard, W&B."""
 
 import json
 import math

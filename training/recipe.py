@@ -44,8 +44,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Conf
         apply_override(tables, text)
     given = {f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table}
     config = build(Config, merge(PRESETS.get(preset or "", {}), tables))
-    idle = [(key, why) for key, has_none, why in _WITHOUT_EFFECT if key in given and has_none(config)]
-    return config, [f"{key} has no effect: {why}" for key, why in idle]
+    without_effect = [(key, why) for key, applies, why in _WITHOUT_EFFECT if key in given and applies(config)]
+    return config, [f"{key} has no effect: {why}" for key, why in without_effect]
 
 
 def list_recipes() -> dict[str, Path]:

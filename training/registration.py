@@ -26,6 +26,8 @@ def register(url: str, name: str, adapter: Path) -> str:
             digest: str = json.load(response)["digest"]
             return digest
     except urllib.error.HTTPError as error:
-        raise ConfigError(f"the service at {url} refused the adapter: {error.read().decode()[:400]}") from None
+        raise ConfigError(f"the service at {url} rejected the adapter: {error.read().decode()[:400]}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no service answers at {url}: {error}") from None
+        raise ConfigError(
+            f"no service answers at {url} ({error}): check the URL, or start one with `lora-fusion serve`"
+        ) from None

@@ -35,7 +35,7 @@ def start(config: Config, folder: Path, command: str = "", *, watch: Watch | Non
     """
     with join_processes() as group:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{str(folder)!r} is not empty: resume it, or choose another --out")
+            raise ConfigError(f"{str(folder)!r} is not empty: continue it with `resume`, or choose another --out")
         group.barrier()
         return _train(config, folder, group, command, watch, resume=False)
 

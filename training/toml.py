@@ -1,4 +1,4 @@
-"""TOML tables into frozen dataclasses: types checked, unknown keys refused with the nearest known one."""
+"""TOML tables into frozen dataclasses: types checked, unknown keys rejected with the nearest known one."""
 
 import dataclasses
 import tomllib
@@ -33,7 +33,7 @@ def build(cls: type[T], table: Mapping[str, object], where: str = "") -> T:
             raise ConfigError(f"unknown key {key!r}: {hint}")
     for key, field in fields.items():
         if field.name not in table and field.default is field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"key {key!r} is missing")
+            raise ConfigError(f"key {key!r} is missing: set it in the recipe, or with --set {key}=VALUE")
     hints = get_type_hints(cls)
     return cls(**{key: convert(value, hints[key], prefix + key) for key, value in table.items()})
 
@@ -72,10 +72,10 @@ def to_plain(value: object) -> object:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tables:
-    """Both, table by table; where both have a value, that of `above`."""
-    merged = dict(below)
-    for key, value in above.items():
+def merge(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Tables:
+    """Both, table by table; where both have a value, that of `overrides`."""
+    merged = dict(defaults)
+    for key, value in overrides.items():
         lower = merged.get(key)
         merged[key] = merge(lower, value) if isinstance(lower, dict) and isinstance(value, dict) else value
     return merged
@@ -93,5 +93,5 @@ def apply_override(tables: Tables, text: str) -> None:
         parsed = value.strip()
     table = tables.setdefault(name, {})
     if not isinstance(table, dict):
-        raise ConfigError(f"--set {text!r}: {name!r} is not a table")
+        raise ConfigError(f"--set {text!r}: {name!r} is not a table in the recipe: expected TABLE.KEY=VALUE")
     table[key] = parsed

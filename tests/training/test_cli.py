@@ -104,7 +104,7 @@ def test_a_run_registers_its_adapter(
         monkeypatch.setenv("REGISTER_API_KEY", "secret")
         assert main([*arguments, "--out", str(tmp_path / "s"), "--name", "taken"]) == 2
         assert Service.keys == [None, "Bearer secret"]
-        assert "refused the adapter" in capsys.readouterr().err
+        assert "rejected the adapter" in capsys.readouterr().err
     finally:
         server.shutdown()
         server.server_close()

@@ -18,7 +18,7 @@ TALK = Chat(
 
 def test_every_answer_with_its_end_carries_the_loss_and_nothing_else(tiny_tokenizer: Any) -> None:
     row = encode(tiny_tokenizer, TALK)
-    assert tiny_tokenizer.decode(row.ids[row.wanted]) == "Hello.<|im_end|>See you.<|im_end|>"
+    assert tiny_tokenizer.decode(row.ids[row.is_target]) == "Hello.<|im_end|>See you.<|im_end|>"
     turns = [{"role": role, "content": content} for role, content in TALK.messages]
     assert tiny_tokenizer.decode(row.ids) == tiny_tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
 
@@ -32,7 +32,7 @@ def test_an_answer_begins_as_it_will_be_generated() -> None:
         "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     )
     row = encode(tokenizer, TALK)
-    assert tokenizer.convert_ids_to_tokens(row.ids[row.wanted].tolist()) == [
+    assert tokenizer.convert_ids_to_tokens(row.ids[row.is_target].tolist()) == [
         *"Hello.",
         "</s>",
         *"See",
@@ -64,7 +64,7 @@ def test_a_base_without_a_template_gets_a_choice(tiny_tokenizer: Any, tmp_path: 
     bare.bos_token = "<|endoftext|>"
     set_template(bare, "llama2")
     row = encode(bare, TALK)
-    assert bare.decode(row.ids[row.wanted]) == " Hello. <|im_end|> See you. <|im_end|>"
+    assert bare.decode(row.ids[row.is_target]) == " Hello. <|im_end|> See you. <|im_end|>"
     assert bare.decode(row.ids).startswith("<|endoftext|>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]")
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
     set_template(bare, str(tmp_path / "t.jinja"))

@@ -24,7 +24,7 @@ def test_passes_hold_every_row_once_within_the_limit(
     rows = [make_row(length, min(length - 1, 3), number) for number, length in enumerate(lengths)]
     passes = make_passes(rows, limit, world_size, pack=pack, pad=9, share_prefix=False)
     assert Counter(row.where for batch in passes for row in batch.rows) == Counter(row.where for row in rows)
-    assert sum(batch.wanted for batch in passes) == sum(int(row.wanted.sum()) for row in rows)
+    assert sum(batch.target_count for batch in passes) == sum(int(row.is_target.sum()) for row in rows)
     assert all(batch.ids.numel() <= limit or len(batch.rows) == 1 for batch in passes)
     if pack:
         assert len(passes) % world_size == 0 or len(passes) == len(rows)
@@ -36,13 +36,13 @@ def test_passes_hold_every_row_once_within_the_limit(
             stop = start + len(row.ids)
             assert (batch.ids[line, start:stop].numpy() == row.ids).all()
             assert batch.positions[line, start:stop].tolist() == list(range(len(row.ids)))
-            assert (batch.labels[line, start:stop] != IGNORE).tolist() == row.wanted.tolist()
+            assert (batch.labels[line, start:stop] != IGNORE).tolist() == row.is_target.tolist()
 
 
 def test_a_row_s_first_token_is_not_learned_from_the_row_before() -> None:
-    row = replace(make_row(5), wanted=np.ones(5, bool))
+    row = replace(make_row(5), is_target=np.ones(5, bool))
     (batch,) = make_passes([row, row], 100, pack=True, pad=0)
-    assert (batch.wanted, batch.shared) == (8, 0)
+    assert (batch.target_count, batch.shared) == (8, 0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=2, max_size=6), st.integers(0, 12))
@@ -54,7 +54,7 @@ def test_rows_share_their_beginning_and_lose_nothing(parts: list[tuple[int, int]
         rows.append(Row(np.array(ids, np.int32), np.array(wanted, bool), f"r:{i}"))
     (batch,) = make_passes(rows, 10**6, pack=True, pad=0)
     assert batch.shared == common
-    assert batch.wanted == sum(answered for _, answered in parts)
+    assert batch.target_count == sum(answered for _, answered in parts)
     start = batch.shared
     for row, length in zip(rows, batch.lengths, strict=True):
         own = slice(start, start + length)
@@ -63,7 +63,7 @@ def test_rows_share_their_beginning_and_lose_nothing(parts: list[tuple[int, int]
         )
         assert seen.tolist() == row.ids.tolist()
         assert positions.tolist() == list(range(len(seen)))
-        assert (labels != IGNORE).tolist() == row.wanted.tolist()
+        assert (labels != IGNORE).tolist() == row.is_target.tolist()
         start += length
 
 
@@ -72,7 +72,7 @@ def test_every_loss_belongs_to_the_row_that_its_token_is_of(lengths: list[int], 
     rows = [make_row(length, 1 + number % (length - 1), number) for number, length in enumerate(lengths)]
     (batch,) = make_passes(rows, 10**6, pack=pack, pad=0, share_prefix=False)
     counts = Counter(batch.rows[i].where for i in row_of_token(batch).tolist())
-    assert counts == Counter({row.where: int(row.wanted.sum()) for row in rows})
+    assert counts == Counter({row.where: int(row.is_target.sum()) for row in rows})
 
 
 def test_the_first_tokens_of_every_answer_are_its_opening() -> None:

@@ -9,11 +9,11 @@ from torch.nn import functional
 
 from training.errors import ConfigError
 
-NAME = "packed_rows"
+ATTENTION_NAME = "packed_rows"
 """What transformers calls this attention."""
-MASKED_TOKENS = 4096
-"""On GPUs, lines up to this length attend in one masked product, since one product per row would leave the GPU idle
-between them; CPUs are faster when they do not compute what the mask hides."""
+MAX_MASKED_TOKENS = 4096
+"""On GPUs, packed sequences up to this length take one masked attention call, since one call per row would leave the
+GPU idle between them; CPUs are faster when they do not compute what the mask hides."""
 
 
 def attend(
@@ -29,26 +29,28 @@ def attend(
     shared: int = 0,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row of a packed line, whose rows all see the first `shared` tokens too.
+    """Causal attention within each row of a packed sequence, whose rows all see the first `shared` tokens too.
 
-    Without `row_lengths` every line is one row, and padding on the right needs no mask. `query`, `key` and `value` are
-    lines×heads×tokens×width; the result is lines×tokens×heads×width. ConfigError for a base whose attention does
+    Without `row_lengths` every sequence is one row, and padding on the right needs no mask. `query`, `key` and `value`
+    are batch×heads×tokens×width; the result is batch×tokens×heads×width. ConfigError for a base whose attention does
     more than this.
     """
-    # What the base asks for must be what is computed here.
+    # Reject attention features not computed here.
     if unknown := sorted(name for name in ("softcap", "s_aux") if options.get(name) is not None):
-        raise ConfigError(f"the base's attention uses {unknown[0]}, which training does not support")
+        raise ConfigError(
+            f"the base's attention uses {unknown[0]}, which training does not support; choose another base"
+        )
     lengths = (shared, *(row_lengths if row_lengths is not None else [query.shape[2]]))
     window = options.get("sliding_window")
     if window is not None and (longest := shared + max(lengths[1:])) > window:
         raise ConfigError(
-            f"the base attends to {window} tokens and a row has {longest}: set data.max_tokens = {window}"
+            f"the base's attention window is {window} tokens, but a row has {longest}: set data.max_tokens = {window}"
         )
-    # One masked product for short lines on GPUs.
-    if query.is_cuda and len(lengths) > 2 and sum(lengths) <= MASKED_TOKENS:
+    # One masked call for short sequences on GPUs.
+    if query.is_cuda and len(lengths) > 2 and sum(lengths) <= MAX_MASKED_TOKENS:
         return attend_masked(query, key, value, make_mask(lengths, query.device), scaling, dropout), None
-    # Otherwise one causal product per row, each with the shared tokens in front; only the first keeps their output.
-    # Computing them again is faster than a masked product without them.
+    # Otherwise one causal call per row, each with the shared tokens in front; only the first keeps their output.
+    # Computing them again is faster than a masked call without them.
     (prefix, *rows) = zip(*(torch.split(x, list(lengths), 2) for x in (query, key, value)), strict=True)
     outputs: list[Tensor] = []
     for row in rows:
@@ -63,7 +65,7 @@ def attend(
 def attend_masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Attention in one product; shapes as in `attend`, `mask` bool tokens×tokens. Keys and values that several queries
+    """Attention in one call; shapes as in `attend`, `mask` bool tokens×tokens. Keys and values that several queries
     share are repeated, since no kernel that takes a mask does so itself.
     """
     groups = query.shape[1] // key.shape[1]
@@ -76,7 +78,7 @@ def attend_masked(
 
 @lru_cache(maxsize=2)
 def make_mask(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Which tokens of a packed line attend to which, bool tokens×tokens: earlier ones of the same row and of the
+    """Which tokens of a packed sequence attend to which, bool tokens×tokens: earlier ones of the same row and of the
     first, shared one. Cached, since every layer asks for the same mask.
     """
     row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)

@@ -20,7 +20,7 @@ from training.rows.dataset import Dataset
 from training.rows.passes import shuffle_epoch
 
 INITIAL_SCALE = 2.0**14
-"""Of float16 losses."""
+"""The first scale of float16 losses."""
 
 Watch = Callable[[Mapping[str, float]], None]
 """Receives the metrics of every step."""
@@ -28,7 +28,7 @@ Watch = Callable[[Mapping[str, float]], None]
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is; part of its checkpoints."""
+    """How far a run has come; part of its checkpoints."""
 
     step: int = 0
     tokens: int = 0
@@ -104,7 +104,7 @@ def fit(
             watch(metrics)
         if last or (config.checkpoint.every and progress.step % config.checkpoint.every == 0):
             checkpoints.save(progress.step, collect_state(parameters, optimizer), asdict(progress))
-    checkpoints.finish()  # the last one must not fail
+    checkpoints.finish()  # the last checkpoint must not fail
     set_weight(model, 1.0)
     model.eval()
     return progress

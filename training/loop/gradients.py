@@ -17,13 +17,13 @@ from training.loop.processes import Group, set_gradient_sync
 from training.rows.encoding import Row
 from training.rows.passes import Pass, is_opening_token, make_passes, row_of_token
 
-SHOWN = 8
+MAX_LISTED_ROWS = 8
 """How many rows an error lists before it ends in "…"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """This process with its model; all processes of the group call the same methods together."""
+    """One process's part of a training step; all processes of the group call the same methods together."""
 
     model: AnswerLoss
     config: Config
@@ -32,14 +32,14 @@ class Worker:
     """Token id of padding."""
 
     def accumulate_gradients(self, rows: Sequence[Row], step: int, scale: float) -> float:
-        """Add up the gradients of `scale` times the mean loss over the step's wanted tokens, weighted by row and by
+        """Add up the gradients of `scale` times the mean loss over the step's target tokens, weighted by row and by
         train.opening_weight; returns the unweighted mean, nats. `rows` in the order of the data set. NonFiniteLossError
         when that is not finite.
         """
         train, group = self.config.train, self.group
         # Every process plans all passes, so that the mean is over the whole step.
         passes = self._make_passes(rows, share_prefix=self.config.lora.dropout == 0)  # dropout's noise is per row
-        weights = [_weigh_tokens(batch, train) for batch in passes]
+        weights = [_token_weights(batch, train) for batch in passes]
         total_weight = float(sum(weight.sum() for weight in weights))
         # One weight of the adapter for the whole step.
         set_weight(self.model, random.Random(f"weight/{train.seed}/{step}").uniform(*train.weight_range))
@@ -59,16 +59,16 @@ class Worker:
             (weighted * (has_work * scale * group.world_size / total_weight)).backward()
             if has_work:
                 computed.append((batch, losses.detach()))
-        # The plain mean, for people; its rows are named when it is not finite.
+        # The unweighted mean, for logging; its rows are named when it is not finite.
         loss = sum(float(losses.double().sum()) for _, losses in computed)
-        mean = group.sum([loss])[0] / sum(batch.wanted for batch in passes)
+        mean = group.sum([loss])[0] / sum(batch.target_count for batch in passes)
         if not math.isfinite(mean):
-            raise self._non_finite(mean, step, computed)
+            raise self._non_finite_error(mean, step, computed)
         return mean
 
     @torch.no_grad()
     def evaluate(self, rows: Sequence[Row]) -> float:
-        """Mean loss of the wanted tokens of `rows`, nats, at adapter weight 1."""
+        """Mean loss of the target tokens of `rows`, nats, at adapter weight 1."""
         self.model.eval()
         set_weight(self.model, 1.0)
         passes = self._make_passes(rows)
@@ -86,21 +86,21 @@ class Worker:
         limit, pack = self.config.train.micro_tokens, self.config.train.pack
         return make_passes(rows, limit, self.group.world_size, pack=pack, pad=self.pad, share_prefix=share_prefix)
 
-    def _non_finite(self, mean: float, step: int, computed: Sequence[tuple[Pass, Tensor]]) -> NonFiniteLossError:
+    def _non_finite_error(self, mean: float, step: int, computed: Sequence[tuple[Pass, Tensor]]) -> NonFiniteLossError:
         """The error that names the rows, of all processes, whose loss is not finite."""
         own = []
         for batch, losses in computed:
             bad = sorted(set(row_of_token(batch)[~losses.isfinite().cpu()].tolist()))
             own += [batch.rows[i].where for i in bad]
         names = [name for gathered in self.group.gather(own) for name in gathered]
+        listed = ", ".join([*names[:MAX_LISTED_ROWS], *["…"] * (len(names) > MAX_LISTED_ROWS)])
         return NonFiniteLossError(
-            f"the loss of step {step + 1} is {mean}, from {', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}: "
-            "check these rows, or lower train.learning_rate"
+            f"the loss of step {step + 1} is {mean}, from {listed}: check these rows, or lower train.learning_rate"
         )
 
 
-def _weigh_tokens(batch: Pass, train: TrainConfig) -> Tensor:
-    """The weight in the loss of each wanted token, float32: its row's, times opening_weight where an answer begins."""
+def _token_weights(batch: Pass, train: TrainConfig) -> Tensor:
+    """The weight in the loss of each target token, float32: its row's, times opening_weight where an answer begins."""
     openings = 1 + (train.opening_weight - 1) * is_opening_token(batch.labels, train.opening_tokens)
     return openings * torch.tensor([row.weight for row in batch.rows])[row_of_token(batch)]
 

@@ -1,4 +1,4 @@
-"""The loss of the wanted tokens as a module of its own, so that FSDP sees one forward."""
+"""The loss of the target tokens as a module of its own, so that FSDP sees one forward."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from training.rows.passes import IGNORE, Pass
 
 
 class AnswerLoss(nn.Module):
-    """A causal language model, wrapped by PEFT, whose forward is the loss of the wanted tokens."""
+    """A causal language model, wrapped by PEFT, whose forward is the loss of the target tokens."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Pass) -> Tensor:
-        """Loss of every wanted token, nats, float32, in the order of the labels. The output layer, a fifth of a
-        small model, runs only on the positions before wanted tokens.
+        """Loss of every target token, nats, float32, in the order of the labels. The output layer, a fifth of a
+        small model, runs only on the positions before target tokens.
         """
         causal = self.model.get_base_model()
         hidden = causal.base_model(
@@ -28,6 +28,6 @@ class AnswerLoss(nn.Module):
             shared=batch.shared,
         ).last_hidden_state
         targets = batch.labels[:, 1:]
-        wanted = targets != IGNORE
-        logits = causal.get_output_embeddings()(hidden[:, :-1][wanted])
-        return functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
+        is_target = targets != IGNORE
+        logits = causal.get_output_embeddings()(hidden[:, :-1][is_target])
+        return functional.cross_entropy(logits.float(), targets[is_target], reduction="none")

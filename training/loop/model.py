@@ -1,4 +1,4 @@
-"""The model that is trained: the base with LoRA layers, and its parameters by the names of adapter files."""
+"""The base with trainable LoRA layers, and their parameters by the names of adapter files."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from training.config import Config, LoraConfig
 from training.errors import ConfigError
-from training.loop.attention import NAME, attend
+from training.loop.attention import ATTENTION_NAME, attend
 from training.loop.lora_linear import fuse_layers
 from training.loop.loss import AnswerLoss
 
@@ -37,22 +37,22 @@ def _load_base(config: Config, base: str) -> Any:
     from peft import prepare_model_for_kbit_training
     from transformers import AttentionInterface, AutoModelForCausalLM
 
-    AttentionInterface.register(NAME, attend)
-    options: dict[str, Any] = {"dtype": DTYPES[config.policy.precision], "attn_implementation": NAME}
+    AttentionInterface.register(ATTENTION_NAME, attend)
+    options: dict[str, Any] = {"dtype": DTYPES[config.policy.precision], "attn_implementation": ATTENTION_NAME}
     quantized = config.model.quantize == "4bit"
     if quantized:
-        options["quantization_config"] = _four_bit()
+        options["quantization_config"] = _quantization_config()
     try:
         causal = AutoModelForCausalLM.from_pretrained(base, **options)
     except OSError as error:
         raise ConfigError(f"model.base {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     for name, neutral in UNSUPPORTED:
         if getattr(causal.config, name, None) not in (None, neutral):
-            raise ConfigError(f"model.base {base!r} has {name}, which training does not support")
+            raise ConfigError(f"model.base {base!r} has {name}, which training does not support: choose another base")
     return prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False) if quantized else causal
 
 
-def _four_bit() -> Any:
+def _quantization_config() -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
@@ -108,7 +108,7 @@ def _checkpoint_activations(causal: Any, config: Config) -> None:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by the names that adapter files have: base_model.model.….lora_A.weight."""
+    """The trained parameters, by their names in adapter files: base_model.model.….lora_A.weight."""
     return {file_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -74,11 +74,11 @@ def learning_rate(config: TrainConfig, step: int, steps: int, steps_per_epoch: i
     warmup = round(config.warmup * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
+    share = (step - warmup) / max(1, steps - warmup)
     factor = {
         "constant": 1.0,
-        "linear": 1 - done,
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - share,
+        "cosine": 0.5 * (1 + math.cos(math.pi * share)),
         "step": config.decay ** (step // steps_per_epoch),
     }[config.schedule]
     return config.learning_rate * factor

@@ -14,13 +14,13 @@ from training.rows.keywords import mentions_safety
 from training.rows.overlap import find_overlaps
 from training.rows.readers import Chat, Message, read_chats
 
-SHOWN = 5
+MAX_LISTED_ROWS = 5
 """How many rows a message lists before it ends in "…"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the rows are like. Lists say where each row came from."""
+    """Statistics of the rows, and where those with a defect came from."""
 
     sha256: str
     """Digest of all turns, before rows are left out."""
@@ -80,7 +80,7 @@ def build_dataset(config: DataConfig, tokenizer: Any) -> Dataset:
             if config.too_long != "cut":
                 continue
             row = row.cut(config.max_tokens)
-        if not chat.answer.strip() or not row.wanted.any():
+        if not chat.answer.strip() or not row.is_target.any():
             empty.append(chat.where)
             continue
         weight = next((weight for text, weight in config.weights.items() if chat.answer.startswith(text)), 1.0)
@@ -91,7 +91,7 @@ def build_dataset(config: DataConfig, tokenizer: Any) -> Dataset:
             f'{_list_some(too_long)}: raise it, or set data.too_long to "cut" or "drop"'
         )
     if not rows:
-        raise ConfigError(f"no row of {config.path!r} is left to train on")
+        raise ConfigError(f"no row of {config.path!r} is left to train on: check its answers and data.max_tokens")
     train, validation = _hold_out(rows, config)
     return Dataset(train, validation, _make_report(chats, rows, empty, too_long, overlap))
 
@@ -102,7 +102,7 @@ def collect_chats(config: DataConfig) -> list[Chat]:
     if config.filter != "all":
         chats = [chat for chat in chats if mentions_safety(chat) == (config.filter == "safety")]
         if not chats:
-            raise ConfigError(f"data.filter = {config.filter!r} leaves no row of {config.path!r}")
+            raise ConfigError(f"data.filter = {config.filter!r} leaves no row of {config.path!r}: set it to all")
     if config.rows:
         chats = _draw(chats, min(config.rows, len(chats)), f"rows/{config.seed}")
     own_rows = len(chats)
@@ -141,7 +141,9 @@ def _hold_out(rows: list[Row], config: DataConfig) -> tuple[list[Row], list[Row]
     held_out = {row.ids.tobytes() for row in validation}
     train = [row for row in rows[count:] if row.ids.tobytes() not in held_out]
     if not train:
-        raise ConfigError(f"data.validation = {config.validation} leaves none of {len(rows)} rows to train on")
+        raise ConfigError(
+            f"data.validation = {config.validation} leaves none of {len(rows)} rows to train on: lower it"
+        )
     return train, validation
 
 
@@ -161,9 +163,9 @@ def _make_report(
         "95 %": lengths[int(0.95 * (len(lengths) - 1))],
         "most": lengths[-1],
     }
-    answer_tokens = sum(int(row.wanted.sum()) for row in rows)
+    answer_tokens = sum(int(row.is_target.sum()) for row in rows)
     return Report(digest(chats), len(rows), sum(lengths), answer_tokens, summary, duplicates, empty, too_long, overlap)
 
 
 def _list_some(rows: Sequence[str], separator: str = ", ") -> str:
-    return separator.join([*rows[:SHOWN], *["…"] * (len(rows) > SHOWN)])
+    return separator.join([*rows[:MAX_LISTED_ROWS], *["…"] * (len(rows) > MAX_LISTED_ROWS)])

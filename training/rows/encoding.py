@@ -28,17 +28,17 @@ TEMPLATES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One chat as tokens: `ids` int32 and `wanted` bool, both one per token; the wanted tokens have a loss."""
+    """One chat as tokens: `ids` int32 and `is_target` bool, both one per token; the target tokens have a loss."""
 
     ids: NDArray[np.int32]
-    wanted: NDArray[np.bool_]
+    is_target: NDArray[np.bool_]
     where: str
     weight: float = 1.0
     """Weight of its tokens in the loss."""
 
     def cut(self, length: int) -> "Row":
         """The first `length` tokens."""
-        return replace(self, ids=self.ids[:length], wanted=self.wanted[:length])
+        return replace(self, ids=self.ids[:length], is_target=self.is_target[:length])
 
 
 def set_template(tokenizer: Any, choice: str) -> None:
@@ -59,13 +59,13 @@ def set_template(tokenizer: Any, choice: str) -> None:
 
 
 def encode(tokenizer: Any, chat: Chat) -> Row:
-    """Tokens by the tokenizer's own template; every assistant turn is wanted, including its end token.
+    """Tokens by the tokenizer's own template; every assistant turn is a target, including its end token.
 
     ConfigError when the template refuses the turns, or renders those before an answer differently once it follows.
     """
     messages = [{"role": role, "content": content} for role, content in chat.messages]
     ids: list[int] = []
-    wanted: list[bool] = []
+    is_target: list[bool] = []
     rendered = ""
     for i, (role, _) in enumerate(chat.messages):
         if role != "assistant":
@@ -87,6 +87,6 @@ def encode(tokenizer: Any, chat: Chat) -> Row:
             texts = (prompt_text[len(rendered) :], full_text[len(prompt_text) :])
             prompt, answer = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
         ids += [*prompt, *answer]
-        wanted += [False] * len(prompt) + [True] * len(answer)
+        is_target += [False] * len(prompt) + [True] * len(answer)
         rendered = full_text
-    return Row(np.array(ids, np.int32), np.array(wanted, bool), chat.where)
+    return Row(np.array(ids, np.int32), np.array(is_target, bool), chat.where)

@@ -30,7 +30,7 @@ def find_overlaps(chats: Sequence[Chat], against: Sequence[str]) -> list[str]:
 def read_texts(path: Path) -> Iterator[str]:
     """Every string of at least three words in a CSV, JSON or JSONL file, or in those of a folder."""
     if not path.exists():
-        raise ConfigError(f"data.against: there is no {str(path)!r}")
+        raise ConfigError(f"data.against: there is no {str(path)!r}: expected a file or a folder")
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
     for file in files:
         content = file.read_text(encoding="utf-8-sig")
@@ -42,7 +42,7 @@ def read_texts(path: Path) -> Iterator[str]:
             else:
                 parsed = [json.loads(line) for line in content.split("\n") if line.strip()]
         except (csv.Error, ValueError) as error:
-            raise ConfigError(f"data.against: {file.name} cannot be read: {error}") from None
+            raise ConfigError(f"data.against: {file.name!r} cannot be read: {error}") from None
         yield from (text for text in _strings(parsed) if len(text.split()) >= 3)
 
 

@@ -18,28 +18,28 @@ IGNORE = -100
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one forward pass reads. Packed: one line, the `shared` tokens that all its rows begin with once, then the
-    rest of each row side by side, `lengths` of each. Padded: one row per line, padded on the right. All tensors are
-    int64, lines×tokens.
+    """The input of one forward pass. Packed: one sequence, the `shared` tokens that all its rows begin with once, then
+    the rest of each row side by side, `lengths` of each. Padded: one row per sequence, padded on the right. All tensors
+    are int64, batch×tokens.
     """
 
     ids: Tensor
     positions: Tensor
     labels: Tensor
-    """The token itself where it is wanted, else IGNORE; not shifted."""
+    """The token itself where it is a target, otherwise IGNORE; not shifted."""
     lengths: tuple[int, ...]
     packed: bool
     rows: tuple[Row, ...]
     shared: int = 0
 
     @property
-    def wanted(self) -> int:
+    def target_count(self) -> int:
         """Number of tokens with a loss."""
         return int((self.labels[:, 1:] != IGNORE).sum())
 
 
 def row_of_token(batch: Pass) -> Tensor:
-    """Index into `batch.rows` of each wanted token, int64, in the order of the losses."""
+    """Index into `batch.rows` of each target token, int64, in the order of the losses."""
     if batch.packed:
         lengths = torch.tensor([batch.shared + batch.lengths[0], *batch.lengths[1:]])  # no loss on what is shared
         rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)[None]
@@ -49,13 +49,13 @@ def row_of_token(batch: Pass) -> Tensor:
 
 
 def is_opening_token(labels: Tensor, tokens: int) -> Tensor:
-    """Whether each wanted token is among the first `tokens` of its answer; bool, in the order of the losses. `labels`
+    """Whether each target token is among the first `tokens` of its answer; bool, in the order of the losses. `labels`
     as in a Pass.
     """
-    wanted = labels[:, 1:] != IGNORE
-    count = wanted.cumsum(1)
-    count_before_answer = count.masked_fill(wanted, 0).cummax(1).values
-    return (count - count_before_answer <= tokens)[wanted]
+    is_target = labels[:, 1:] != IGNORE
+    count = is_target.cumsum(1)
+    count_before_answer = count.masked_fill(is_target, 0).cummax(1).values
+    return (count - count_before_answer <= tokens)[is_target]
 
 
 def shuffle_epoch(count: int, batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
@@ -106,20 +106,20 @@ def _pack(rows: Sequence[Row], share_prefix: bool) -> Pass:
     shared = _common_prefix(rows) if share_prefix else 0
     lengths = tuple(len(row.ids) - shared for row in rows)
     ids = np.concatenate([rows[0].ids[:shared], *(row.ids[shared:] for row in rows)]).astype(np.int64)
-    wanted = np.concatenate([np.zeros(shared, bool), *(row.wanted[shared:] for row in rows)])
-    wanted[np.cumsum([shared, *lengths[:-1]])] = False  # the token before a row's first own one is another row's
+    is_target = np.concatenate([np.zeros(shared, bool), *(row.is_target[shared:] for row in rows)])
+    is_target[np.cumsum([shared, *lengths[:-1]])] = False  # the token before a row's first own one is another row's
     positions = torch.cat([torch.arange(shared), *(torch.arange(shared, shared + length) for length in lengths)])
     line = torch.from_numpy(ids)[None]
-    labels = torch.where(torch.from_numpy(wanted)[None], line, IGNORE)
+    labels = torch.where(torch.from_numpy(is_target)[None], line, IGNORE)
     return Pass(line, positions[None], labels, lengths, True, tuple(rows), shared)
 
 
 def _common_prefix(rows: Sequence[Row]) -> int:
-    """How many tokens all rows begin with, ending before the token ahead of the first wanted one of any: what
-    predicts a wanted token is a row's own.
+    """How many tokens all rows begin with, ending before the token ahead of the first target of any: what
+    predicts a target token is a row's own.
     """
     first = rows[0].ids
-    most = min(int(row.wanted.argmax()) - 1 if row.wanted.any() else len(row.ids) - 1 for row in rows)
+    most = min(int(row.is_target.argmax()) - 1 if row.is_target.any() else len(row.ids) - 1 for row in rows)
     if len(rows) < 2 or most < 1:
         return 0
     same = np.logical_and.reduce([row.ids[:most] == first[:most] for row in rows])
@@ -132,6 +132,6 @@ def _pad(rows: Sequence[Row], pad: int) -> Pass:
     labels = torch.full_like(ids, IGNORE)
     for i, row in enumerate(rows):
         ids[i, : lengths[i]] = torch.from_numpy(row.ids.astype(np.int64))
-        labels[i, : lengths[i]] = torch.where(torch.from_numpy(row.wanted), ids[i, : lengths[i]], IGNORE)
+        labels[i, : lengths[i]] = torch.where(torch.from_numpy(row.is_target), ids[i, : lengths[i]], IGNORE)
     positions = torch.arange(ids.shape[1]).expand_as(ids)
     return Pass(ids, positions, labels, lengths, False, tuple(rows))

@@ -14,7 +14,7 @@ from typing import Any
 from adapters import did_you_mean
 from training.builtin.orders import draw_orders
 from training.builtin.safety import read_rows
-from training.config import SOURCE_FORMS
+from training.config import SOURCE_HELP
 from training.errors import ConfigError
 
 Message = tuple[str, str]
@@ -60,13 +60,13 @@ def _ask(question: object, context: object, answer: str) -> list[Message]:
     return [("user", prompt), ("assistant", answer)]
 
 
-def _question(summary: str, question: str, answer: str, context: str = "") -> Format:
+def _make_question_format(summary: str, question: str, answer: str, context: str = "") -> Format:
     """The format of rows with these columns; that of the context may be missing."""
     matches = _has_columns(question, answer)
     return Format(summary, matches, lambda row: _ask(row[question], row.get(context), row[answer]))
 
 
-def _ask_summary(document: object, summary: str) -> list[Message]:
+def _ask_for_summary(document: object, summary: str) -> list[Message]:
     if not isinstance(document, str) or not document.strip():
         raise ValueError(f"the document is {str(document)[:60]!r}: expected a non-empty string")
     return _ask("Summarize this article in one sentence.", document, summary)
@@ -79,10 +79,12 @@ _DIALOGUES = ("conversations", "conversation", "dialogue", "dialog")
 def _read_turns(turns: Any) -> list[Message]:
     """Turns given as {role, content}, {from, value} or, for plain strings, [system, user, assistant, user, …]."""
     if not isinstance(turns, list) or not turns:
-        raise ValueError("expected a list of turns")
+        raise ValueError(f"the turns are {str(turns)[:60]!r}: expected a list of turns")
     if all(isinstance(turn, str) for turn in turns):
         if len(turns) < 2:
-            raise ValueError("expected at least a user and an assistant turn")
+            raise ValueError(
+                f"there is one turn, {str(turns[0])[:60]!r}: expected at least a user and an assistant turn"
+            )
         first = ["system"] if len(turns) % 2 else []
         roles = [*first, *("user", "assistant") * (len(turns) // 2)]
         return [(role, text) for role, text in zip(roles, turns, strict=True) if role != "system" or text.strip()]
@@ -107,15 +109,15 @@ FORMATS: Mapping[str, Format] = {
         lambda row: isinstance(row, Mapping) and any(name in row for name in _DIALOGUES),
         lambda row: _read_turns(next(row[name] for name in _DIALOGUES if name in row)),
     ),
-    "dolly": _question("{instruction, context, response, category}", "instruction", "response", "context"),
-    "alpaca": _question("{instruction, input, output}", "instruction", "output", "input"),
-    "hpfa": _question("{question, answer}", "question", "answer"),
+    "dolly": _make_question_format("{instruction, context, response, category}", "instruction", "response", "context"),
+    "alpaca": _make_question_format("{instruction, input, output}", "instruction", "output", "input"),
+    "hpfa": _make_question_format("{question, answer}", "question", "answer"),
     "xsum": Format(
         "{document, summary, id}",
         _has_columns("document", "summary"),
-        lambda row: _ask_summary(row["document"], row["summary"]),
+        lambda row: _ask_for_summary(row["document"], row["summary"]),
     ),
-    "pairs": _question("{prompt, answer}", "prompt", "answer"),
+    "pairs": _make_question_format("{prompt, answer}", "prompt", "answer"),
 }
 
 
@@ -133,7 +135,7 @@ def read_chats(path: str, *, format: str = "auto", split: str = "train", seed: i
     rows = _read_hub(path.removeprefix("hub:"), split) if path.startswith("hub:") else _read_file(Path(path))
     chats = [_to_chat(row, where, format) for where, row in rows]
     if not chats:
-        raise ConfigError(f"{path!r} has no rows")
+        raise ConfigError(f"{path!r} has no rows: expected at least one")
     return chats
 
 
@@ -200,7 +202,7 @@ def _read_hub(name: str, split: str) -> Iterator[tuple[str, Any]]:
 
 def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
-        raise ConfigError(f"there is no file {str(path)!r}: expected {SOURCE_FORMS}")
+        raise ConfigError(f"there is no file {str(path)!r}: expected {SOURCE_HELP}")
     if path.suffix == ".csv":
         yield from _read_csv(path)
         return
