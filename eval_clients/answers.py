@@ -1,4 +1,4 @@
-"""From Inspect's logs to answers: one record an answer, with its scores, and what is missing."""
+"""From Inspect's logs to answers: one record per answer, with its scores, and what is missing."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The command line of `eval_clients`: parser, and one function a command."""
+"""The command line of `eval_clients`: its parser, and one function per command."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ Measure models and fusions through an OpenAI-compatible endpoint.
 
 EVAL_BASE_URL and EVAL_API_KEY name another endpoint. Results land in --out: results.json, results.csv, answers.jsonl,
 and Inspect's logs (`inspect view --log-dir OUT/logs`).
-Exit status: 0 done, 1 something is missing (run again with --resume), 2 invalid input.
+Exit status: 0 done, 1 answers are missing (run again with --resume), 2 invalid input.
 """
 URL = "http://127.0.0.1:3000/v1"
 MODEL_HELP = "model, profile or recipe; may be repeated; default: base"
@@ -90,7 +90,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--limit", action="append", default=[], metavar="LIMIT", help=limit)
     add("--safety", default="safety", metavar="ADAPTER", help="the adapter the controls leave out; default: safety")
     add("--no-controls", action="store_true", help="measure the grid alone")
-    add("--search", type=int, default=0, metavar="REQUESTS", help="refine within so many requests")
+    add("--search", type=int, default=0, metavar="REQUESTS", help="refine with at most this many requests")
     add("--publish", action="store_true", help="attach the scorecards to the fusions' digests")
     _add_run(parser)
 
@@ -207,7 +207,7 @@ def run_sweep(args: argparse.Namespace, endpoint: Endpoint) -> int:
 
 
 def run_check(args: argparse.Namespace, endpoint: Endpoint) -> int:
-    """Test the endpoint's log-probabilities for each model."""
+    """Check the endpoint's echo and log-probabilities for each model."""
     base = endpoint.base()
     models = dict.fromkeys(base if name == "base" else name for name in args.model or ["base"])
     faults = {model: logprob_faults(endpoint, model) for model in models}

@@ -1,7 +1,7 @@
 """One OpenAI-compatible endpoint: its models, and what a fusion service says about a recipe.
 
 A fusion service also answers `plan` (identity of a recipe, and whether it is mixed or built) and keeps scorecards;
-other endpoints have neither, and the clients do without.
+other endpoints have neither, and the clients work without them.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 from eval_clients.errors import EndpointError
 
 PROVIDER = "openai-api/fusion/"
-"""Inspect's name for a model of an OpenAI-compatible service, before the model's own."""
+"""Inspect's provider prefix of a model at an OpenAI-compatible service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to ask. `base_url` ends in /v1; `timeout` (seconds) bounds one attempt of one request."""
+    """Address, key and timeout. `base_url` ends in /v1; `timeout` (seconds) bounds one attempt of one request."""
 
     base_url: str
     api_key: str = "none"
@@ -54,10 +54,10 @@ class Endpoint:
             memoize=False,
             max_retries=0,
         )
-        setattr(model.api, "connection_key", lambda: self.base_url)  # noqa: B010 - else a limit for each model
+        setattr(model.api, "connection_key", lambda: self.base_url)  # noqa: B010 - otherwise Inspect limits connections per model
         return model
 
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request to a route outside the OpenAI API; EndpointError when no answer comes."""
         headers = {"authorization": f"Bearer {self.api_key}"}
         try:
@@ -65,12 +65,12 @@ class Endpoint:
                 return client.request(method, path, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EndpointError(
-                f"no answer from {self.base_url!r} ({error}); start a service with: make serve"
+                f"no answer from {self.base_url!r} ({error}); check --base-url, or start a service with `make serve`"
             ) from None
 
     def models(self) -> list[dict[str, Any]]:
         """What the endpoint lists, the base first."""
-        response = self.ask("GET", "/models")
+        response = self.request("GET", "/models")
         try:
             models = list(response.json()["data"])
         except (ValueError, KeyError, TypeError):
@@ -79,7 +79,7 @@ class Endpoint:
                 "does the base URL end in /v1?"
             ) from None
         if not models:
-            raise EndpointError(f"{self.base_url!r} serves no models")
+            raise EndpointError(f"{self.base_url!r} serves no models; load one, or give another --base-url")
         return models
 
     def base(self) -> str:
@@ -88,33 +88,33 @@ class Endpoint:
 
     def adapters(self) -> list[str]:
         """The names of a fusion service's adapters; empty for any other endpoint."""
-        response = self.ask("GET", "/adapters")
+        response = self.request("GET", "/adapters")
         return [str(adapter["name"]) for adapter in response.json()["data"]] if response.is_success else []
 
     def is_fusion_service(self) -> bool:
         """Whether a fusion service answers here."""
-        return self.ask("GET", "/fusions").is_success
+        return self.request("GET", "/fusions").is_success
 
     def plan(self, recipe: str) -> Plan:
-        """The service's plan for `recipe`; EndpointError when the service refuses it."""
-        response = self.ask("POST", "/fusions/plan", json={"fusion": recipe})
+        """The service's plan for `recipe`; EndpointError when the service rejects it."""
+        response = self.request("POST", "/fusions/plan", json={"fusion": recipe})
         if response.is_error:
-            raise EndpointError(f"{recipe!r} is refused: {error_message(response)}")
+            raise EndpointError(f"the service rejected {recipe!r}: {error_message(response)}")
         body = response.json()
         return Plan(body["digest"], body["mode"] == "mixed", body["recipe"], body["rank"], body["error"])
 
     def publish(self, digest: str, provenance: Mapping[str, str], measures: Mapping[str, Any]) -> bool:
-        """Attach a scorecard to a fusion's digest, unless one with these measures is there; whether it was attached.
+        """Attach a scorecard to a fusion's digest, unless one with these measures exists. Returns True if attached.
 
-        EndpointError when the service refuses it.
+        EndpointError when the service rejects it.
         """
-        existing = self.ask("GET", f"/scorecards/{digest}")
+        existing = self.request("GET", f"/scorecards/{digest}")
         cards = existing.json()["data"] if existing.is_success else []
         if any(measures.items() <= card.items() for card in map(dict, cards)):
             return False
-        response = self.ask("POST", f"/scorecards/{digest}", json={**provenance, **measures})
+        response = self.request("POST", f"/scorecards/{digest}", json={**provenance, **measures})
         if response.is_error:
-            raise EndpointError(f"the scorecard of {digest[:12]} is refused: {error_message(response)}")
+            raise EndpointError(f"the service rejected the scorecard of {digest[:12]}: {error_message(response)}")
         return True
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, one class a cause. Command lines print the message and exit with status 2."""
+"""What can go wrong, one class per cause. Command lines print the message and exit with status 2."""
 
 
 class EvaluationError(Exception):

@@ -78,7 +78,7 @@ def score_model(model: str, answers: Sequence[Answer]) -> ModelScores:
 
 
 def _average_by_prompt(answers: Iterable[Answer], measure: Measure, score: str) -> list[float]:
-    """One value a prompt: the mean of its answers."""
+    """One value per prompt: the mean of its answers."""
     values: dict[str, list[float]] = defaultdict(list)
     for answer in answers:
         if answer.measure == measure and score in answer.scores:
@@ -123,8 +123,8 @@ def list_measures(scores: Iterable[ModelScores]) -> list[str]:
 
 
 def format_table(scores: Mapping[str, ModelScores], names: Sequence[str] | None = None) -> str:
-    """Markdown: one model a row, every measure with its interval, shares in percent. A column counts answers without a
-    score when there are any.
+    """Markdown: one model per row, every measure with its interval, shares in percent. A last column counts answers
+    without a score, when there are any.
     """
     names = names or list_measures(scores.values())
     unscored = ["unscored"] if any(model.unscored for model in scores.values()) else []
@@ -137,7 +137,7 @@ def format_table(scores: Mapping[str, ModelScores], names: Sequence[str] | None 
 
 
 def write_results(folder: Path, answers: Answers) -> None:
-    """Write `results.json` and `results.csv` (one model a row) into `folder`."""
+    """Write `results.json` and `results.csv` (one model per row) into `folder`."""
     scores = score_models(answers.items)
     categories = score_categories(answers.items)
     body = {

@@ -109,7 +109,7 @@ def check_fusions(folder: Path, digests: Mapping[str, str]) -> None:
 def run_tasks(
     tasks: Sequence[Task], endpoint: Endpoint, models: Sequence[str], folder: Path, options: RunOptions
 ) -> bool:
-    """Ask all `tasks` of all `models`; True when every sample has an answer and a score.
+    """Run all `tasks` on all `models`; True when every sample has an answer and a score.
 
     Logs land in `folder`/logs, where `inspect view` shows them; `eval_clients.answers` reads them. Progress goes to
     stderr. RunError when Inspect cannot start.

@@ -26,7 +26,7 @@ class Prober(Protocol):
     """The part of the engine that shows an adapter's effect."""
 
     async def probe(self, prompt: Sequence[int], lora: LoRARequest | None) -> list[dict[int, float]]:
-        """Log-probabilities of the likeliest tokens after `prompt`, one dict a step."""
+        """Log-probabilities of the likeliest tokens after `prompt`, one dict per step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def parse_grid(text: str) -> tuple[str, list[float]]:
     first, last, step = parts
     count = math.floor((last - first) / step + 1e-9) + 1
     if count > MAX_POINTS:
-        raise TemplateError(f"{text!r} has {count} points; at most {MAX_POINTS}")
+        raise TemplateError(f"{text!r} has {count} points; expected at most {MAX_POINTS}, so take a larger step")
     return name, [round(first + step * index, 10) for index in range(count)]
 
 
@@ -97,7 +97,9 @@ def evaluate(expression: str, values: Mapping[str, float]) -> float:
     except (SyntaxError, ZeroDivisionError, OverflowError, TypeError) as error:
         raise TemplateError(f"{{{expression}}} cannot be computed: {error}") from None
     if not isinstance(result, float) or not math.isfinite(result):
-        raise TemplateError(f"{{{expression}}} is not a finite number for {dict(values)}")
+        raise TemplateError(
+            f"{{{expression}}} is not a finite number for {dict(values)}; change the expression or the grid"
+        )
     return result
 
 
@@ -110,14 +112,14 @@ def expand(templates: Sequence[str], grids: Sequence[str]) -> list[Point]:
     """Every template at every point of the grid it uses; the same recipe only once."""
     axes = dict(parse_grid(text) for text in grids)
     if len(axes) < len(grids):
-        raise TemplateError(f"a grid variable is given twice: {', '.join(grids)}")
+        raise TemplateError(f"a grid variable is given twice in {', '.join(grids)}; keep one --grid for each")
     points: dict[str, Point] = {}
     used: set[str] = set()
     for template in templates:
         names = [name for name in axes if any(re.search(rf"\b{name}\b", hole) for hole in HOLE.findall(template))]
         used.update(names)
         if math.prod(len(axes[name]) for name in names) > MAX_POINTS:
-            raise TemplateError(f"{template!r} has more than {MAX_POINTS} points")
+            raise TemplateError(f"{template!r} has more than {MAX_POINTS} points; use larger steps or fewer variables")
         for combination in itertools.product(*(axes[name] for name in names)):
             values = dict(zip(names, combination, strict=True))
             recipe = fill_template(template, values)

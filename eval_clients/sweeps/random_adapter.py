@@ -18,22 +18,22 @@ CONFLICT = 409
 
 
 def register_random_adapter(endpoint: Endpoint, adapter: str, seed: int = 0) -> str:
-    """Register a random adapter with the norms of `adapter`; its name. EndpointError when the service refuses."""
+    """Register a random adapter with the norms of `adapter`; its name. EndpointError when the service rejects it."""
     name = f"{adapter}-random-{seed}"
     config, tensors = export_adapter(endpoint, adapter)
     files = {"file": (f"{name}.tar", pack_adapter(config, randomize(tensors, seed)))}
-    response = endpoint.ask("POST", "/adapters", data={"name": name}, files=files)
+    response = endpoint.request("POST", "/adapters", data={"name": name}, files=files)
     if response.status_code == CONFLICT:  # made from an adapter that had this name before
-        endpoint.ask("DELETE", f"/adapters/{name}")
-        response = endpoint.ask("POST", "/adapters", data={"name": name}, files=files)
+        endpoint.request("DELETE", f"/adapters/{name}")
+        response = endpoint.request("POST", "/adapters", data={"name": name}, files=files)
     if response.is_error:
-        raise EndpointError(f"the random control of {adapter!r} is refused: {error_message(response)}")
+        raise EndpointError(f"the service rejected the random control of {adapter!r}: {error_message(response)}")
     return name
 
 
 def randomize(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
     """Gaussian factors of the same shapes, with the Frobenius norm of each module's update ΔW = BA preserved."""
-    random = {}
+    factors = {}
     for name in sorted(tensors):
         if ".lora_A." not in name:
             continue
@@ -44,8 +44,8 @@ def randomize(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Te
         new_a = torch.randn(a.shape, generator=source) / a.shape[1] ** 0.5
         new_b = torch.randn(b.shape, generator=source)
         new_b *= (_update_norm(a, b) / _update_norm(new_a, new_b)).float()
-        random[name], random[other] = new_a.to(a.dtype).contiguous(), new_b.to(b.dtype).contiguous()
-    return random
+        factors[name], factors[other] = new_a.to(a.dtype).contiguous(), new_b.to(b.dtype).contiguous()
+    return factors
 
 
 def _update_norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -58,12 +58,12 @@ def export_adapter(endpoint: Endpoint, adapter: str) -> tuple[dict[str, object],
     """Configuration and tensors of a served adapter, through a temporary profile."""
     profile = f"export-{hashlib.sha256(adapter.encode()).hexdigest()[:12]}"
     body = {"fusion": f"1*{adapter}", "description": "for a control"}
-    response = endpoint.ask("PUT", f"/fusions/{profile}", json=body)
+    response = endpoint.request("PUT", f"/fusions/{profile}", json=body)
     if not response.is_error:
         try:
-            response = endpoint.ask("GET", f"/fusions/{profile}/export")
+            response = endpoint.request("GET", f"/fusions/{profile}/export")
         finally:
-            endpoint.ask("DELETE", f"/fusions/{profile}")
+            endpoint.request("DELETE", f"/fusions/{profile}")
     if response.is_error:
         raise EndpointError(f"{adapter!r} cannot be exported: {error_message(response)}")
     config: dict[str, object] = {}

@@ -54,16 +54,16 @@ def refine_sweep(
 
     `measure` returns a sweep with the answers of all its points, `cost` answers for each new one; at most `budget`
     answers are requested (a judge's calls, second turns and echoes come on top). `plan` raises EndpointError for a
-    form that the service refuses, which is left out with a note. EndpointError when the sweep has no point to start
+    form that the service rejects, which is left out with a note. EndpointError when the sweep has no point to start
     from.
     """
     start, adapters = find_start(sweep, safety, limits)
-    wanted = [make_point(form, start.values["t"], start.values["s"], adapters) for form in FORMS]
-    wanted += make_neighbors(start, STEPS[0], adapters)
+    candidates = [make_point(form, start.values["t"], start.values["s"], adapters) for form in FORMS]
+    candidates += make_neighbors(start, STEPS[0], adapters)
     step = 0
     while step < len(STEPS) and budget >= cost:
         measured = {point.model for point in sweep.points}
-        new, sweep = _admit((point for point in drop_repeats(wanted) if point.model not in measured), sweep, plan)
+        new, sweep = _admit((point for point in drop_repeats(candidates) if point.model not in measured), sweep, plan)
         new = new[: budget // cost]
         if new:
             budget -= cost * len(new)
@@ -72,7 +72,7 @@ def refine_sweep(
         else:
             step += 1
         best = _best_by_form(sweep, start, limits)[:BEST_FORMS]
-        wanted = [near for point in best for near in make_neighbors(point, STEPS[min(step, 2)], adapters)]
+        candidates = [near for point in best for near in make_neighbors(point, STEPS[min(step, 2)], adapters)]
     return sweep
 
 

@@ -69,7 +69,7 @@ class Report:
 def run_study(endpoint: Endpoint, study: Study) -> Report:
     """Measure, search, choose and report; answers that `study.folder` already holds are not requested again.
 
-    LimitError when a limit cannot be evaluated, EndpointError when the endpoint refuses a point.
+    LimitError when a limit cannot be evaluated, EndpointError when the service rejects a point.
     """
     limits = _check_measures(endpoint, study)
     candidates = study.points if study.control_points is None else study.control_points

@@ -36,8 +36,8 @@ class Sweep:
         return {point.model: scores[point.model] for point in self.points if point.model in scores}
 
     def candidates(self, half: Half | None = None) -> dict[str, ModelScores]:
-        """The scores of the points that lack no answer, if there are any: only these are compared with one another,
-        since a point whose harmful prompts failed would look harmless.
+        """The scores of the points with all their answers, if there are any: only these are compared with one
+        another, since a point whose harmful prompts failed would look harmless.
         """
         scores, incomplete = self.scores(half), {gap.model for gap in self.answers.missing}
         return {model: one for model, one in scores.items() if model not in incomplete} or scores
@@ -109,7 +109,7 @@ def save_points(folder: Path, points: Sequence[Point]) -> None:
 
 
 def publish_scorecards(endpoint: Endpoint, sweep: Sweep, provenance: Mapping[str, str]) -> int:
-    """Attach the scores of each point that lacks no answer to its fusion digest; how many were attached.
+    """Attach the scores of each point with all its answers to its fusion digest; returns how many were attached.
 
     `provenance` says when, by which command and on which sets. `half_report` of a card is what was measured on the half
     that no weight was chosen on. The same measures are attached once.

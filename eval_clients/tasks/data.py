@@ -89,7 +89,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not valid UTF-8 (byte {error.start}); save it as UTF-8") from None
     if not text.strip():
-        raise DataError(f"{str(path)!r} is empty")
+        raise DataError(f"{str(path)!r} is empty; expected at least one row")
     return text
 
 
@@ -101,7 +101,7 @@ def read_csv(path: Path) -> list[list[str]]:
         raise DataError(f"{str(path)!r} is not valid CSV: {error}") from None
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if not rows:
-        raise DataError(f"{str(path)!r} holds only blank rows")
+        raise DataError(f"{str(path)!r} has only blank rows; expected at least one prompt")
     return rows
 
 
@@ -120,7 +120,7 @@ def read_prompts(path: Path) -> list[str]:
         )
     prompts = [row[column].strip() for row in rows if len(row) > column and row[column].strip()]
     if not prompts:
-        raise DataError(f"{str(path)!r} holds no prompts")
+        raise DataError(f"{str(path)!r} has no prompts; expected at least one in column {column + 1}")
     return prompts
 
 
@@ -132,7 +132,9 @@ def read_harmful(path: Path) -> list[Sample]:
     else:
         prompts = read_prompts(path)
     if not prompts:
-        raise DataError(f"{str(path)!r} has no rows of kind 'harmful'")
+        raise DataError(
+            f"{str(path)!r} has no rows of kind 'harmful'; expected rows with `prompt`, and that `kind` or none"
+        )
     return [make_sample(f"{path.stem}-{n}", prompt, "harm", path.stem) for n, prompt in enumerate(prompts, 1)]
 
 
@@ -140,7 +142,9 @@ def read_harmless(path: Path) -> list[Sample]:
     """Harmless prompts of a JSONL with `prompt`, and `answer` (a good one) and `kind` where they are given."""
     rows = [row for row in read_jsonl(path, ("prompt",)) if row.get("kind", "harmless") == "harmless"]
     if not rows:
-        raise DataError(f"{str(path)!r} has no rows of kind 'harmless'")
+        raise DataError(
+            f"{str(path)!r} has no rows of kind 'harmless'; expected rows with `prompt`, and that `kind` or none"
+        )
     return [
         make_sample(f"{path.stem}-safe-{n}", row["prompt"], "safe", path.stem, str(row.get("answer", "")))
         for n, row in enumerate(rows, 1)

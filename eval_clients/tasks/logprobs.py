@@ -34,15 +34,15 @@ async def echo_logprobs(client: AsyncOpenAI, model: str, text: str) -> tuple[lis
 
 async def find_letter_tokens(client: AsyncOpenAI, model: str, choices: str) -> LetterTokens:
     """The token of each letter after `Answer:` (` A`, `A` or `▁A`); EndpointError when letters have no token each."""
-    found: dict[str, str] = {}
+    tokens_by_letter: dict[str, str] = {}
     for letter in choices:
         tokens, _ = await echo_logprobs(client, model, f"Answer: {letter}")
         if tokens[-1].strip(" ▁Ġ") != letter:
             raise EndpointError(f"{model!r} has no token for {letter!r} after 'Answer:', found {tokens[-1]!r}")
-        found[letter] = tokens[-1]
-    if len(set(found.values())) < len(found):
-        raise EndpointError(f"{model!r} has the same token for two letters: {found}")
-    return found
+        tokens_by_letter[letter] = tokens[-1]
+    if len(set(tokens_by_letter.values())) < len(tokens_by_letter):
+        raise EndpointError(f"{model!r} has the same token for two letters: {tokens_by_letter}")
+    return tokens_by_letter
 
 
 async def top_logprobs(client: AsyncOpenAI, model: str, prompt: str) -> Mapping[str, float]:

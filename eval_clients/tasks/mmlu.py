@@ -95,7 +95,7 @@ def read_questions(folder: Path, limit: int | None = None, seed: int = 0, shots:
     for file in files:
         subject = file.name.removesuffix("_test.csv")
         if subject not in SUBCATEGORY:
-            raise DataError(f"{str(file)!r}: {subject!r} is not an MMLU subject")
+            raise DataError(f"{str(file)!r}: {subject!r} is not an MMLU subject; expected Hendrycks' file names")
         examples = read_rows(folder / "dev" / f"{subject}_dev.csv")[:shots]
         for number, row in enumerate(read_rows(file)):
             questions.append((subject, number, row, examples))

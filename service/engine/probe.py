@@ -7,7 +7,7 @@ from vllm.sampling_params import SamplingParams
 PROMPT = tuple(range(300, 324))
 STEPS = 4
 Probe = Sequence[Mapping[int, float]]
-"""One mapping a step, the prefill's first: token id → log-probability."""
+"""One mapping per step, the prefill's first: token id → log-probability."""
 
 
 def probe_sampling(forced: int, logprobs: int) -> SamplingParams:

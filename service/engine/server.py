@@ -85,7 +85,7 @@ class Engine:
         return layers
 
     async def probe(self, prompt: Sequence[int], lora: LoRARequest | None) -> list[dict[int, float]]:
-        """Log-probabilities of the likeliest tokens after `prompt`, one dict a step: prefill, then decodes."""
+        """Log-probabilities of the likeliest tokens after `prompt`, one dict per step: prefill, then decodes."""
         sampling = probe_sampling(prompt[0], min(20, max(0, self.config.model_config.max_logprobs)))
         final = None
         async for output in self.client.generate(

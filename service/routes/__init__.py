@@ -1,4 +1,4 @@
-"""The service's own HTTP routes, one file a noun; vLLM's are behind the gate."""
+"""The service's own HTTP routes, one file per noun; vLLM's are behind the gate."""
 
 import json
 from collections.abc import Callable, Coroutine

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval_clients.errors import DataError
-from eval_clients.scoring.scorers import matches
+from eval_clients.scoring.scorers import is_exact_match
 from eval_clients.tasks import data, mmlu
 from tests.conftest import EVAL_DATA
 
@@ -94,19 +94,19 @@ def test_other_bad_files_are_named(tmp_path: Path) -> None:
 
 def test_exact_match_is_of_meaning_for_json_and_of_text_else() -> None:
     wanted = json.dumps({"customer": "Ada", "items": [{"name": "cup", "qty": 3}]})
-    assert matches('{"items": [{"qty": 3, "name": "cup"}],\n "customer": "Ada"}', wanted)
+    assert is_exact_match('{"items": [{"qty": 3, "name": "cup"}],\n "customer": "Ada"}', wanted)
     for answer in ('{"customer": "Ada", "items": [{"name": "cup", "qty": "3"}]}', f"Sure: {wanted}", "", "[" * 9999):
-        assert not matches(answer, wanted)
-    assert not matches('{"customer": "Bo", "customer": "Ada", "items": [{"name": "cup", "qty": 3}]}', wanted)
-    assert matches(" forty-two\n", "forty-two")
-    assert not matches("Forty-two", "forty-two")
+        assert not is_exact_match(answer, wanted)
+    assert not is_exact_match('{"customer": "Bo", "customer": "Ada", "items": [{"name": "cup", "qty": 3}]}', wanted)
+    assert is_exact_match(" forty-two\n", "forty-two")
+    assert not is_exact_match("Forty-two", "forty-two")
 
 
 def test_a_wanted_answer_may_be_json_itself(tmp_path: Path) -> None:
     rows = ({"prompt": "a", "answer": {"item": "oak", "n": 3}}, {"prompt": "b", "answer": True})
     first, second = data.read_task(lines(tmp_path / "rows.jsonl", *map(json.dumps, rows)))
-    assert matches('{"n": 3, "item": "oak"}', str(first.target))
-    assert matches("true", str(second.target))
+    assert is_exact_match('{"n": 3, "item": "oak"}', str(first.target))
+    assert is_exact_match("true", str(second.target))
 
 
 def test_a_set_s_digest_is_of_names_and_contents(tmp_path: Path) -> None:

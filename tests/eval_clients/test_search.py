@@ -42,7 +42,7 @@ class Service:
 
     def plan(self, recipe: str) -> Plan:
         if recipe.startswith(self.refused):
-            raise EndpointError(f"{recipe!r} is refused: no such method")
+            raise EndpointError(f"the service rejected {recipe!r}: no such method")
         return Plan("digest", True, recipe, 16, 0.0)
 
     def measure(self, sweep: Sweep) -> Sweep:
@@ -94,7 +94,7 @@ def test_a_refused_form_is_left_out_with_a_note_once() -> None:
     sweep = refine(service, service.start(), 30 * COST)
     assert not [point for point in sweep.points if point.model.startswith(service.refused)]
     notes = [note for note in sweep.notes if "knots" in note]
-    assert notes == ["left out of the search: 'knots(0.5*task + 0.5*safe)' is refused: no such method"]
+    assert notes == ["left out of the search: the service rejected 'knots(0.5*task + 0.5*safe)': no such method"]
 
 
 def test_a_search_without_a_sum_of_two_to_start_from_is_refused() -> None:

@@ -122,7 +122,7 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     assert (out / "pareto.png").is_file()
     plan = endpoint.plan(f"0.5*{SAFETY} + 0.5*{TASK}")
     assert plan.mixed
-    cards = endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"]
+    cards = endpoint.request("GET", f"/scorecards/{plan.digest}").json()["data"]
     assert cards[-1]["task"]["total"] == 4
     assert cards[-1]["half_report"]["task"]["total"] < 4
     assert main(command) == 2
@@ -130,7 +130,9 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     before = len(list((out / "logs").iterdir()))
     assert main([*command, "--resume"]) == 0
     assert len(list((out / "logs").iterdir())) == before
-    assert endpoint.ask("GET", f"/scorecards/{plan.digest}").json()["data"] == cards  # the same is not attached twice
+    assert (
+        endpoint.request("GET", f"/scorecards/{plan.digest}").json()["data"] == cards
+    )  # the same is not attached twice
 
 
 def test_the_search_stays_within_its_budget(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -166,20 +168,20 @@ def test_the_chat_template_is_applied(endpoint: Endpoint, tmp_path: Path) -> Non
     answer = json.loads((tmp_path / "out/answers.jsonl").read_text())["answer"]
     asked = {"model": BASE_NAME, "max_tokens": 12, "temperature": 0}
     messages = [{"role": "user", "content": "Name a colour."}]
-    chat = endpoint.ask("POST", "/chat/completions", json=asked | {"messages": messages})
-    raw = endpoint.ask("POST", "/completions", json=asked | {"prompt": "Name a colour."})
+    chat = endpoint.request("POST", "/chat/completions", json=asked | {"messages": messages})
+    raw = endpoint.request("POST", "/completions", json=asked | {"prompt": "Name a colour."})
     assert answer == chat.json()["choices"][0]["message"]["content"] != raw.json()["choices"][0]["text"]
 
 
 def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endpoint: Endpoint) -> None:
     name = f"{SAFETY}-random-0"
     assert register_random_adapter(endpoint, SAFETY) == register_random_adapter(endpoint, SAFETY) == name
-    mine = endpoint.ask("GET", f"/adapters/{name}").json()["digest"]
-    assert endpoint.ask("DELETE", f"/adapters/{name}").is_success
+    mine = endpoint.request("GET", f"/adapters/{name}").json()["digest"]
+    assert endpoint.request("DELETE", f"/adapters/{name}").is_success
     stale = {"name": name, "path": str(ROOT / "examples/adapters/task")}  # as from an adapter of that name before
-    assert endpoint.ask("POST", "/adapters", json=stale).is_success
+    assert endpoint.request("POST", "/adapters", json=stale).is_success
     assert register_random_adapter(endpoint, SAFETY) == name
-    assert endpoint.ask("GET", f"/adapters/{name}").json()["digest"] == mine
+    assert endpoint.request("GET", f"/adapters/{name}").json()["digest"] == mine
 
 
 @pytest.mark.parametrize(
@@ -237,9 +239,9 @@ def test_answers_are_not_those_of_another_adapter_of_that_name(
     command += ["--out", str(tmp_path / "out"), "--max-tokens", "4", "--model", "1*retrained"]
     for folder, status in (("task", 0), ("safety", 2)):
         path = str(ROOT / "examples/adapters" / folder)
-        assert endpoint.ask("POST", "/adapters", json={"name": "retrained", "path": path}).is_success
+        assert endpoint.request("POST", "/adapters", json={"name": "retrained", "path": path}).is_success
         try:
             assert main([*command, "--resume"]) == status
         finally:
-            assert endpoint.ask("DELETE", "/adapters/retrained").is_success
+            assert endpoint.request("DELETE", "/adapters/retrained").is_success
     assert "answers of other adapters under the same names (1*retrained)" in capsys.readouterr().err
