@@ -90,7 +90,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--limit", action="append", default=[], metavar="LIMIT", help=limit)
     add("--safety", default="safety", metavar="ADAPTER", help="the adapter the controls leave out; default: safety")
     add("--no-controls", action="store_true", help="measure the grid alone")
-    add("--search", type=int, default=0, metavar="REQUESTS", help="refine with at most this many requests")
+    add("--search", type=int, default=0, metavar="REQUESTS", help="refine within so many requests")
     add("--publish", action="store_true", help="attach the scorecards to the fusions' digests")
     _add_run(parser)
 

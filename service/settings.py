@@ -25,7 +25,7 @@ START_FAILURE = "start-failure.txt"
 """In the data folder: why the last start failed, for the process that waits for it."""
 
 
-def _setting(default: Any, text: str) -> Any:
+def _say(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
@@ -33,43 +33,41 @@ def _setting(default: Any, text: str) -> Any:
 class Settings:
     """All settings: field `max_loras` is `FUSION_MAX_LORAS` in the environment, `max_loras` in TOML."""
 
-    base: str = _setting(".cache/base/smollm2-135m-instruct", "folder (or, with a hub, name) of the base model")
-    base_name: str = _setting(
-        "smollm2-135m-instruct", "name the base is served as, and that adapters give as their base"
-    )
-    base_aliases: tuple[str, ...] = _setting(
+    base: str = _say(".cache/base/smollm2-135m-instruct", "folder (or, with a hub, name) of the base model")
+    base_name: str = _say("smollm2-135m-instruct", "name the base is served as, and that adapters give as their base")
+    base_aliases: tuple[str, ...] = _say(
         (), "other values of an adapter's `base_model_name_or_path` that mean this base, separated by `,`"
     )
-    host: str = _setting("127.0.0.1", "address to listen on")
-    port: int = _setting(3000, "port to listen on")
-    data: Path = _setting(Path(".data"), "folder of the registry file and the store")
-    database: str = _setting("", "SQLAlchemy URL of the registry; empty: a SQLite file in the data folder")
-    adapters: tuple[str, ...] = _setting(
+    host: str = _say("127.0.0.1", "address to listen on")
+    port: int = _say(3000, "port to listen on")
+    data: Path = _say(Path(".data"), "folder of the registry file and the store")
+    database: str = _say("", "SQLAlchemy URL of the registry; empty: a SQLite file in the data folder")
+    adapters: tuple[str, ...] = _say(
         ("task=shipped:task", "safety=shipped:safety"),
         "NAME=PATH pairs registered at start when the name is free, separated by `,`; `shipped:NAME` is one that ships",
     )
-    profiles: tuple[str, ...] = _setting(
+    profiles: tuple[str, ...] = _say(
         ("balanced=0.6*task + 0.4*safety",),
         "NAME=RECIPE pairs made profiles at start when the name is free, separated by `;`",
     )
-    groups: tuple[str, ...] = _setting(
+    groups: tuple[str, ...] = _say(
         (), "adapters that share one stack, names joined by `+` (`task+safety`), separated by `,`"
     )
-    adapter_roots: tuple[str, ...] = _setting(
+    adapter_roots: tuple[str, ...] = _say(
         ("examples/adapters", "runs"), "folders that `POST /v1/adapters` may read from, separated by `:`"
     )
-    mixed: Mixed = _setting(
+    mixed: Mixed = _say(
         "auto", "`auto`: mix when proven at start; `required`: do not start otherwise; `off`: build every sum"
     )
-    max_weight: float = _setting(16.0, "largest absolute value of a weight in a recipe")
-    max_lora_rank: int = _setting(32, "largest rank of a stack or build: 1, 8, 16, 32, 64, 128, 256, 320 or 512")
-    max_loras: int = _setting(2, "stacks and builds that can be active in one batch (engine slots)")
-    max_cpu_loras: int = _setting(16, "stacks and builds the engine keeps in memory")
-    strict: bool = _setting(False, "refuse recipes that lose accuracy, as the request key `strict` does")
-    store_bytes: int = _setting(8 * 2**30, "budget of the store of stacks and builds, in bytes; what is in use stays")
-    max_upload_bytes: int = _setting(512 * 2**20, "largest uploaded adapter, in bytes, packed and unpacked")
-    max_names: int = _setting(4096, "largest number of adapters, and of profiles")
-    engine_args: tuple[str, ...] = _setting((), "vLLM flags passed through, as on its command line")
+    max_weight: float = _say(16.0, "largest absolute value of a weight in a recipe")
+    max_lora_rank: int = _say(32, "largest rank of a stack or build: 1, 8, 16, 32, 64, 128, 256, 320 or 512")
+    max_loras: int = _say(2, "stacks and builds that can be active in one batch (engine slots)")
+    max_cpu_loras: int = _say(16, "stacks and builds the engine keeps in memory")
+    strict: bool = _say(False, "refuse recipes that lose accuracy, as the request key `strict` does")
+    store_bytes: int = _say(8 * 2**30, "budget of the store of stacks and builds, in bytes; what is in use stays")
+    max_upload_bytes: int = _say(512 * 2**20, "largest uploaded adapter, in bytes, packed and unpacked")
+    max_names: int = _say(4096, "largest number of adapters, and of profiles")
+    engine_args: tuple[str, ...] = _say((), "vLLM flags passed through, as on its command line")
 
     def __post_init__(self) -> None:
         slots = max(self.max_loras, 3)
@@ -141,9 +139,9 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     values = {}
     for name, raw in given.items():
         if name not in kinds:
-            # Without the prefix, which would make all names alike.
-            hint = did_you_mean(name.upper(), map(str.upper, kinds)).replace("'", f"'{PREFIX}", 1)
-            raise SettingsError(f"{variable(name)} is not a setting: {hint or '`lora-fusion settings` lists all'}")
+            near = did_you_mean(name.upper(), map(str.upper, kinds)).replace("'", f"'{PREFIX}", 1)
+            hint = near or "`lora-fusion settings` lists all settings"
+            raise SettingsError(f"{variable(name)} is not a setting; {hint}")
         try:
             values[name] = _parse(name, kinds[name], raw)
         except ValueError as error:

@@ -115,9 +115,7 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _formats()
     parser.add_argument("file", help="a JSON, JSONL or CSV file, hub:NAME, orders:N, safety:train or safety:heldout")
     parser.add_argument("--format", default="auto", help="default: recognized by the columns")
-    parser.add_argument(
-        "--base", default="smollm2-135m-instruct", help="base whose tokenizer counts tokens (default: %(default)s)"
-    )
+    parser.add_argument("--base", default="smollm2-135m-instruct", help="whose tokenizer counts (default: %(default)s)")
     parser.add_argument("--template", default="", help="chat template for a base that has none")
     parser.add_argument("--max-tokens", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--against", action="append", default=[], metavar="PATH", help="evaluation files or folders")

@@ -22,7 +22,7 @@ VERSION = "0.1.0"
 DESCRIPTION = """\
 OpenAI's API for any weighted combination of LoRA adapters. A request names a fusion in `model`, as a recipe
 (`0.6*task + 0.4*safety`) or a profile (`balanced`, `balanced@3`), or in `fusion` beside the base model.
-Errors have OpenAI's shape. Where the server has API keys, all routes need one but the health checks and this document.
+Errors have OpenAI's shape. Where the server has API keys, all routes but the health checks need one.
 """
 OWN_ROUTERS = (adapters.router, fusions.router, models.router, scorecards.router)
 """The service's own routes, in the order in which they are matched."""
