@@ -81,13 +81,13 @@ class LoraAdapter:
     @cached_property
     def digest(self) -> str:
         """sha256 hex of the content, `base` not included; computed, and everything read, on first use."""
-        return _digest(self.modules)
+        return _hash_modules(self.modules)
 
     @cached_property
     def facts(self) -> Mapping[str, ModuleFacts]:
         """Ranks, shapes and dtypes by module."""
-        known: Mapping[str, ModuleFacts] | None = getattr(self.modules, "facts", None)
-        return known or {name: ModuleFacts.from_module(module) for name, module in self.modules.items()}
+        from_header: Mapping[str, ModuleFacts] | None = getattr(self.modules, "facts", None)
+        return from_header or {name: ModuleFacts.from_module(module) for name, module in self.modules.items()}
 
     @property
     def rank(self) -> int:
@@ -151,7 +151,7 @@ def _check_module(name: str, module: LoraModule) -> None:
         raise AdapterError("nan", f"module {name!r} has the scaling {module.scaling!r}: expected a finite number")
 
 
-def _digest(modules: Mapping[str, LoraModule]) -> str:
+def _hash_modules(modules: Mapping[str, LoraModule]) -> str:
     """sha256 hex over every module's name, scaling, dtypes, shapes and bytes, in sorted order."""
     digest = hashlib.sha256()
     for name in modules:
@@ -166,19 +166,19 @@ def _digest(modules: Mapping[str, LoraModule]) -> str:
 
 def check_together(adapters: Mapping[str, LoraAdapter]) -> None:
     """AdapterError unless all adapters fit one base: 'base' when two name different ones, 'shape' when sizes differ."""
-    seen: dict[str, tuple[str, tuple[int, int]]] = {}
-    known: tuple[str, str] | None = None
+    first_shapes: dict[str, tuple[str, tuple[int, int]]] = {}
+    first_base: tuple[str, str] | None = None
     for name, adapter in adapters.items():
         if adapter.base is not None:
-            if known is not None and known[1] != adapter.base:
+            if first_base is not None and first_base[1] != adapter.base:
                 raise AdapterError(
                     "base",
-                    f"adapters {known[0]!r} and {name!r} name different bases, {known[1]!r} and {adapter.base!r}: "
-                    "fuse adapters of one base",
+                    f"adapters {first_base[0]!r} and {name!r} name different bases, {first_base[1]!r} and "
+                    f"{adapter.base!r}: fuse adapters of one base",
                 )
-            known = known or (name, adapter.base)
+            first_base = first_base or (name, adapter.base)
         for key, shape in adapter.shapes.items():
-            other, expected = seen.setdefault(key, (name, shape))
+            other, expected = first_shapes.setdefault(key, (name, shape))
             if shape != expected:
                 raise AdapterError(
                     "shape",

@@ -76,7 +76,7 @@ class Endpoint:
         except (ValueError, KeyError, TypeError):
             raise EndpointError(
                 f"{self.base_url}/models returned no list of models (status {response.status_code}); "
-                "does the base URL end in /v1?"
+                "expected a base URL that ends in /v1: check --base-url"
             ) from None
         if not models:
             raise EndpointError(f"{self.base_url!r} serves no models; load one, or give another --base-url")

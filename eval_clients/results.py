@@ -44,7 +44,7 @@ MEANS: Mapping[str, tuple[Measure, str]] = {
     "quality": ("dialogue", "quality"),
     "utility": ("task", "quality"),
 }
-JUDGED = ("judged_harmful", *MEANS)
+JUDGED_MEASURES = ("judged_harmful", *MEANS)
 """The measures that need a judge."""
 
 

@@ -52,7 +52,7 @@ class Gate:
         self._strict = strict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what names no model; resolve and lease the rest, or answer why that cannot be."""
+        """Pass on what names no model; resolve and lease the rest, or answer with the error."""
         # uvicorn starts a pipelined request in the context of the one before it.
         served_model.set(None)
         meter.set(None)
@@ -72,7 +72,7 @@ class Gate:
             await self._app(scope, _replay(raw, receive), metered)
 
     async def _prepare(self, path: str, raw: bytes, metered: "_MeteredSend", leases: AsyncExitStack) -> bytes:
-        """The body for vLLM; what a fusion needs is leased, and set for this request's context and answer."""
+        """Lease what the body's fusion needs, set this request's context and headers, and return the body for vLLM."""
         body = _parse_body(raw)
         if not isinstance(body, dict) or not {"model", "fusion"} & body.keys():
             metered.label = None

@@ -19,7 +19,7 @@ MAX_VERSIONS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Profiles:
-    """Makes, rolls back and removes profiles, one change at a time."""
+    """Creates, rolls back and removes profiles, one change at a time."""
 
     settings: Settings
     registry: Registry

@@ -138,7 +138,7 @@ class Registry:
         self._remember(record)
 
     def remove_adapter(self, name: str) -> None:
-        """Delete the record of `name`; its files are the store's business."""
+        """Delete the record of `name`; its files stay in the store."""
         with Session(self._engine) as session, session.begin():
             session.execute(delete(_AdapterRow).where(_AdapterRow.name == name))
         self.adapters.pop(name, None)

@@ -12,13 +12,13 @@ MAX_QUOTED = 100
 
 
 class StrictModel(BaseModel):
-    """A request body: nothing is coerced, and an unknown key is refused together with the list of known ones."""
+    """A request body: nothing is coerced, and an unknown key is rejected with the list of known ones."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_keys(cls, body: Any) -> Any:
+    def _reject_unknown_keys(cls, body: Any) -> Any:
         if isinstance(body, dict) and (unknown := body.keys() - cls.model_fields.keys()):
             context = {"key": min(unknown, key=str), "known": ", ".join(cls.model_fields)}
             raise PydanticCustomError("unknown_key", "unknown key; known keys are {known}", context)

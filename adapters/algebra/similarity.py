@@ -30,7 +30,7 @@ class ParentSimilarity:
 
 
 def compare_batch(bound: BoundRecipe, batch: Batch) -> list[ParentSimilarity]:
-    """The similarities of a batch whose stacked factors serve nothing else."""
+    """The similarities of a batch, whose factors are stacked for this alone."""
     b, a = batch.stack(bound.compute_dtype, bound.device)
     return compare_parents(b, a, inner_products(b, a), list(batch.parents.values()))
 
@@ -50,7 +50,7 @@ def compare_parents(
     conflicts: list[float | None] = [None] * len(rows)
     if len(ranks) > 1:
         signs = torch.tensor([[float(np.sign(parent.factor)) for parent in row] for row in rows], device=b.device)
-        tall, wide = b[:, _spaced(b.shape[1], b.device)], a[:, :, _spaced(a.shape[2], a.device)]
+        tall, wide = b[:, _spaced_indices(b.shape[1], b.device)], a[:, :, _spaced_indices(a.shape[2], a.device)]
         count = max(1, CACHED_ENTRIES // (tall.shape[1] * wide.shape[2]))
         for start in range(0, len(rows), count):
             chosen = slice(start, start + count)
@@ -63,8 +63,8 @@ def compare_parents(
     return similarities
 
 
-def _spaced(size: int, device: torch.device) -> Tensor:
-    """The numbers of SIGN_LINES evenly spaced lines of `size`."""
+def _spaced_indices(size: int, device: torch.device) -> Tensor:
+    """Indices of SIGN_LINES evenly spaced rows or columns out of `size`, or of all when there are fewer."""
     return torch.linspace(0, size - 1, min(size, SIGN_LINES), dtype=torch.float64).long().to(device)
 
 

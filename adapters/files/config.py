@@ -94,18 +94,18 @@ def read_config(text: bytes) -> LoraConfig:
 def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str, object]:
     """A JSON object without repeated keys, NaN or Infinity; AdapterError otherwise."""
 
-    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+    def reject_repeats(items: list[tuple[str, object]]) -> dict[str, object]:
         unique = dict(items)
         if len(unique) < len(items):
             ((repeated, _),) = Counter(key for key, _ in items).most_common(1)
             raise ValueError(f"the key {quote(repeated)} appears twice")
         return unique
 
-    def constant(token: str) -> object:
+    def reject_constant(token: str) -> object:
         raise ValueError(f"{token} is not a JSON number")
 
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=reject_repeats, parse_constant=reject_constant)
     except (ValueError, RecursionError) as error:
         raise AdapterError(reason, f"{name} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):

@@ -22,7 +22,7 @@ def shipped_adapter(name: str) -> Path:
     folders = _folders()
     if name not in folders:
         known = ", ".join(f"{SHIPPED}{known}" for known in sorted(folders)) or "none"
-        raise AdapterError("shipped", f"there is no adapter {SHIPPED + name!r}; shipped are: {known}")
+        raise AdapterError("shipped", f"there is no adapter {SHIPPED + name!r}; bundled adapters: {known}")
     return folders[name]
 
 

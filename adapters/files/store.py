@@ -91,15 +91,15 @@ class Store:
         """
         with self._lock:
             entries = self.entries()
-            over = sum(entry.bytes for entry in entries) + need - self.budget_bytes
+            excess = sum(entry.bytes for entry in entries) + need - self.budget_bytes
             removed = []
             for entry in entries:
-                if over <= 0:
+                if excess <= 0:
                     break
                 if entry.key not in keep:
                     self.remove(entry.key)
                     removed.append(entry.key)
-                    over -= entry.bytes
+                    excess -= entry.bytes
             return removed
 
     def _path(self, key: str) -> Path:

@@ -34,7 +34,7 @@ UNSUPPORTED_TENSORS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """Where a tensor lies in the file: dtype, shape, its first byte and the one after its last."""
 
     dtype: torch.dtype
@@ -72,7 +72,7 @@ class FileModules(Mapping[str, LoraModule]):
         kinds = {entry.dtype for entry in self._entries.values()}
         finite = len(kinds) == 1 and is_finite(data.view(*kinds))
 
-        def read(entry: Entry) -> Tensor:
+        def read(entry: TensorEntry) -> Tensor:
             return data[entry.start - first : entry.stop - first]
 
         return {name: self._read_module(name, read, finite) for name in self}.items()
@@ -93,7 +93,7 @@ class FileModules(Mapping[str, LoraModule]):
             raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error.strerror}") from error
         return content
 
-    def _read_module(self, module: str, read: Callable[[Entry], Tensor], finite: bool = False) -> LoraModule:
+    def _read_module(self, module: str, read: Callable[[TensorEntry], Tensor], finite: bool = False) -> LoraModule:
         """The factors, their numbers checked unless they are known to be `finite`."""
         factors = []
         for letter in "AB":
@@ -132,7 +132,7 @@ def write_weights(adapter: LoraAdapter, file: Path) -> None:
         stream.writelines(tensors[name].reshape(-1).view(torch.uint8).numpy().data for _, name in order)
 
 
-def _check_header(file: Path, size: int) -> Mapping[str, Entry]:
+def _check_header(file: Path, size: int) -> Mapping[str, TensorEntry]:
     """Every tensor's place. Our checks: a whole header, no repeated name, float dtypes, shapes that fill their
     bytes; the library's: no gaps, no overlaps.
     """
@@ -160,8 +160,8 @@ def _check_header(file: Path, size: int) -> Mapping[str, Entry]:
         raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error}") from error
 
 
-def _read_entry(name: str, entry: object, data: int) -> Entry:
-    """One tensor of the header; the data start at byte `data`."""
+def _read_entry(name: str, entry: object, data_start: int) -> TensorEntry:
+    """One tensor of the header; the data start at byte `data_start`."""
 
     def fail() -> AdapterError:
         return AdapterError(
@@ -183,12 +183,12 @@ def _read_entry(name: str, entry: object, data: int) -> Entry:
     dtype = _DTYPES[kind]
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise fail()
-    return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
+    return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def _check_modules(entries: Mapping[str, Entry], config: LoraConfig) -> dict[str, ModuleFacts]:
+def _check_modules(entries: Mapping[str, TensorEntry], config: LoraConfig) -> dict[str, ModuleFacts]:
     """Facts by module name, sorted, after checking that each has an A and a B of the rank in the config."""
-    factors: dict[str, dict[str, Entry]] = {}
+    factors: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in entries.items():
         match = _TENSOR_NAME.fullmatch(name)
         if match is None:
@@ -199,7 +199,7 @@ def _check_modules(entries: Mapping[str, Entry], config: LoraConfig) -> dict[str
     return {module: _check_factors(module, factors[module], config) for module in sorted(factors)}
 
 
-def _check_factors(name: str, pair: Mapping[str, Entry], config: LoraConfig) -> ModuleFacts:
+def _check_factors(name: str, pair: Mapping[str, TensorEntry], config: LoraConfig) -> ModuleFacts:
     if len(pair) != 2:
         have, lack = ("A", "B") if "A" in pair else ("B", "A")
         raise AdapterError("missing_weights", f"module {name!r} has lora_{have} but no lora_{lack}")

@@ -1,1 +1,1 @@
-"""How answers are scored: rules on plain text, and a judge."""
+"""Score answers, by rules on plain text or by a judge."""

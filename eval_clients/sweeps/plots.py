@@ -1,4 +1,4 @@
-"""The pictures of a sweep's report."""
+"""Plot the curves and the Pareto front of a sweep."""
 
 from collections.abc import Mapping
 from pathlib import Path

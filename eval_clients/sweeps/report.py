@@ -93,7 +93,7 @@ def write_report(
         "missing": [list(gap) for gap in sweep.answers.missing],
         "unscored": [list(gap) for gap in sweep.answers.unscored],
     }
-    page = body | _page_only(folder, sweep, measured, best.best, quoted)
+    page = body | _page_fields(folder, sweep, measured, best.best, quoted)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page)
     (folder / "report.html").write_text(html, encoding="utf-8")
@@ -102,7 +102,7 @@ def write_report(
     return best
 
 
-def _page_only(
+def _page_fields(
     folder: Path, sweep: Sweep, measured: Sequence[Point], winner: str, quoted: Collection[str] | None
 ) -> dict[str, Any]:
     """What the page shows beyond report.json: the table of points, pictures, and answers side by side."""
@@ -162,7 +162,7 @@ def collect_samples(
 
 
 def describe_cliff(cliff: Cliff) -> str:
-    """A sentence about a cliff, without its full stop."""
+    """A sentence about a cliff, without its period."""
     label = CURVES[cliff.measure][0]
     change = f"{'fall' if cliff.change < 0 else 'rise'} by {abs(100 * cliff.change):.0f} points"
     return f"{label} {change} between {cliff.before.model} and {cliff.after.model}"

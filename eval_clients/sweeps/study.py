@@ -15,7 +15,7 @@ from inspect_ai import Task
 from eval_clients.answers import write_answers
 from eval_clients.endpoint import Endpoint
 from eval_clients.errors import EndpointError, LimitError
-from eval_clients.results import JUDGED, write_results
+from eval_clients.results import JUDGED_MEASURES, write_results
 from eval_clients.running import RunOptions
 from eval_clients.sweeps.choice import Limit
 from eval_clients.sweeps.controls import build_controls
@@ -98,8 +98,8 @@ def _check_measures(endpoint: Endpoint, study: Study) -> list[Limit]:
     samples = [sample for task in study.build_tasks() for sample in task.dataset]
     measures = {(sample.metadata or {}).get("measure") for sample in samples}
     for limit in study.limits:
-        if limit.source not in measures or (limit.measure in JUDGED and study.options.judge is None):
-            judged = " (it needs a judge)" if limit.measure in JUDGED else ""
+        if limit.source not in measures or (limit.measure in JUDGED_MEASURES and study.options.judge is None):
+            judged = " (it needs a judge)" if limit.measure in JUDGED_MEASURES else ""
             raise LimitError(f"limit '{limit}': none of the tasks measures {limit.measure}{judged}")
     base = endpoint.base()
     if "mmlu" in measures:

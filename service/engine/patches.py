@@ -17,7 +17,7 @@ from service.engine.supported import require
 
 
 class _NoLoraStates(LoRARequestStates):
-    """Keeps adapter names, which here hold weights, out of vLLM's metric labels."""
+    """Keeps adapter names, which hold weights here, out of vLLM's metric labels."""
 
     def __init__(self, log_stats: bool = False) -> None:
         super().__init__(log_stats=False)
