@@ -45,7 +45,8 @@ def _sweep(argv: Sequence[str]) -> int:
 def _serve(argv: Sequence[str]) -> int:
     """Start the service; every setting is also a flag, and the default base is made when it is missing."""
     from service.__main__ import main
-    from service.settings import PREFIX, Settings
+    from service.settings import PREFIX, Settings, SettingsError, read_settings
+    from training.builtin.base import make_base
 
     parser = argparse.ArgumentParser(
         prog="lora-fusion serve",
@@ -57,11 +58,13 @@ def _serve(argv: Sequence[str]) -> int:
     for name, value in vars(parser.parse_args(argv)).items():
         if value is not None:
             os.environ[PREFIX + name.upper()] = value
-    base = Path(os.environ.get(PREFIX + "BASE", default := Settings().base))
-    if str(base) == default and not base.exists():
-        from training.builtin.base import make_base
-
-        make_base(base)
+    try:
+        base = read_settings().base
+        if base == Settings().base:
+            make_base(Path(base))
+    except (SettingsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return main([])
 
 

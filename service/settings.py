@@ -99,7 +99,10 @@ def _parse(name: str, kind: Any, raw: Any) -> Any:
     """`raw`, text of a variable or a value of a TOML file, as the field's type; ValueError says what is expected."""
     if get_origin(kind) is tuple:
         if isinstance(raw, str) and name == "engine_args":
-            return tuple(shlex.split(raw))
+            try:
+                return tuple(shlex.split(raw))
+            except ValueError:
+                raise ValueError("flags as on a command line, quotes closed") from None
         if isinstance(raw, str):
             return tuple(part.strip() for part in raw.split(_SEPARATORS[name]) if part.strip())
         if not isinstance(raw, list):

@@ -63,7 +63,7 @@ async def upload(request: Request, service: Service) -> tuple[AdapterRecord, boo
         name, file = form.get("name"), form.get("file")
         if not isinstance(name, str) or file is None or isinstance(file, str):
             raise ApiError(400, "A multipart upload needs the parts 'name' and 'file' (a .tar).")
-        with scratch_folder(service.settings.data, "upload") as folder:
+        async with scratch_folder(service.settings.data, "upload") as folder:
             await asyncio.to_thread(unpack, file.file, folder, limit)
             return await service.catalog.add(name, folder)
 
