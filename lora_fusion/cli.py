@@ -43,14 +43,14 @@ def _sweep(argv: Sequence[str]) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    """Start the service; every setting is also a flag, and the default base is made when it is missing."""
+    """Start the service; every setting is also a flag, and the default base is created if it is missing."""
     from service.__main__ import main
     from service.settings import PREFIX, Settings, SettingsError, read_settings
     from training.builtin.base import make_base
 
     parser = argparse.ArgumentParser(
         prog="lora-fusion serve",
-        description="Start the service. A flag overrides its FUSION_* variable, and that the FUSION_CONFIG file.",
+        description="Start the service. A flag overrides its FUSION_* variable, which overrides FUSION_CONFIG.",
     )
     for field in fields(Settings):
         flag = f"--{field.name.replace('_', '-')}"
@@ -91,14 +91,14 @@ class Command:
 COMMANDS = {
     "serve": Command(_serve, "start the service", "cpu", ("bentoml", "sqlalchemy", "vllm")),
     "settings": Command(_settings, "list the settings of the service"),
-    "fuse": Command(_algebra("fuse"), "fuse adapters into one, after a recipe"),
+    "fuse": Command(_algebra("fuse"), "fuse adapters into one, according to a recipe"),
     "plan": Command(_algebra("plan"), "report what a recipe would cost, without writing anything"),
     "diff": Command(_algebra("diff"), "compare two adapters"),
     "show": Command(_algebra("show"), "describe an adapter"),
     "methods": Command(_algebra("methods"), "list the fusion methods and their options"),
     "train": Command(_train, "train, resume, export and try adapters", "train", ("peft", "transformers")),
     "eval": Command(_evaluate, "run benchmarks against an endpoint", "eval", ("inspect_ai",)),
-    "sweep": Command(_sweep, "measure a grid of recipes and choose the weights", "eval", ("inspect_ai",)),
+    "sweep": Command(_sweep, "measure a grid of recipes and choose the best point", "eval", ("inspect_ai",)),
 }
 
 
@@ -118,12 +118,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     command = COMMANDS.get(args[0])
     if command is None:
-        hint = did_you_mean(args[0], COMMANDS) or " `lora-fusion --help` lists the commands."
-        print(f"error: unknown command {args[0]!r}.{hint}", file=sys.stderr)
+        hint = did_you_mean(args[0], COMMANDS) or "`lora-fusion --help` lists the commands"
+        print(f"error: unknown command {args[0]!r}: {hint}", file=sys.stderr)
         return 2
     missing = [name for name in command.needs if find_spec(name) is None]
     if missing:
-        install = f"pip install 'lora-fusion[{command.extra}]'"
-        print(f"error: `lora-fusion {args[0]}` needs {', '.join(missing)}; install with {install}", file=sys.stderr)
+        torch = "--torch-backend cpu " if command.extra == "cpu" else ""
+        install = f"in a clone, install with `uv pip install {torch}'.[{command.extra}]'`"
+        print(f"error: `lora-fusion {args[0]}` needs {', '.join(missing)}; {install}", file=sys.stderr)
         return 2
     return command.run(args[1:])

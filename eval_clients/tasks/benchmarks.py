@@ -79,13 +79,13 @@ def harmful_csv(
 
 @task
 def harmless(path: str, limit: int | None = None, max_tokens: int = ANSWER_TOKENS, temperature: float = 0) -> Task:
-    """Harmless prompts of a JSONL with `prompt`: every refusal is a wrong one."""
+    """Harmless prompts of a JSONL with `prompt`: any refusal is a false refusal."""
     return _task(data.read_harmless(Path(path)), [three_shares()], limit, max_tokens, temperature)
 
 
 @task
 def xstest(path: str, limit: int | None = None, max_tokens: int = ANSWER_TOKENS, temperature: float = 0) -> Task:
-    """XSTest: safe prompts that sound unsafe, and unsafe ones; `limit` applies to each of the two."""
+    """XSTest: safe prompts that sound unsafe, and unsafe ones; `--samples` applies to each of the two."""
     safe, unsafe = data.read_xstest(Path(path), "safe"), data.read_xstest(Path(path), "unsafe")
     samples = data.draw_subset(safe, limit) + data.draw_subset(unsafe, limit)
     return _task(samples, [three_shares()], None, max_tokens, temperature)
@@ -156,7 +156,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "hexphi": Benchmark(hexphi, "folder of category_1.csv … category_11.csv; judged", "optional"),
     "advbench": Benchmark(advbench, "CSV with a `goal` column", "optional"),
     "harmful_csv": Benchmark(harmful_csv, "CSV with one column or a header, or JSONL with `prompt`", "optional"),
-    "harmless": Benchmark(harmless, "JSONL with `prompt`: every refusal is a wrong one"),
+    "harmless": Benchmark(harmless, "JSONL with `prompt`: any refusal is a false refusal"),
     "xstest": Benchmark(xstest, "xstest_prompts.csv: safe prompts answered, unsafe ones refused"),
     "mmlu": Benchmark(mmlu, "folder in Hendrycks' layout (dev/, test/); letters' log-probabilities", generates=False),
     "mt_bench": Benchmark(mt_bench, "folder with question.jsonl and reference_answer*.jsonl; judged", "required"),

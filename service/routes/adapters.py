@@ -86,7 +86,7 @@ CREATE_CONTENT = {
     openapi_extra={"requestBody": {"required": True, "content": CREATE_CONTENT}},
 )
 async def register_adapter(request: Request, service: Service, response: Response) -> Adapter:
-    """Register a folder the server can read, or an uploaded uncompressed .tar of one; 200 when it is already there."""
+    """Register a folder the server can read, or an uploaded uncompressed .tar of one; 200 if already registered."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         record, new = await upload(request, service)
     else:

@@ -35,7 +35,7 @@ def test_lists_are_split_by_their_own_separator() -> None:
     ("name", "value", "words"),
     [
         ("FUSION_MAX_LORA", "2", "FUSION_MAX_LORA is not a setting; did you mean 'FUSION_MAX_LORAS'?"),
-        ("FUSION_XYZ", "2", "FUSION_XYZ is not a setting; `python -m service --help` lists all settings"),
+        ("FUSION_XYZ", "2", "FUSION_XYZ is not a setting; `lora-fusion settings` lists all settings"),
         ("FUSION_PORT", "high", "FUSION_PORT='high': expected an integer"),
         ("FUSION_PORT", "0", "FUSION_PORT=0: expected 1 to 65535"),
         ("FUSION_MIXED", "maybe", "FUSION_MIXED='maybe': expected one of auto, required, off"),
