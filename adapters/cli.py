@@ -65,21 +65,21 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON instead of text")
         return command
 
-    add("show", _show, "what an adapter folder holds").add_argument("path", help="a PEFT adapter folder")
-    _add_recipe_options(add("plan", _plan, "what a recipe would cost in fidelity; writes nothing"))
+    add("show", _show, "describe an adapter folder").add_argument("path", help="a PEFT adapter folder")
+    _add_recipe_options(add("plan", _plan, "report what a recipe would cost in accuracy; writes nothing"))
     fuse_command = add("fuse", _fuse, "build a recipe's adapter as a PEFT folder")
     _add_recipe_options(fuse_command)
     fuse_command.add_argument("--out", required=True, metavar="DIR", help="the folder to write; must not exist")
-    compare = add("diff", _diff, "how far apart two adapters are, as updates of the base")
+    compare = add("diff", _diff, "compare two adapters as updates of the base")
     compare.add_argument("first", help="a PEFT adapter folder")
     compare.add_argument("second", help="another one for the same base")
     compare.add_argument("--png", metavar="FILE", help="draw cosines and principal angles by layer")
-    add("methods", _methods, "the known methods, their options and references")
+    add("methods", _methods, "list the methods, their options and references")
     return parser
 
 
 def _add_recipe_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", help="such as '0.6*task + 0.4*safety'")
+    command.add_argument("recipe", help="a recipe such as '0.6*task + 0.4*safety'")
     command.add_argument(
         "--adapter",
         action="append",
@@ -95,7 +95,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--max-error", type=float, metavar="E", help="relative error allowed with --rank auto")
     command.add_argument("--device", metavar="D", default="cpu", help="such as cuda (default: %(default)s)")
-    command.add_argument("--strict", action="store_true", help="refuse any loss")
+    command.add_argument("--strict", action="store_true", help="reject any loss")
 
 
 def _show(args: argparse.Namespace) -> Output:

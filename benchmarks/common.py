@@ -86,8 +86,10 @@ class Measurement:
         )
 
 
-MEASUREMENTS = "| figure of ours alone | median (interval) | aim | met | runs |\n| --- | --- | --- | --- | --- |"
-HEADER = "| figure | ours | peer | ratio (interval) | aim | met | pairs |\n| --- | --- | --- | --- | --- | --- | --- |"
+MEASUREMENTS = "| figure of ours alone | median (interval) | target | met | runs |\n| --- | --- | --- | --- | --- |"
+HEADER = (
+    "| figure | ours | peer | ratio (interval) | target | met | pairs |\n| --- | --- | --- | --- | --- | --- | --- |"
+)
 
 
 def alternate(ours: Callable[[], float], peer: Callable[[], float], pairs: int = PAIRS) -> dict[str, Any]:

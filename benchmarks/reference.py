@@ -47,7 +47,7 @@ def routes() -> str:
     from service.routes.openapi import OWN_ROUTERS, build_document
 
     own = [route for router in OWN_ROUTERS for route in router.routes]
-    rows = ["| route | does |", "| --- | --- |"]
+    rows = ["| route | description |", "| --- | --- |"]
     for path, methods in build_document(own, [])["paths"].items():
         for method, operation in methods.items():
             text = operation.get("description") or f"{operation['summary']}."

@@ -1,4 +1,4 @@
-"""The service against stock vLLM: `python -m benchmarks.serving [--rows mixed,materialised,…]`.
+"""The service against stock vLLM: `python -m benchmarks.serving [--rows mixed,materialized,…]`.
 
 Both servers run at once on the same base with the same flags, stock vLLM in a process without our code;
 they are asked in turn, so both see the same machine. No prompt is used twice.
@@ -29,7 +29,7 @@ SHIPPED = {name: ROOT / "examples/adapters" / name for name in ("task", "safety"
 ENGINE = ["--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "64"]
 LOADS = ((16, 32), (64, 16))
 """(requests at once, tokens of each answer); stock vLLM takes minutes for the second."""
-ROWS = ("mixed", "materialised", "unseen", "cold", "base", "start")
+ROWS = ("mixed", "materialized", "unseen", "cold", "base", "start")
 COMMAND = "python -m benchmarks.serving"
 _draw = random.Random(0)
 
@@ -89,7 +89,7 @@ def slots(n: int, cpu: int) -> tuple[list[str], dict[str, str]]:
 
 
 def one_slot(scratch: Path, wanted: set[str], pairs: int) -> None:
-    """Rows `mixed` and `materialised`: many weights at once in one engine slot."""
+    """Rows `mixed` and `materialized`: many weights at once in one engine slot."""
     flags, settings = slots(1, 80)
     modules = ["--lora-modules", *materialize(scratch / "made", 64)]
     with stock([*ENGINE, *flags, *modules], scratch) as peer, ours(ENGINE, scratch, **settings) as mine:
@@ -105,13 +105,13 @@ def one_slot(scratch: Path, wanted: set[str], pairs: int) -> None:
             )
             same = ["made0"] * n
             compare(row, partial(mixed_throughput, mine, n, tokens), partial(throughput, peer, same, tokens), pairs)
-        for n, tokens in LOADS if "materialised" in wanted else ():
-            print(f"  {n} mixes, one slot, against materialised ones", flush=True)
+        for n, tokens in LOADS if "materialized" in wanted else ():
+            print(f"  {n} mixes, one slot, against materialized ones", flush=True)
             row = partial(
                 Comparison,
-                f"{n} mixes in one slot, against {n} materialised adapters",
+                f"{n} mixes in one slot, against {n} materialized adapters",
                 "service, mixed",
-                "stock vLLM, one materialised adapter a request",
+                "stock vLLM, one materialized adapter per request",
                 "tok/s",
                 (">=", 9.0),
             )
@@ -126,7 +126,7 @@ def default_slots(scratch: Path, wanted: set[str], pairs: int) -> None:
     save_variants(scratch / "variants", cold + 1)
     with stock([*ENGINE, *flags], scratch) as peer, ours(ENGINE, scratch, **settings) as mine:
         if "unseen" in wanted:
-            print("  weights never seen", flush=True)
+            print("  new weights", flush=True)
             unseen(mine, pairs)
         if "cold" in wanted:
             print("  adapters not resident", flush=True)
@@ -137,12 +137,12 @@ def default_slots(scratch: Path, wanted: set[str], pairs: int) -> None:
 
 
 def unseen(mine: RunningServer, pairs: int) -> None:
-    """New weights of resident adapters, against weights asked for before."""
+    """New weights of resident adapters, against weights requested before."""
     row = partial(
         Comparison,
-        "first token of weights never seen, adapters resident",
+        "first token with new weights, adapters resident",
         "new weights",
-        "a recipe asked for before",
+        "a recipe requested before",
         "s",
         ("<=", 1.05),
     )
@@ -225,7 +225,7 @@ def main() -> int:
     torch.set_num_threads(2)
     scratch = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
-        if wanted & {"mixed", "materialised"}:
+        if wanted & {"mixed", "materialized"}:
             one_slot(scratch, wanted, args.pairs)
         if wanted & {"unseen", "cold", "base"}:
             default_slots(scratch, wanted, args.pairs)

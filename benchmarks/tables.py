@@ -61,9 +61,9 @@ def scaling() -> str:
 
 
 FIRST = (
-    "first token of weights never seen, adapters resident",
+    "first token with new weights, adapters resident",
     "first token, adapters not resident",
-    "64 mixes in one slot, against 64 materialised adapters",
+    "64 mixes in one slot, against 64 materialized adapters",
     "base model throughput, 16 streams",
     "start, installed",
 )
@@ -78,7 +78,8 @@ def ratios(names: Sequence[str] = ()) -> str:
         low, high = row["interval"]
         few = "*" if len(row["ours"]) < PAIRS_FOR_95 else ""
         what = f"**{row['ratio']:.2f}×** the {measured_quantity(row)} ({low:.2f}–{high:.2f}{few})"
-        lines.append(f"| {row['name']} | {row['peer_is']} | {what} |")
+        name = row["name"].replace(f" against {row['peer_is']}", "")  # the next column says it
+        lines.append(f"| {name} | {row['peer_is']} | {what} |")
     return "\n".join(lines)
 
 

@@ -179,7 +179,7 @@ def measure_in_process(side: str, steps: int) -> dict[str, float]:
 
 PEERS = {
     "trl": ("TRL SFTTrainer, same dtype, mask and checkpointing", 1.5),
-    "reference": ("rows padded to 512, 4 a pass", 3.0),
+    "reference": ("rows padded to 512, 4 per pass", 3.0),
     "trl-defaults": ("TRL SFTTrainer with its defaults", 1.5),
 }
 """What each peer is, and how many times its rate the aim is."""

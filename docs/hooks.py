@@ -1,7 +1,7 @@
 """Links from a page to a file of the repository outside docs/: the site gets a copy of the file.
 
 `../benchmarks/README.md` works on the forge as it is; in the site it becomes `repository/benchmarks/README.md`.
-Links to folders become plain text. A reference page of a package whose door is lazy lists what the door's stub names.
+Links to folders become plain text. A package with lazy imports gets a reference page by its stub.
 """
 
 import ast
@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PLACE = "repository"
-DOOR = re.compile(r"^::: (\w+)$(?:\n    .*)*", re.MULTILINE)
+PACKAGE_BLOCK = re.compile(r"^::: (\w+)$(?:\n    .*)*", re.MULTILINE)
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -61,10 +61,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         link = os.path.relpath(copy, (DOCS / place).parent)
         return f"{match[1]}({link}{match[3] or ''})"
 
-    return LINK.sub(moved, DOOR.sub(list_door, markdown))
+    return LINK.sub(moved, PACKAGE_BLOCK.sub(list_public_names, markdown))
 
 
-def list_door(match: re.Match[str]) -> str:
+def list_public_names(match: re.Match[str]) -> str:
     """One mkdocstrings block for each public name of a package, by the stub beside its `__init__.py`."""
     package = match[1]
     stub = ast.parse((ROOT / package / "__init__.pyi").read_text())

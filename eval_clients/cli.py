@@ -29,9 +29,9 @@ DESCRIPTION = """\
 Measure models and fusions through an OpenAI-compatible endpoint.
 
     %(prog)s xstest --data xstest_prompts.csv --model base --model "0.6*task + 0.4*safety"
-    %(prog)s sweep --recipe "{1-l}*task + {l}*safety" --grid l=0:1:0.1 --tasks xstest,task \\
+    SWEEP --recipe "{1-l}*task + {l}*safety" --grid l=0:1:0.1 --tasks xstest,task \\
         --data xstest=xstest_prompts.csv --data task=orders.jsonl --limit "harm<=0.05" --out sweep
-    %(prog)s check        # does the endpoint honor echo and logprobs?
+    %(prog)s check        # are the endpoint's echo and log-probabilities correct?
 
 EVAL_BASE_URL and EVAL_API_KEY name another endpoint. Results land in --out: results.json, results.csv, answers.jsonl,
 and Inspect's logs (`inspect view --log-dir OUT/logs`).
@@ -85,19 +85,20 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     samples = "at most N prompts of a task (xstest: N of each kind)"
     add("--samples", action="append", default=[], metavar="TASK=N", help=samples)
     add("--task-max-tokens", type=int, metavar="N", help="longest answer of `task`; default: 96")
-    limit = "what the best point must keep: harm<=0.05, safe_answered>=0.9*base, degenerate<=base+0.02; "
+    limit = "what the best point must meet: harm<=0.05, safe_answered>=0.9*base, degenerate<=base+0.02; "
     limit += f"may be repeated; measures: {', '.join((*SHARES, *MEANS))}"
     add("--limit", action="append", default=[], metavar="LIMIT", help=limit)
     add("--safety", default="safety", metavar="ADAPTER", help="the adapter the controls leave out; default: safety")
     add("--no-controls", action="store_true", help="measure the grid alone")
-    add("--search", type=int, default=0, metavar="REQUESTS", help="refine within so many requests")
+    add("--search", type=int, default=0, metavar="N", help="refine around the best point, for at most N answers")
     add("--publish", action="store_true", help="attach the scorecards to the fusions' digests")
     _add_run(parser)
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """All commands and options, under the program's name."""
-    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION)
+    sweep = f"{prog.removesuffix(' eval')} sweep"  # `lora-fusion sweep` is a command of its own
+    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION.replace("SWEEP", sweep))
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, benchmark in BENCHMARKS.items():
@@ -108,8 +109,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         _add_run(command)
     what = "every point of a grid of recipes, with controls and a report"
     _add_sweep(commands.add_parser("sweep", help=what, description=f"Measure {what}."))
-    what = "tell a broken endpoint from a weak model"
-    check = commands.add_parser("check", help=what, description=f"By echo and log-probabilities, {what}.")
+    what = "test whether the endpoint's echo and log-probabilities are correct"
+    check = commands.add_parser("check", help=what, description=f"{what.capitalize()}.")
     check.add_argument("--model", action="append", metavar="NAME", help=MODEL_HELP)
     _add_endpoint(check)
     return parser

@@ -43,13 +43,14 @@ def _sweep(argv: Sequence[str]) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    """Start the service; every setting is also a flag, and the default base is made when it is missing."""
+    """Start the service; every setting is also a flag, and the default base is created if it is missing."""
     from service.__main__ import main
-    from service.settings import PREFIX, Settings
+    from service.settings import PREFIX, Settings, SettingsError, read_settings
+    from training.builtin.base import make_base
 
     parser = argparse.ArgumentParser(
         prog="lora-fusion serve",
-        description="Start the service. A flag overrides its FUSION_* variable, and that the FUSION_CONFIG file.",
+        description="Start the service. A flag overrides its FUSION_* variable, which overrides FUSION_CONFIG.",
     )
     for field in fields(Settings):
         flag = f"--{field.name.replace('_', '-')}"
@@ -57,11 +58,13 @@ def _serve(argv: Sequence[str]) -> int:
     for name, value in vars(parser.parse_args(argv)).items():
         if value is not None:
             os.environ[PREFIX + name.upper()] = value
-    base = Path(os.environ.get(PREFIX + "BASE", default := Settings().base))
-    if str(base) == default and not base.exists():
-        from training.builtin.base import make_base
-
-        make_base(base)
+    try:
+        base = read_settings().base
+        if base == Settings().base:
+            make_base(Path(base))
+    except (SettingsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return main([])
 
 
@@ -88,14 +91,14 @@ class Command:
 COMMANDS = {
     "serve": Command(_serve, "start the service", "cpu", ("bentoml", "sqlalchemy", "vllm")),
     "settings": Command(_settings, "list the settings of the service"),
-    "fuse": Command(_algebra("fuse"), "fuse adapters into one, after a recipe"),
+    "fuse": Command(_algebra("fuse"), "fuse adapters into one, according to a recipe"),
     "plan": Command(_algebra("plan"), "report what a recipe would cost, without writing anything"),
     "diff": Command(_algebra("diff"), "compare two adapters"),
     "show": Command(_algebra("show"), "describe an adapter"),
     "methods": Command(_algebra("methods"), "list the fusion methods and their options"),
     "train": Command(_train, "train, resume, export and try adapters", "train", ("peft", "transformers")),
     "eval": Command(_evaluate, "run benchmarks against an endpoint", "eval", ("inspect_ai",)),
-    "sweep": Command(_sweep, "measure a grid of recipes and choose the weights", "eval", ("inspect_ai",)),
+    "sweep": Command(_sweep, "measure a grid of recipes and choose the best point", "eval", ("inspect_ai",)),
 }
 
 
@@ -120,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     missing = [name for name in command.needs if find_spec(name) is None]
     if missing:
-        install = f"pip install 'lora-fusion[{command.extra}]'"
-        print(f"error: `lora-fusion {args[0]}` needs {', '.join(missing)}; install with {install}", file=sys.stderr)
+        torch = "--torch-backend cpu " if command.extra == "cpu" else ""
+        install = f"in a clone, install with `uv pip install {torch}'.[{command.extra}]'`"
+        print(f"error: `lora-fusion {args[0]}` needs {', '.join(missing)}; {install}", file=sys.stderr)
         return 2
     return command.run(args[1:])

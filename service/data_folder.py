@@ -1,11 +1,12 @@
 """The data folder: held by one server at a time, cleared of what killed servers left in it."""
 
+import asyncio
 import fcntl
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 LOCK_WAIT_S = 10
@@ -34,11 +35,11 @@ def hold_data_folder(data: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def scratch_folder(data: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in `data`, deleted at the end; `prefix` is one of `SCRATCH_PREFIXES`."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=data))
+@asynccontextmanager
+async def scratch_folder(data: Path, prefix: str) -> AsyncIterator[Path]:
+    """A new folder in `data`, deleted at the end, both in threads; `prefix` is one of `SCRATCH_PREFIXES`."""
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=f"{prefix}-", dir=data))
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

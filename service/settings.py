@@ -33,8 +33,10 @@ def _say(default: Any, text: str) -> Any:
 class Settings:
     """All settings: field `max_loras` is `FUSION_MAX_LORAS` in the environment, `max_loras` in TOML."""
 
-    base: str = _say(".cache/base/smollm2-135m-instruct", "folder (or, with a hub, name) of the base model")
-    base_name: str = _say("smollm2-135m-instruct", "name the base is served as, and that adapters give as their base")
+    base: str = _say(".cache/base/smollm2-135m-instruct", "folder, or hub name, of the base model")
+    base_name: str = _say(
+        "smollm2-135m-instruct", "name the base is served under, and that adapters declare as their base"
+    )
     base_aliases: tuple[str, ...] = _say(
         (), "other values of an adapter's `base_model_name_or_path` that mean this base, separated by `,`"
     )
@@ -44,11 +46,12 @@ class Settings:
     database: str = _say("", "SQLAlchemy URL of the registry; empty: a SQLite file in the data folder")
     adapters: tuple[str, ...] = _say(
         ("task=shipped:task", "safety=shipped:safety"),
-        "NAME=PATH pairs registered at start when the name is free, separated by `,`; `shipped:NAME` is one that ships",
+        "NAME=PATH pairs registered at startup if the name is free, separated by `,`; "
+        "`shipped:NAME` is a bundled adapter",
     )
     profiles: tuple[str, ...] = _say(
         ("balanced=0.6*task + 0.4*safety",),
-        "NAME=RECIPE pairs made profiles at start when the name is free, separated by `;`",
+        "NAME=RECIPE pairs created as profiles at startup if the name is free, separated by `;`",
     )
     groups: tuple[str, ...] = _say(
         (), "adapters that share one stack, names joined by `+` (`task+safety`), separated by `,`"
@@ -57,16 +60,20 @@ class Settings:
         ("examples/adapters", "runs"), "folders that `POST /v1/adapters` may read from, separated by `:`"
     )
     mixed: Mixed = _say(
-        "auto", "`auto`: mix when proven at start; `required`: do not start otherwise; `off`: build every sum"
+        "auto", "`auto`: mix if proven at startup; `required`: do not start otherwise; `off`: build every sum"
     )
     max_weight: float = _say(16.0, "largest absolute value of a weight in a recipe")
     max_lora_rank: int = _say(32, "largest rank of a stack or build: 1, 8, 16, 32, 64, 128, 256, 320 or 512")
     max_loras: int = _say(2, "stacks and builds that can be active in one batch (engine slots)")
-    max_cpu_loras: int = _say(16, "stacks and builds the engine keeps in memory")
-    strict: bool = _say(False, "refuse recipes that lose accuracy, as the request key `strict` does")
-    store_bytes: int = _say(8 * 2**30, "budget of the store of stacks and builds, in bytes; what is in use stays")
-    max_upload_bytes: int = _say(512 * 2**20, "largest uploaded adapter, in bytes, packed and unpacked")
-    max_names: int = _say(4096, "largest number of adapters, and of profiles")
+    max_cpu_loras: int = _say(
+        16, "stacks and builds the engine keeps in memory: at least 3, and at least `FUSION_MAX_LORAS`"
+    )
+    strict: bool = _say(False, "reject recipes that lose accuracy, as the request key `strict` does")
+    store_bytes: int = _say(
+        8 * 2**30, "budget of the store of stacks and builds, in bytes; entries in use are never evicted"
+    )
+    max_upload_bytes: int = _say(512 * 2**20, "largest uploaded adapter, in bytes, as sent and unpacked")
+    max_names: int = _say(4096, "maximum number of adapters, and of profiles")
     engine_args: tuple[str, ...] = _say((), "vLLM flags passed through, as on its command line")
 
     def __post_init__(self) -> None:
@@ -99,7 +106,10 @@ def _parse(name: str, kind: Any, raw: Any) -> Any:
     """`raw`, text of a variable or a value of a TOML file, as the field's type; ValueError says what is expected."""
     if get_origin(kind) is tuple:
         if isinstance(raw, str) and name == "engine_args":
-            return tuple(shlex.split(raw))
+            try:
+                return tuple(shlex.split(raw))
+            except ValueError:
+                raise ValueError("flags as on a command line, quotes closed") from None
         if isinstance(raw, str):
             return tuple(part.strip() for part in raw.split(_SEPARATORS[name]) if part.strip())
         if not isinstance(raw, list):

@@ -44,6 +44,7 @@ async def open_service(settings: Settings) -> AsyncIterator[FusionService]:
         registry = Registry(settings.database or f"sqlite:///{(settings.data / 'registry.sqlite').resolve()}")
         stack.callback(registry.close)
         shapes_task = asyncio.create_task(asyncio.to_thread(read_dense_shapes, settings.base))
+        stack.callback(shapes_task.cancel)
         engine = await start_engine(_engine_options(settings))
         stack.push_async_callback(engine.close)
         shapes = await shapes_task
@@ -81,7 +82,7 @@ async def _prove(settings: Settings, engine: Engine, shapes: Shapes) -> Proof:
     if settings.mixed == "off":
         proof = Proof(False, "switched off by FUSION_MIXED=off", 0.0, 0.0)
     else:
-        with scratch_folder(settings.data, "proof") as folder:
+        async with scratch_folder(settings.data, "proof") as folder:
             try:
                 proof = await prove(engine, shapes, folder)
             except Exception as error:  # whatever the reason: without the proof nothing is mixed

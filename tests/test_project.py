@@ -7,7 +7,7 @@ import pytest
 from benchmarks import tables
 from tests.conftest import ROOT
 
-PACKAGES = ("adapters", "service", "training", "eval_clients")
+PACKAGES = ("adapters", "service", "training", "eval_clients", "lora_fusion")
 
 
 def test_no_other_distribution_owns_our_names() -> None:

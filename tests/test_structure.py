@@ -132,20 +132,41 @@ def test_files_and_functions_stay_small() -> None:
     assert not large
 
 
-def test_private_names_of_other_packages_are_checked() -> None:
-    """Private modules and names may change with any release: whoever imports one calls `_require` on it."""
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_imports(tree: ast.Module) -> Iterator[str]:
+    """Private modules and names of other distributions that a module imports."""
+    for module, name in imports(tree):
+        if module.partition(".")[0] not in TREES:
+            yield from (part for part in (*module.split("."), name) if is_private(part))
+
+
+def private_attributes(tree: ast.Module) -> Iterator[str]:
+    """Private attributes of objects other than `self` and `cls`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            if owner not in ("self", "cls") and (owner, node.attr) != ("os", "_exit"):  # documented
+                yield node.attr
+
+
+def required_names(tree: ast.Module) -> Iterator[str]:
+    """The names that a module checks with `require`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("require", "_require"):
+            yield from (arg.value for arg in ast.walk(node) if isinstance(arg, ast.Constant) and arg.value)
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "lora_fusion", "benchmarks"])
+def test_private_names_of_other_packages_are_checked(package: str) -> None:
+    """Private names may change with any release: who uses one calls `require` on it, or on what a module holds."""
     unchecked = []
-    for name, tree in sources().items():
-        private = [
-            f"{module}.{imported}"
-            for module, imported in imports(tree)
-            if module.partition(".")[0] not in TREES
-            and any(part.startswith("_") and not part.startswith("__") for part in (*module.split("."), imported))
-        ]
-        checks = any(
-            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("require", "_require")
-            for node in ast.walk(tree)
-        )
-        if private and not checks:
-            unchecked += [f"{name}: {what}" for what in private]
+    for module, tree in sources().items():
+        if inside(module, {package}):
+            required = set(required_names(tree))
+            unchecked += [f"{module}: {name}" for name in private_attributes(tree) if name not in required]
+            if not required:
+                unchecked += [f"{module}: {name}" for name in private_imports(tree)]
     assert not unchecked

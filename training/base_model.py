@@ -20,7 +20,10 @@ def resolve_base(name: str) -> str:
         if (path / "config.json").is_file():
             return str(path)
     if name == BASE_NAME:
-        return str(make_base(BASES / name))
+        try:
+            return str(make_base(BASES / name))
+        except OSError as error:
+            raise ConfigError(f"model.base is {name!r}, which cannot be made in {BASES}: {error}") from error
     if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
         raise ConfigError(
             f"model.base is {name!r}: there is no model folder of that name, here or in {BASES}; expected a folder, "

@@ -69,7 +69,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     resume.add_argument("run", type=Path, help="the run's folder")
     _add_result_arguments(resume)
     _add_export_arguments(
-        add("export", _export, "a run's checkpoint as a PEFT adapter; or whole models, see the options")
+        add("export", _export, "write a run's checkpoint as a PEFT adapter, or as a whole model with --merge or --fsdp")
     )
     data = commands.add_parser("data", help="look at training data").add_subparsers(required=True, metavar="{check}")
     check = data.add_parser("check", help="lengths, duplicates, empty answers, overlap with evaluation sets")
@@ -81,9 +81,13 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"{_settings()}\n\n{_formats()}"
-    parser.add_argument("recipe", help=f"a TOML file, or a shipped recipe: {', '.join(list_recipes())}")
+    parser.add_argument("recipe", help=f"a TOML file, or a bundled recipe: {', '.join(list_recipes())}")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="a setting, below; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="override a setting listed below; may be repeated",
     )
     parser.add_argument("--base", help="same as --set model.base=…")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME-TIME)")
@@ -115,7 +119,9 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _formats()
     parser.add_argument("file", help="a JSON, JSONL or CSV file, hub:NAME, orders:N, safety:train or safety:heldout")
     parser.add_argument("--format", default="auto", help="default: recognized by the columns")
-    parser.add_argument("--base", default="smollm2-135m-instruct", help="whose tokenizer counts (default: %(default)s)")
+    parser.add_argument(
+        "--base", default="smollm2-135m-instruct", help="base whose tokenizer counts tokens (default: %(default)s)"
+    )
     parser.add_argument("--template", default="", help="chat template for a base that has none")
     parser.add_argument("--max-tokens", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--against", action="append", default=[], metavar="PATH", help="evaluation files or folders")
@@ -129,7 +135,7 @@ def _add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", default="", help="chat template for a base that has none")
     parser.add_argument("--system", default="", help="system message")
     parser.add_argument("--max-tokens", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--prompt", help="answer this and exit")
+    parser.add_argument("--prompt", help="answer this prompt and exit")
 
 
 def _run(args: argparse.Namespace) -> None:

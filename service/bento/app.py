@@ -89,6 +89,7 @@ class LoraFusion:
         try:
             patches.check_effect(running_app.get(None))
             service = await self._opened.enter_async_context(open_service(configuration))
+            front.start(service)
         except BaseException as error:
             log.error("could not start", exc_info=error)
             (configuration.data / settings.START_FAILURE).write_text(f"{error or type(error).__name__}")
@@ -97,7 +98,6 @@ class LoraFusion:
             raise
         self._engine = service.engine
         self._opened.callback(asyncio.create_task(_exit_with_engine(service.engine)).cancel)
-        front.start(service)
         log.info("ready")
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML's are

@@ -63,7 +63,7 @@ async def upload(request: Request, service: Service) -> tuple[AdapterRecord, boo
         name, file = form.get("name"), form.get("file")
         if not isinstance(name, str) or file is None or isinstance(file, str):
             raise ApiError(400, "A multipart upload needs the parts 'name' and 'file' (a .tar).")
-        with scratch_folder(service.settings.data, "upload") as folder:
+        async with scratch_folder(service.settings.data, "upload") as folder:
             await asyncio.to_thread(unpack, file.file, folder, limit)
             return await service.catalog.add(name, folder)
 
@@ -86,7 +86,7 @@ CREATE_CONTENT = {
     openapi_extra={"requestBody": {"required": True, "content": CREATE_CONTENT}},
 )
 async def register_adapter(request: Request, service: Service, response: Response) -> Adapter:
-    """Register a folder the server can read, or an uploaded uncompressed .tar of one; 200 when it is already there."""
+    """Register a folder the server can read, or an uploaded uncompressed .tar of one; 200 if already registered."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         record, new = await upload(request, service)
     else:

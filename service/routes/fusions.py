@@ -89,7 +89,7 @@ async def export_profile(profile: str, service: Service) -> Response:
     """Download the fusion as one PEFT adapter, an uncompressed .tar."""
     version = service.names.profile(profile, param="profile")
     fusion = service.names.resolve_profile(version)
-    with scratch_folder(service.settings.data, "export") as scratch:
+    async with scratch_folder(service.settings.data, "export") as scratch:
         folder = await asyncio.to_thread(service.materializer.export, fusion, scratch)
         content = await asyncio.to_thread(archive, folder)
     name = f"{version.name}-{version.version}.tar"

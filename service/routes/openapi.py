@@ -22,7 +22,8 @@ VERSION = "0.1.0"
 DESCRIPTION = """\
 OpenAI's API for any weighted combination of LoRA adapters. A request names a fusion in `model`, as a recipe
 (`0.6*task + 0.4*safety`) or a profile (`balanced`, `balanced@3`), or in `fusion` beside the base model.
-Errors have OpenAI's shape. Where the server has API keys, all routes but the health checks need one.
+Errors have OpenAI's shape. With an API key set, every route requires it except the health checks, `/metrics` and this
+description.
 """
 OWN_ROUTERS = (adapters.router, fusions.router, models.router, scorecards.router)
 """The service's own routes, in the order in which they are matched."""
@@ -107,9 +108,9 @@ def _health_paths() -> dict[str, Any]:
 
     readiness = {"$ref": f"{REF}{Readiness.__name__}"}
     return {
-        "/livez": get("Whether the engine is alive", 200, 503),
-        "/healthz": get("As /livez", 200, 503),
-        "/readyz": get("Whether requests are answered", 200, 503, media="application/json", **readiness),
+        "/livez": get("Report whether the engine is alive", 200, 503),
+        "/healthz": get("Same as /livez", 200, 503),
+        "/readyz": get("Report whether requests are accepted", 200, 503, media="application/json", **readiness),
         "/metrics": get("Prometheus series", 200),
     }
 

@@ -22,7 +22,7 @@ def test_help_lists_every_command_with_a_line_under_the_given_name(
     for name, benchmark in BENCHMARKS.items():
         assert f" {name} {benchmark.needs}" in text
     assert " sweep every point of a grid" in text
-    assert " check tell a broken endpoint" in text
+    assert " check test whether the endpoint's echo" in text
 
 
 def test_a_command_s_usage_has_the_program_s_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,12 +31,14 @@ def test_a_data_folder_has_one_server_and_is_swept(tmp_path: Path, monkeypatch: 
         pass
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("prefix", data_folder.SCRATCH_PREFIXES)
-def test_a_scratch_folder_ends_with_its_block(prefix: str, tmp_path: Path) -> None:
-    with pytest.raises(KeyError), scratch_folder(tmp_path, prefix) as folder:
-        (folder / "file").touch()
-        assert folder.match(f"{prefix}-*")
-        raise KeyError
+async def test_a_scratch_folder_ends_with_its_block(prefix: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        async with scratch_folder(tmp_path, prefix) as folder:
+            (folder / "file").touch()
+            assert folder.match(f"{prefix}-*")
+            raise KeyError
     assert not list(tmp_path.iterdir())
 
 

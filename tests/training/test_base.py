@@ -1,6 +1,8 @@
 """The default base: complete or absent, never in between."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,16 +56,19 @@ def test_a_second_call_builds_nothing(tmp_path: Path) -> None:
     assert base.make_base(out, gguf=tmp_path / "in.gguf", build=broken_build) == out
 
 
-def test_the_first_of_two_conversions_wins(tmp_path: Path) -> None:
-    out = tmp_path / "tiny"
+def test_of_two_at_once_one_makes_the_base_and_the_other_waits(tmp_path: Path) -> None:
+    builds = []
 
-    def overtaken(gguf: Path, folder: Path) -> None:
-        base.make_base(out, gguf=gguf, build=fake_build)
-        (out / "first").touch()
+    def build(gguf: Path, folder: Path) -> None:
+        builds.append(folder)
+        time.sleep(0.3)
         fake_build(gguf, folder)
 
-    base.make_base(out, gguf=tmp_path / "in.gguf", build=overtaken)
-    assert (out / "first").exists()
+    out = tmp_path / "tiny"
+    with ThreadPoolExecutor() as threads:
+        made = threads.map(lambda _: base.make_base(out, gguf=tmp_path / "in.gguf", build=build), range(2))
+    assert list(made) == [out, out]
+    assert len(builds) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 

@@ -212,3 +212,11 @@ def test_rows_of_an_evaluation_set_are_refused_unless_allowed(tmp_path: Path, ti
     assert find_overlaps([Chat(ASK, "x")], [str(tests)]) == []
     with pytest.raises(ConfigError, match="there is no"):
         find_overlaps([Chat(ASK, "x")], [str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("columns", ["prompt,answer", "question,answer"])
+def test_an_index_column_without_a_name_is_no_context(columns: str, tmp_path: Path) -> None:
+    path = tmp_path / "indexed.csv"
+    path.write_text(f",{columns}\n0,Hello?,Hi.\n")
+    (chat,) = read_chats(str(path))
+    assert [text for _, text in chat.messages] == ["Hello?", "Hi."]

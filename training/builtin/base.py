@@ -8,11 +8,14 @@ one rename, so a folder that exists is complete, and a second call returns at on
 """
 
 import argparse
+import fcntl
 import importlib.metadata
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.files import atomic_folder
@@ -82,28 +85,40 @@ def scrub_paths(folder: Path) -> None:
 def make_base(out: Path, *, gguf: Path | None = None, build: Build = dequantize) -> Path:
     """Make the base at `out` unless it is there already; returns `out`.
 
-    When two processes make it at once, the first to finish wins and the other's work is discarded.
+    Of several processes one makes it, and the others wait.
 
     Raises:
         FileNotFoundError: no GGUF file is installed.
         FileExistsError: `out` exists and is not a model folder.
     """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _hold_folder(out.parent):
+        return _make_base(out, gguf, build)
+
+
+def _make_base(out: Path, gguf: Path | None, build: Build) -> Path:
     if _is_model(out):
-        print(f"{out} already exists", flush=True)
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{str(out)!r} exists and has no config.json: choose another place or remove it first")
     source = gguf or find_gguf()
     start = time.monotonic()
-    try:
-        with atomic_folder(out) as folder:
-            build(source, folder)
-            scrub_paths(folder)
-    except FileExistsError:
-        if not _is_model(out):
-            raise
+    with atomic_folder(out) as folder:
+        build(source, folder)
+        scrub_paths(folder)
     print(f"{out}: ready after {time.monotonic() - start:.0f} s", flush=True)
     return out
+
+
+@contextmanager
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """Lock `folder` against other processes that make a base in it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_model(folder: Path) -> bool:

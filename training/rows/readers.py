@@ -60,10 +60,13 @@ def _ask(question: object, context: object, answer: str) -> list[Message]:
     return [("user", prompt), ("assistant", answer)]
 
 
-def _make_question_format(summary: str, question: str, answer: str, context: str = "") -> Format:
+def _make_question_format(summary: str, question: str, answer: str, context: str | None = None) -> Format:
     """The format of rows with these columns; that of the context may be missing."""
-    matches = _has_columns(question, answer)
-    return Format(summary, matches, lambda row: _ask(row[question], row.get(context), row[answer]))
+
+    def read(row: Any) -> list[Message]:
+        return _ask(row[question], None if context is None else row.get(context), row[answer])
+
+    return Format(summary, _has_columns(question, answer), read)
 
 
 def _ask_for_summary(document: object, summary: str) -> list[Message]:
