@@ -79,7 +79,7 @@ class Recipe:
             raise RecipeError(f"{self.format()!r} is not valid without {adapter!r}: {error}") from error
         return Recipe(self.method, terms, tuple(options.items()))
 
-    def renamed(self, names: Mapping[str, str]) -> "Recipe":
+    def rename(self, names: Mapping[str, str]) -> "Recipe":
         """The recipe with other adapter names, old → new, in terms, roles and options; further names are ignored.
 
         All are exchanged at once, so two may swap. RecipeError when a new name is not valid, or two adapters would

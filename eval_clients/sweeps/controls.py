@@ -59,6 +59,6 @@ def build_controls(
         except RecipeError as error:
             notes.append(f"a control with the safety adapter left out is missing: {error}")
         if random_name:
-            replaced = format_model(recipe.renamed({safety: random_name}))
+            replaced = format_model(recipe.rename({safety: random_name}))
             controls.append(Point(replaced, "control", "random adapter instead", point.values))
     return controls, notes

@@ -81,16 +81,18 @@ def test_a_truncation_is_the_best_of_its_rank_and_counts_what_is_lost(
         whole = (b[i] * scale[i]) @ a[i]
         energies = torch.linalg.svdvals(whole).square()
         assert cut.rank <= limit
-        assert cut.kept == pytest.approx(float(energies[:limit].sum()), rel=1e-7, abs=1e-9)
-        assert cut.lost == pytest.approx(float(energies[limit:].sum()), rel=1e-6, abs=1e-9)
-        assert float((product(cut) - whole).norm()) ** 2 == pytest.approx(cut.lost, rel=1e-5, abs=1e-9)
+        assert cut.kept_energy == pytest.approx(float(energies[:limit].sum()), rel=1e-7, abs=1e-9)
+        assert cut.lost_energy == pytest.approx(float(energies[limit:].sum()), rel=1e-6, abs=1e-9)
+        assert float((product(cut) - whole).norm()) ** 2 == pytest.approx(cut.lost_energy, rel=1e-5, abs=1e-9)
 
 
 @given(factors(), sizes)
 def test_planning_a_truncation_gives_the_same_numbers(case: tuple[Tensor, Tensor, Tensor], limit: int) -> None:
     x = GramFactors.compute(*case)
     built, planned = truncate(x, limit), truncate(x, limit, build=False)
-    assert [(cut.rank, cut.kept, cut.lost) for cut in built] == [(cut.rank, cut.kept, cut.lost) for cut in planned]
+    assert [(cut.rank, cut.kept_energy, cut.lost_energy) for cut in built] == [
+        (cut.rank, cut.kept_energy, cut.lost_energy) for cut in planned
+    ]
     assert all(cut.factors is None for cut in planned)
 
 
@@ -121,8 +123,8 @@ def test_a_dense_matrix_is_truncated_to_its_best(shape: tuple[int, int], build: 
     lost = float((w.double() - wanted).square().sum())
     cut = truncate_dense(w, 8, build=build)
     assert cut.rank == 8
-    assert cut.lost == pytest.approx(lost, rel=1e-4)
-    assert cut.kept == pytest.approx(float(wanted.square().sum()), rel=1e-4)
+    assert cut.lost_energy == pytest.approx(lost, rel=1e-4)
+    assert cut.kept_energy == pytest.approx(float(wanted.square().sum()), rel=1e-4)
     if build:
         assert float((product(cut) - wanted).norm()) < 1e-3 * float(wanted.norm())
 
@@ -130,4 +132,4 @@ def test_a_dense_matrix_is_truncated_to_its_best(shape: tuple[int, int], build: 
 @pytest.mark.parametrize("build", [False, True])
 def test_a_matrix_of_zeros_keeps_one_rank_and_loses_nothing(build: bool) -> None:
     cut = truncate_dense(torch.zeros(4, 6), 3, build=build)
-    assert (cut.rank, cut.kept, cut.lost) == (1, 0.0, 0.0)
+    assert (cut.rank, cut.kept_energy, cut.lost_energy) == (1, 0.0, 0.0)

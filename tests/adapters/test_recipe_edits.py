@@ -62,19 +62,19 @@ def test_leaving_out_an_adapter_that_is_not_there_names_the_nearest() -> None:
 @given(recipes(), st.data())
 def test_renaming_there_and_back_changes_nothing(recipe: Recipe, data: st.DataObject) -> None:
     new = data.draw(st.lists(free_names, unique=True, min_size=len(recipe.adapters), max_size=len(recipe.adapters)))
-    renamed = recipe.renamed(dict(zip(recipe.adapters, new, strict=True)))
+    renamed = recipe.rename(dict(zip(recipe.adapters, new, strict=True)))
     assert set(renamed.adapters) == set(new)
     assert parse(renamed.format()) == renamed
-    assert renamed.renamed(dict(zip(new, recipe.adapters, strict=True))) == recipe
+    assert renamed.rename(dict(zip(new, recipe.adapters, strict=True))) == recipe
 
 
 @given(recipes())
 def test_two_adapters_can_swap_their_names(recipe: Recipe) -> None:
     assume(len(recipe.adapters) > 1)
     one, two = recipe.adapters[:2]
-    swapped = recipe.renamed({one: two, two: one})
+    swapped = recipe.rename({one: two, two: one})
     assert swapped.adapters == recipe.adapters
-    assert swapped.renamed({one: two, two: one}) == recipe
+    assert swapped.rename({one: two, two: one}) == recipe
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_two_adapters_can_swap_their_names(recipe: Recipe) -> None:
     ],
 )
 def test_a_name_changes_wherever_the_recipe_names_the_adapter(text: str, renamed: str) -> None:
-    assert parse(text).renamed({"task": "z"}).format() == renamed
+    assert parse(text).rename({"task": "z"}).format() == renamed
 
 
 @pytest.mark.parametrize("new", ["b", "svd", "no spaces", ""])
 def test_a_new_name_must_be_valid_and_free(new: str) -> None:
     with pytest.raises(RecipeError):
-        parse("a + b").renamed({"a": new})
+        parse("a + b").rename({"a": new})

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 from hypothesis import given, strategies as st
 
-from eval_clients.scoring.scorers import matches
+from eval_clients.scoring.scorers import is_exact_match
 from training.builtin.orders import INSTRUCTION, OrderRow, Pool, draw_orders, read_pools
 
 TRAIN, HELDOUT = read_pools()["train"], read_pools()["heldout"]
@@ -49,7 +49,7 @@ def test_everything_in_the_answer_stands_in_the_email(seed: int, split: str) -> 
     for item in answer["items"]:
         assert item["name"] in row.prompt
         assert str(item["qty"]) in row.prompt
-    assert matches(row.answer, row.answer)
+    assert is_exact_match(row.answer, row.answer)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_everything_in_the_answer_stands_in_the_email(seed: int, split: str) -> 
     ],
 )
 def test_spacing_and_key_order_are_free(answer: str) -> None:
-    assert matches(answer, ROW.answer)
+    assert is_exact_match(answer, ROW.answer)
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_spacing_and_key_order_are_free(answer: str) -> None:
     ],
 )
 def test_anything_else_is_wrong(answer: str) -> None:
-    assert not matches(answer, ROW.answer)
+    assert not is_exact_match(answer, ROW.answer)
