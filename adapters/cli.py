@@ -17,7 +17,7 @@ from adapters.algebra.rank import smallest_rank
 from adapters.errors import FusionError, UnknownAdapterError
 from adapters.files.io import load, save
 from adapters.files.shipped import adapter_path
-from adapters.recipes import METHODS, Option, Recipe, check_name, parse
+from adapters.recipes import METHODS, Recipe, check_name, parse
 
 PROG = "python -m adapters"
 AUTO = "auto"
@@ -161,12 +161,10 @@ def _methods(args: argparse.Namespace) -> Output:
         content.append({"name": method.name, "version": method.version, "summary": method.summary})
         content[-1].update(reference=method.reference, options=options)
         lines.append(f"{method.name}: {method.summary}\n    {method.reference}")
-        lines += [f"    {option.name}: {option.help} ({_describe_default(option)})" for option in method.options]
+        for option in method.options:
+            default = "required" if option.default is None else f"default {option.default}"
+            lines.append(f"    {option.name}: {option.help} ({default})")
     return "\n".join(lines), {"methods": content}
-
-
-def _describe_default(option: Option) -> str:
-    return "required" if option.default is None else f"default {option.default}"
 
 
 def _read_inputs(args: argparse.Namespace) -> tuple[Recipe, dict[str, LoraAdapter]]:

@@ -53,8 +53,7 @@ class Catalog:
             raise ApiError(400, f"{text!r} is not a folder this server can read.", param="path") from error
         roots = [Path(root).resolve() for root in self.settings.adapter_roots]
         if not any(path == root or root in path.parents for root in roots) or not path.is_dir():
-            allowed = ", ".join(self.settings.adapter_roots) or "none"
-            message = f"{text!r} is not a folder inside FUSION_ADAPTER_ROOTS ({allowed}); use one, or upload a .tar."
+            message = f"{text!r} is not a folder inside FUSION_ADAPTER_ROOTS; use one there, or upload a .tar."
             raise ApiError(400, message, param="path")
         for inside in path.iterdir():
             if inside.is_symlink() and not any(root in inside.resolve().parents for root in roots):
@@ -98,10 +97,8 @@ class Catalog:
                 self.names.look_up(name, param="name")  # raises 404 naming the nearest
                 raise ApiError(404, f"{name!r} is not an adapter; GET /v1/adapters lists them.", param="name")
             if users := self.registry.pinning_profiles(record.digest):
-                used_by = ", ".join(users[:5])
-                raise ApiError(
-                    409, f"Adapter {name!r} is used by {used_by}; delete these profiles first.", param="name"
-                )
+                message = f"Adapter {name!r} is used by {', '.join(users[:5])}; delete these profiles first."
+                raise ApiError(409, message, param="name")
             await asyncio.to_thread(self.registry.remove_adapter, name)
             await self._delete_unused(record.digest)
 

@@ -48,9 +48,8 @@ async def answer_unavailable(scope: Scope, receive: Receive, send: Send) -> None
     """Answer 503 to anything."""
     from service.errors import ApiError, error_response
 
-    await error_response(ApiError(503, "The engine is starting or stopping; wait until /readyz returns 200."))(
-        scope, receive, send
-    )
+    error = ApiError(503, "The engine is starting or stopping; wait until /readyz returns 200.")
+    await error_response(error)(scope, receive, send)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:

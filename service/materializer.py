@@ -36,7 +36,7 @@ class Materializer:
         entry = self.sources.get(digest)
         if entry is None:
             raise ApiError(
-                500, f"The files of adapter {digest[:12]} are gone from the store; delete it and register it again."
+                500, f"The files of adapter {digest[:12]} are gone from the store; delete and re-register it."
             )
         return entry / ADAPTER
 

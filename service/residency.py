@@ -129,7 +129,7 @@ class Residency:
 
     async def _make(self, key: str, kind: Kind, write: Callable[[Path], None]) -> Source:
         path, source = await self._land(key, kind, write)
-        report = await asyncio.to_thread(_read_report, path)
+        report = json.loads(await asyncio.to_thread((path / REPORT).read_text))
         await self._load(key, kind, path, report)
         return source
 
@@ -187,8 +187,3 @@ class Residency:
     def _update_metrics(self) -> None:
         for kind in ("stack", "build"):
             self._metrics.set_resident(kind, sum(r.kind == kind for r in self.residents.values()))
-
-
-def _read_report(entry: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((entry / REPORT).read_text())
-    return report

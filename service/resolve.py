@@ -62,9 +62,8 @@ class Names:
         versions = {str(number): pinned for number, pinned in self.registry.versions[plain].items()}
         if version not in versions:
             latest = ", ".join(sorted(versions, key=int)[-8:])
-            raise ApiError(
-                404, f"Profile {plain!r} has no version {version[:MAX_QUOTED]!r}; it has {latest}.", param=param
-            )
+            message = f"Profile {plain!r} has no version {version[:MAX_QUOTED]!r}; it has {latest}."
+            raise ApiError(404, message, param=param)
         return versions[version]
 
     def resolve_profile(self, version: ProfileVersion) -> Fusion:
@@ -79,9 +78,7 @@ class Names:
         records = []
         for name in recipe.adapters:
             if name in self.registry.profiles:
-                raise ApiError(
-                    400, f"{name!r} is a profile; a recipe combines adapters only: write out its recipe.", param=param
-                )
+                raise ApiError(400, f"{name!r} is a profile; a recipe combines adapters only.", param=param)
             if name not in adapters:
                 raise self.not_found("adapter", name, adapters, param)
             records.append(adapters[name])

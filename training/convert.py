@@ -94,9 +94,7 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, weight: float = 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     modules = dict(model.named_modules())
     if unknown := [name for name in loaded.modules if name not in modules]:
-        raise ConfigError(
-            f"the adapter is for another base: {folder!r} has no module {unknown[0]!r}; give its own with --base"
-        )
+        raise ConfigError(f"the adapter needs another --base: {folder!r} has no module {unknown[0]!r}")
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for name in loaded.modules:
         parameter = modules[name].weight
@@ -116,9 +114,7 @@ def from_fsdp(checkpoint: Path, base: str, out: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (checkpoint / ".metadata").is_file():
-        raise ConfigError(
-            f"{str(checkpoint)!r} is not a sharded checkpoint: expected a folder of .distcp files with .metadata"
-        )
+        raise ConfigError(f"{str(checkpoint)!r} is not a sharded checkpoint: expected .distcp files and .metadata")
     folder = resolve_base(base)
     tensors = {_WRAPPERS.sub("", name): value for name, value in read_tensors(checkpoint).items()}
     with torch.device("meta"):

@@ -28,6 +28,4 @@ def register(url: str, name: str, adapter: Path) -> str:
     except urllib.error.HTTPError as error:
         raise ConfigError(f"the service at {url} rejected the adapter: {error.read().decode()[:400]}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no service answers at {url} ({error}): check the URL, or start one with `lora-fusion serve`"
-        ) from None
+        raise ConfigError(f"no service answers at {url} ({error}): check it, or run `lora-fusion serve`") from None

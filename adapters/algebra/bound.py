@@ -94,11 +94,8 @@ class BoundRecipe:
 
     def is_plain(self, parents: Sequence[WeightedUpdate]) -> bool:
         """Whether the module's update is the weighted sum of all its parents, as they are."""
-        return (
-            self.method.on == "factors"
-            and self.method.combine == "sum"
-            and len(self.nonzero_terms(parents)) == len(parents)
-        )
+        is_sum = self.method.on == "factors" and self.method.combine == "sum"
+        return is_sum and len(self.nonzero_terms(parents)) == len(parents)
 
     def rank_limit(self, terms: Sequence[WeightedUpdate]) -> int | None:
         """The rank above which the module's update is truncated, None for no limit."""

@@ -4,6 +4,7 @@ matrices of the factors, principal angles from their orthogonal bases.
 
 import math
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Difference:
         overall = ModuleDifference("all modules", self.norm_a, self.norm_b, self.distance, self.cosine)
         for row in (overall, *self.modules):
             cosine = "-" if row.cosine is None else f"{row.cosine:.4f}"
-            angles = f"  {_mean(row.column_angles):.1f}°, {_mean(row.row_angles):.1f}°" if row.row_angles else ""
+            angles = f"  {fmean(row.column_angles):.1f}°, {fmean(row.row_angles):.1f}°" if row.row_angles else ""
             lines.append(
                 f"{row.module:<{width}}  {row.norm_a:>9.4g}  {row.norm_b:>9.4g}  {row.distance:>9.4g}"
                 f"  {cosine:>7}{angles}"
@@ -94,10 +95,6 @@ def _principal_angles(first: Tensor, second: Tensor) -> tuple[float, ...]:
     sines = torch.linalg.svdvals(first - second @ (second.T @ first)).clamp(0, 1).flip(0)
     angles = torch.where(cosines.square() > 0.5, sines.asin(), cosines.acos())
     return tuple(math.degrees(float(angle)) for angle in angles)
-
-
-def _mean(values: tuple[float, ...]) -> float:
-    return sum(values) / len(values)
 
 
 def _inner(one: LoraModule | None, two: LoraModule | None) -> float:

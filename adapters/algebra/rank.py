@@ -40,9 +40,7 @@ def smallest_rank(
     fits = (tails <= max_error**2 * total + floor).nonzero()[:, 0]
     if not len(fits):
         lost = math.sqrt(float(tails[-1]) / total)
-        raise FusionError(
-            f"{recipe.format()!r} already loses {lost:.3g}, max_error is {max_error:g}: raise the recipe's own rank"
-        )
+        raise FusionError(f"{recipe.format()!r} itself loses {lost:.3g}, over max_error={max_error:g}: raise its rank")
     return max(1, int(fits[0]))
 
 

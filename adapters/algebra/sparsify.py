@@ -115,11 +115,9 @@ def magnitude(update: Tensor, draw: Draw, options: Options) -> Tensor:
     count = int(density * update.numel())
     if count and not update.is_cuda:  # two passes, where no two entries are equal at the threshold
         threshold = _kth_largest(update.abs().reshape(-1), count)
-        pruned = torch.nn.functional.hardshrink(
-            update, float(torch.nextafter(threshold, torch.zeros(()).to(threshold)))
-        )
-        if int(torch.count_nonzero(pruned)) == count:
-            return pruned
+        topk = torch.nn.functional.hardshrink(update, float(torch.nextafter(threshold, torch.zeros(()).to(threshold))))
+        if int(torch.count_nonzero(topk)) == count:
+            return topk
     return torch.where(largest(update.abs(), count), update, 0)
 
 

@@ -101,7 +101,7 @@ class Recipe:
             body = " + ".join(f"{weight_text(term.weight)}*{term.adapter}" for term in self.terms)
         if self.method == DEFAULT_METHOD:
             return body
-        options = "".join(f", {name}={_value_text(value)}" for name, value in self.options)
+        options = "".join(f", {n}={number_text(v) if isinstance(v, float) else v}" for n, v in self.options)
         return f"{self.method}({body}{options})"
 
     def __str__(self) -> str:
@@ -116,7 +116,3 @@ class Recipe:
 def _normalize(weight: Weight) -> Weight:
     """Numbers as floats without negative zero."""
     return float(weight) + 0.0 if isinstance(weight, int | float) else weight
-
-
-def _value_text(value: Value) -> str:
-    return number_text(value) if isinstance(value, float) else str(value)

@@ -97,9 +97,7 @@ def evaluate(expression: str, values: Mapping[str, float]) -> float:
     except (SyntaxError, ZeroDivisionError, OverflowError, TypeError) as error:
         raise TemplateError(f"{{{expression}}} cannot be computed: {error}") from None
     if not isinstance(result, float) or not math.isfinite(result):
-        raise TemplateError(
-            f"{{{expression}}} is not a finite number for {dict(values)}; change the expression or the grid"
-        )
+        raise TemplateError(f"{{{expression}}} is not a finite number for {dict(values)}; change one of them")
     return result
 
 

@@ -132,9 +132,7 @@ def read_harmful(path: Path) -> list[Sample]:
     else:
         prompts = read_prompts(path)
     if not prompts:
-        raise DataError(
-            f"{str(path)!r} has no rows of kind 'harmful'; expected rows with `prompt`, and that `kind` or none"
-        )
+        raise DataError(f"{str(path)!r} has no rows of kind 'harmful'; expected at least one, or rows without `kind`")
     return [make_sample(f"{path.stem}-{n}", prompt, "harm", path.stem) for n, prompt in enumerate(prompts, 1)]
 
 
@@ -142,9 +140,7 @@ def read_harmless(path: Path) -> list[Sample]:
     """Harmless prompts of a JSONL with `prompt`, and `answer` (a good one) and `kind` where they are given."""
     rows = [row for row in read_jsonl(path, ("prompt",)) if row.get("kind", "harmless") == "harmless"]
     if not rows:
-        raise DataError(
-            f"{str(path)!r} has no rows of kind 'harmless'; expected rows with `prompt`, and that `kind` or none"
-        )
+        raise DataError(f"{str(path)!r} has no rows of kind 'harmless'; expected at least one, or rows without `kind`")
     return [
         make_sample(f"{path.stem}-safe-{n}", row["prompt"], "safe", path.stem, str(row.get("answer", "")))
         for n, row in enumerate(rows, 1)

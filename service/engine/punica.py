@@ -68,9 +68,8 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         """Extends vLLM's: drop the packed factors of changed slots, and record the active slots."""
         super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
         if self._slot_ids != tuple(lora_index_to_id):
-            unchanged_slots = {
-                i for i, (old, new) in enumerate(zip(self._slot_ids, lora_index_to_id, strict=False)) if old == new
-            }
+            pairs = zip(self._slot_ids, lora_index_to_id, strict=False)
+            unchanged_slots = {slot for slot, (old, new) in enumerate(pairs) if old == new}
             self._packed = {k: v for k, v in self._packed.items() if k[1] in unchanged_slots}
             self._slot_ids = tuple(lora_index_to_id)
         tokens = self.token_lora_indices

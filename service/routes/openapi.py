@@ -26,7 +26,6 @@ Errors have OpenAI's shape. With an API key set, every route requires it except 
 description.
 """
 OWN_ROUTERS = (adapters.router, fusions.router, models.router, scorecards.router)
-"""The service's own routes, in the order in which they are matched."""
 TAGS = [
     {"name": "Adapters", "description": "Register, inspect and remove LoRA adapters."},
     {"name": "Fusions", "description": "Profiles, which are named and versioned recipes, and dry runs."},

@@ -85,9 +85,7 @@ def _read_turns(turns: Any) -> list[Message]:
         raise ValueError(f"the turns are {str(turns)[:60]!r}: expected a list of turns")
     if all(isinstance(turn, str) for turn in turns):
         if len(turns) < 2:
-            raise ValueError(
-                f"there is one turn, {str(turns[0])[:60]!r}: expected at least a user and an assistant turn"
-            )
+            raise ValueError(f"the only turn is {turns[0][:60]!r}: expected at least a user and an assistant turn")
         first = ["system"] if len(turns) % 2 else []
         roles = [*first, *("user", "assistant") * (len(turns) // 2)]
         return [(role, text) for role, text in zip(roles, turns, strict=True) if role != "system" or text.strip()]
