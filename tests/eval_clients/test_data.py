@@ -83,7 +83,7 @@ def test_other_bad_files_are_named(tmp_path: Path) -> None:
         data.read_harmful(lines(tmp_path / "kind.JSONL", '{"prompt": "good", "kind": "harmless"}'))
     with pytest.raises(DataError, match="is not a folder"):
         data.read_mt_bench(tmp_path / "kind.JSONL")
-    with pytest.raises(DataError, match="holds only blank rows"):
+    with pytest.raises(DataError, match="has only blank rows"):
         data.read_harmful(lines(tmp_path / "blank.csv", ",,", " , ,"))
     with pytest.raises(DataError, match="a letter A to D"):
         mmlu.read_rows(lines(tmp_path / "letters.csv", "q,a,b,c,d,BC"))

@@ -106,7 +106,7 @@ def test_generated_orders() -> None:
         ('{"prompt": "a", "answer": 3}\n', "auto", r"rows\.jsonl:1: the content of the assistant turn is '3'"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "auto", r"has the turns user: expected"),
         ('{"messages": [{"role": "tool", "content": "a"}]}\n', "auto", r"has a turn with role 'tool'"),
-        ('{"messages": []}\n', "auto", r"rows\.jsonl:1: expected a list of turns"),
+        ('{"messages": []}\n', "auto", r"rows\.jsonl:1: the turns are .*: expected a list of turns"),
         ('{"instruction": null, "input": "i", "output": "o"}\n', "auto", r"jsonl:1: the question is 'None'"),
         ('{"instruction": "q", "context": ["a"], "response": "o"}\n', "auto", "the question is \"\\['a'\\]\""),
         (
