@@ -7,6 +7,7 @@ serves the unit-weight stack, so every check fails.
 
 import asyncio
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import torch
 from vllm.lora.request import LoRARequest
 
 from adapters import LoraAdapter, LoraModule, make_adapter, save, stack
-from service.base_model import Shapes
 from service.engine.models import mix_request
 from service.engine.probe import PROMPT, distance
 from service.engine.server import Engine
+
+Shapes = Mapping[str, tuple[int, int]]
 
 RANK = 4
 MAX_ERROR = 0.1

@@ -15,7 +15,10 @@ def test_bad_input_is_one_line(
 ) -> None:
     for arguments, message in (
         (["run", str(tmp_path / "no.toml")], "there is no recipe"),
-        (["run", str(orders_recipe), "--out", str(finished)], "is not empty: resume it, or choose another --out"),
+        (
+            ["run", str(orders_recipe), "--out", str(finished)],
+            "is not empty: continue it with `resume`, or choose another --out",
+        ),
         (["run", str(orders_recipe), "--base", "nowhere", "--out", str(tmp_path / "n")], "or the default base"),
         (["run", str(orders_recipe), "--set", "lora.r=x", "--out", str(tmp_path / "n")], "lora.r is 'x'"),
         (

@@ -16,7 +16,7 @@ from training.recipe import load_recipe
     ("change", "words"),
     [
         ({"logits_scaling": 8}, "has logits_scaling"),
-        ({"sliding_window": 8, "model_type": "mistral"}, "attends to 8 tokens"),
+        ({"sliding_window": 8, "model_type": "mistral"}, "attention window is 8 tokens"),
     ],
 )
 def test_a_base_with_unsupported_computation_is_refused(
