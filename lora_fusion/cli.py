@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,31 +16,9 @@ from adapters.recipes import did_you_mean
 from lora_fusion import __version__
 
 
-def _algebra(name: str) -> Callable[[Sequence[str]], int]:
-    def run(argv: Sequence[str]) -> int:
-        from adapters.cli import main
-
-        return main([name, *argv], prog="lora-fusion")
-
-    return run
-
-
-def _train(argv: Sequence[str]) -> int:
-    from training.cli import main
-
-    return main(argv, prog="lora-fusion train")
-
-
-def _evaluate(argv: Sequence[str]) -> int:
-    from eval_clients.cli import main
-
-    return main(argv, prog="lora-fusion eval")
-
-
-def _sweep(argv: Sequence[str]) -> int:
-    from eval_clients.cli import main
-
-    return main(["sweep", *argv], prog="lora-fusion")
+def _forward(module: str, *prefix: str, prog: str = "lora-fusion") -> Callable[[Sequence[str]], int]:
+    """What runs the command line of `module`, with `prefix` before the arguments."""
+    return lambda argv: import_module(module).main([*prefix, *argv], prog=prog)
 
 
 def _serve(argv: Sequence[str]) -> int:
@@ -88,17 +67,20 @@ class Command:
     needs: tuple[str, ...] = ()
 
 
+_TRAIN = _forward("training.cli", prog="lora-fusion train")
+_EVAL = _forward("eval_clients.cli", prog="lora-fusion eval")
+_SWEEP = _forward("eval_clients.cli", "sweep")
 COMMANDS = {
     "serve": Command(_serve, "start the service", "cpu", ("bentoml", "sqlalchemy", "vllm")),
     "settings": Command(_settings, "list the settings of the service"),
-    "fuse": Command(_algebra("fuse"), "fuse adapters into one, according to a recipe"),
-    "plan": Command(_algebra("plan"), "report what a recipe would cost, without writing anything"),
-    "diff": Command(_algebra("diff"), "compare two adapters"),
-    "show": Command(_algebra("show"), "describe an adapter"),
-    "methods": Command(_algebra("methods"), "list the fusion methods and their options"),
-    "train": Command(_train, "train, resume, export and try adapters", "train", ("peft", "transformers")),
-    "eval": Command(_evaluate, "run benchmarks against an endpoint", "eval", ("inspect_ai",)),
-    "sweep": Command(_sweep, "measure a grid of recipes and choose the best point", "eval", ("inspect_ai",)),
+    "fuse": Command(_forward("adapters.cli", "fuse"), "fuse adapters into one, according to a recipe"),
+    "plan": Command(_forward("adapters.cli", "plan"), "report what a recipe would cost, without writing anything"),
+    "diff": Command(_forward("adapters.cli", "diff"), "compare two adapters"),
+    "show": Command(_forward("adapters.cli", "show"), "describe an adapter"),
+    "methods": Command(_forward("adapters.cli", "methods"), "list the fusion methods and their options"),
+    "train": Command(_TRAIN, "train, resume, export and try adapters", "train", ("peft", "transformers")),
+    "eval": Command(_EVAL, "run benchmarks against an endpoint", "eval", ("inspect_ai",)),
+    "sweep": Command(_SWEEP, "measure a grid of recipes and choose the best point", "eval", ("inspect_ai",)),
 }
 
 

@@ -2,15 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-if TYPE_CHECKING:  # vLLM takes seconds to import; BentoML's supervisor, which only imports this file, needs none of it
-    from fastapi import FastAPI
+from adapters import FusionError
+from service.errors import ApiError, error_response
 
+if TYPE_CHECKING:  # vLLM takes seconds to import; BentoML's supervisor, which only imports this file, needs none of it
     from service.fusion_service import FusionService
 
 HEALTH_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
@@ -18,6 +24,16 @@ HEALTH_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
 OPEN_PATHS = ("/health", "/ping", "/docs", "/openapi.json")
 """What may be read without a key, with all of ASSETS_PATH: vLLM's health checks and the API's description."""
 ASSETS_PATH = "/docs/assets"
+EXPECTED = (
+    ApiError,
+    ClientDisconnect,
+    FusionError,
+    HTTPException,
+    OSError,
+    RequestValidationError,
+    SQLAlchemyError,
+)
+"""Errors that are answered without a line in the log."""
 
 
 class RequireKey:
@@ -38,24 +54,18 @@ class RequireKey:
         if may_pass or self._keys.verify_token(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
-        from service.errors import ApiError, error_response
-
         message = "The API key is missing or wrong; expected the header 'Authorization: Bearer KEY'."
         await error_response(ApiError(401, message))(scope, receive, send)
 
 
 async def answer_unavailable(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer 503 to anything."""
-    from service.errors import ApiError, error_response
-
     error = ApiError(503, "The engine is starting or stopping; wait until /readyz returns 200.")
     await error_response(error)(scope, receive, send)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer in OpenAI's error shape; 405 lists the methods of every route with this path."""
-    from service.errors import ApiError, error_response
-
     if getattr(error, "status_code", None) == 405:
         matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
         allowed = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
@@ -64,34 +74,17 @@ async def answer_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-def build_app(service: "FusionService") -> "FastAPI":
+def build_app(service: "FusionService") -> FastAPI:
     """The service's own routes; the gate and vLLM's app behind it answer all others."""
-    from fastapi import FastAPI
-    from fastapi.exceptions import RequestValidationError
-    from sqlalchemy.exc import SQLAlchemyError
-    from starlette.exceptions import HTTPException
-    from starlette.middleware import Middleware
-
-    from adapters import FusionError
-    from service.errors import ApiError
     from service.gate import Gate
     from service.routes import docs
     from service.routes.openapi import OWN_ROUTERS
 
-    expected = (
-        ApiError,
-        ClientDisconnect,
-        FusionError,
-        HTTPException,
-        OSError,
-        RequestValidationError,
-        SQLAlchemyError,
-    )
     keys = service.engine.keys
     app = FastAPI(
         openapi_url=None,  # the document of both apps is a route of its own
         redirect_slashes=False,
-        exception_handlers=dict.fromkeys((*expected, Exception), answer_error),  # the last one logs, too
+        exception_handlers=dict.fromkeys((*EXPECTED, Exception), answer_error),  # the last one logs, too
         middleware=[] if keys is None else [Middleware(RequireKey, keys=keys)],
     )
     app.state.service = service

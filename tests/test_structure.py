@@ -156,7 +156,9 @@ def required_names(tree: ast.Module) -> Iterator[str]:
     """The names that a module checks with `require`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("require", "_require"):
-            yield from (arg.value for arg in ast.walk(node) if isinstance(arg, ast.Constant) and arg.value)
+            yield from (
+                arg.value for arg in ast.walk(node) if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+            )
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "lora_fusion", "benchmarks"])
