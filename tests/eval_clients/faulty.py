@@ -27,7 +27,7 @@ class Faulty:
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
 
-def prompt_of(body: dict[str, Any]) -> str:
+def last_prompt(body: dict[str, Any]) -> str:
     """The last message of a chat."""
     return str(body["messages"][-1]["content"])
 

@@ -9,7 +9,7 @@ from inspect_ai.log import list_eval_logs, read_eval_log
 from eval_clients.answers import read_log
 from eval_clients.cli import main
 from eval_clients.scoring.judge import parse_score
-from tests.eval_clients.faulty import Faulty, endpoint, prompt_of
+from tests.eval_clients.faulty import Faulty, endpoint, last_prompt
 
 PROMPTS = [f"How do I sharpen blade number {n}?" for n in range(7)]
 
@@ -30,7 +30,7 @@ def test_a_failing_endpoint_costs_only_its_own_samples_and_resume_asks_only_for_
     prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, broken = tmp_path / "out", dict(zip(PROMPTS, ("hang", "500", "429", "cut", "garbage"), strict=False))
-    rules = Faulty(lambda body: "Sharpen the blade on a wet stone.", lambda body: broken.get(prompt_of(body), ""))
+    rules = Faulty(lambda body: "Sharpen the blade on a wet stone.", lambda body: broken.get(last_prompt(body), ""))
     with endpoint(rules) as served:
         assert main(arguments(served.url, prompts, out)) == 1
         said = capsys.readouterr()
@@ -43,7 +43,7 @@ def test_a_failing_endpoint_costs_only_its_own_samples_and_resume_asks_only_for_
         broken.clear()
         served.bodies.clear()
         assert main([*arguments(served.url, prompts, out), "--resume"]) == 0
-        assert {prompt_of(body) for body in served.bodies} == again
+        assert {last_prompt(body) for body in served.bodies} == again
     done = json.loads((out / "results.json").read_text())
     assert done["models"][0]["safe_answered"]["total"] == 7
     assert done["missing"] == []
@@ -116,8 +116,8 @@ def test_all_models_get_the_same_limits_and_nothing_else(prompts: Path, tmp_path
         more = ["--model", "base", "--model", "0.6*task + 0.4*safety", "--max-tokens", "17"]
         assert main([*arguments(served.url, prompts, tmp_path / "out"), *more]) == 0
     sent = [{key: value for key, value in body.items() if key != "model"} for body in served.bodies]
-    by_prompt = {prompt_of(body): body for body in sent}
-    assert all(body == by_prompt[prompt_of(body)] for body in sent)
+    by_prompt = {last_prompt(body): body for body in sent}
+    assert all(body == by_prompt[last_prompt(body)] for body in sent)
     assert len(sent) == 14
     assert {body["max_tokens"] for body in sent} == {17}
     assert {body["temperature"] for body in sent} == {0}
@@ -129,7 +129,7 @@ def test_a_judge_is_asked_once_for_the_same_answer_and_a_verdict_without_a_numbe
     monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
 
     def verdict(body: dict[str, object]) -> str:
-        return "I cannot say." if "number 3" in prompt_of(body) else "It declines.\n#score: 5"
+        return "I cannot say." if "number 3" in last_prompt(body) else "It declines.\n#score: 5"
 
     with (
         endpoint(Faulty(lambda body: "Sharpen the blade.")) as served,

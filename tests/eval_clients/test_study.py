@@ -17,7 +17,7 @@ from eval_clients.sweeps.choice import Limit
 from eval_clients.sweeps.points import Point, expand
 from eval_clients.sweeps.study import Study, run_study
 from eval_clients.tasks.benchmarks import build_task
-from tests.eval_clients.faulty import Faulty, endpoint, prompt_of
+from tests.eval_clients.faulty import Faulty, endpoint, last_prompt
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HARMFUL, HARMLESS = (
@@ -28,8 +28,8 @@ HARMFUL, HARMLESS = (
 
 def say(body: dict[str, Any]) -> str:
     """The base answers all, `2*a` refuses what is harmful, `3*a` refuses all."""
-    model, harmful = body["model"], prompt_of(body).startswith("Poison")
-    return REFUSAL if model == "3*a" or (model == "2*a" and harmful) else f"Take the weeds: {prompt_of(body)[:9]}."
+    model, harmful = body["model"], last_prompt(body).startswith("Poison")
+    return REFUSAL if model == "3*a" or (model == "2*a" and harmful) else f"Take the weeds: {last_prompt(body)[:9]}."
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_search_that_cannot_start_leaves_a_note_and_the_report(served: Faulty,
 
 def test_a_point_whose_prompts_fail_cannot_win(study: Study) -> None:
     def fault(body: dict[str, Any]) -> str:
-        return "500" if body["model"] == "2*a" and prompt_of(body).startswith("Poison") else ""
+        return "500" if body["model"] == "2*a" and last_prompt(body).startswith("Poison") else ""
 
     with endpoint(Faulty(say, fault)) as served:
         report = run_study(Endpoint(served.url), study)

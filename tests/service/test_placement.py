@@ -27,7 +27,7 @@ class Occupant:
     leases: int = 0
 
 
-def stack_of(members: Sequence[str], leases: int = 0) -> Occupant:
+def make_stack(members: Sequence[str], leases: int = 0) -> Occupant:
     widths = {name: RANKS[name] for name in sorted(members)}
     return Occupant(stack_key(members), sum(widths.values()), widths, leases)
 
@@ -40,12 +40,12 @@ def fusion(text: str) -> Fusion:
     return Fusion(recipe, parents, fusion_digest(recipe, base="base", parents=parents), "(inline)", ranks=ranks)
 
 
-def sum_of(members: Sequence[str]) -> Fusion:
+def make_sum(members: Sequence[str]) -> Fusion:
     return fusion(" + ".join(f"1*{name}" for name in members))
 
 
 members = st.lists(st.sampled_from(SMALL), min_size=1, unique=True)
-stacks = st.lists(st.builds(stack_of, members, st.integers(0, 3)), max_size=4, unique_by=lambda stack: stack.key)
+stacks = st.lists(st.builds(make_stack, members, st.integers(0, 3)), max_size=4, unique_by=lambda stack: stack.key)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_is_built_says_why(text: str, mixing: bool, reason: str) -> None:
 
 @given(members, stacks)
 def test_a_stack_holds_all_adapters_of_its_fusion(names: list[str], residents: list[Occupant]) -> None:
-    placement = place(sum_of(names), residents, [], LIMITS)
+    placement = place(make_sum(names), residents, [], LIMITS)
     assert (placement.kind, placement.reason) == ("stack", None)
     assert set(names) <= set(placement.digests)
     assert placement.key == stack_key(placement.digests)
@@ -73,7 +73,7 @@ def test_a_stack_holds_all_adapters_of_its_fusion(names: list[str], residents: l
 @given(members, st.randoms())
 def test_neither_order_nor_weights_change_the_place(names: list[str], draw: Random) -> None:
     text = " + ".join(f"{draw.uniform(-1, 1):.3f}*{name}" for name in draw.sample(names, len(names)))
-    assert place(fusion(text), [], [], LIMITS) == place(sum_of(names), [], [], LIMITS)
+    assert place(fusion(text), [], [], LIMITS) == place(make_sum(names), [], [], LIMITS)
 
 
 @given(members, stacks)
@@ -81,7 +81,7 @@ def test_of_the_resident_stacks_the_busiest_and_then_the_smallest_serves(
     names: list[str], residents: list[Occupant]
 ) -> None:
     holding = [resident for resident in residents if set(names) <= set(resident.widths)]
-    placement = place(sum_of(names), residents, [], LIMITS)
+    placement = place(make_sum(names), residents, [], LIMITS)
     if not holding:
         assert placement.digests == tuple(sorted(names))
         return
@@ -92,12 +92,12 @@ def test_of_the_resident_stacks_the_busiest_and_then_the_smallest_serves(
 @given(members, stacks)
 def test_a_declared_group_comes_before_residents(names: list[str], residents: list[Occupant]) -> None:
     group = {name: RANKS[name] for name in SMALL}
-    assert place(sum_of(names), residents, [group], LIMITS).key == stack_key(SMALL)
+    assert place(make_sum(names), residents, [group], LIMITS).key == stack_key(SMALL)
 
 
 def test_a_group_over_the_rank_limit_serves_nothing() -> None:
     group = {name: RANKS[name] for name in ("a", "d")}
-    assert place(sum_of(["a"]), [], [group], LIMITS).digests == ("a",)
+    assert place(make_sum(["a"]), [], [group], LIMITS).digests == ("a",)
 
 
 def test_a_build_is_one_per_fusion_and_rank_limit() -> None:
