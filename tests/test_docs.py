@@ -217,7 +217,7 @@ def messages() -> list[str]:
     return found
 
 
-def is_of(shown: str, message: str) -> bool:
+def fits_template(shown: str, message: str) -> bool:
     """Whether a message of the code reads as shown: in part, with … for values, or whole, with values filled in."""
     pieces = [piece for piece in re.split(r"'?…'?", shown.removeprefix("error: ")) if piece.strip()]
     if all(piece.strip() in message for piece in pieces):
@@ -234,7 +234,7 @@ def test_the_errors_of_the_faq_are_those_of_the_code() -> None:
     cells = [re.split(r"(?<!\\)\|", row)[1].replace("\\|", "|") for row in rows]
     quoted = [message for cell in cells for _, message in re.findall(r"(``?)(.+?)\1", cell)]
     assert len(quoted) > 25
-    assert [shown for shown in quoted if not any(is_of(shown, message) for message in known)] == []
+    assert [shown for shown in quoted if not any(fits_template(shown, message) for message in known)] == []
 
 
 def test_the_site_builds_without_a_warning_and_asks_nobody_outside(tmp_path: Path) -> None:

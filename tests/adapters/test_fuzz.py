@@ -37,7 +37,7 @@ def damaged(folder: Path, seed: int) -> tuple[str, bool]:
     return kind.__name__, certain
 
 
-def _bytes_of(name: str, change: Callable[[bytearray, random.Random], bytes | bytearray]) -> Callable[..., None]:
+def _edit_bytes(name: str, change: Callable[[bytearray, random.Random], bytes | bytearray]) -> Callable[..., None]:
     def spoil(folder: Path, chance: random.Random) -> None:
         (folder / name).write_bytes(change(bytearray((folder / name).read_bytes()), chance))
 
@@ -160,12 +160,12 @@ def not_a_file(folder: Path, chance: random.Random) -> None:
 
 
 KINDS: list[tuple[Callable[..., None], bool]] = [
-    (_bytes_of(WEIGHTS, cut_short), True),
-    (_bytes_of(CONFIG, cut_short), True),
-    (_bytes_of(WEIGHTS, noise), True),
-    (_bytes_of(CONFIG, noise), True),
-    (_bytes_of(WEIGHTS, appended), True),
-    (_bytes_of(WEIGHTS, wrong_length), True),
+    (_edit_bytes(WEIGHTS, cut_short), True),
+    (_edit_bytes(CONFIG, cut_short), True),
+    (_edit_bytes(WEIGHTS, noise), True),
+    (_edit_bytes(CONFIG, noise), True),
+    (_edit_bytes(WEIGHTS, appended), True),
+    (_edit_bytes(WEIGHTS, wrong_length), True),
     (header_entry, True),
     (spoilt_numbers, True),
     (lost_tensor, True),
@@ -175,10 +175,10 @@ KINDS: list[tuple[Callable[..., None], bool]] = [
     (no_json, True),
     (not_a_file, True),
     # A flipped bit may only change a number or a space, a value may not matter.
-    (_bytes_of(WEIGHTS, flipped), False),
-    (_bytes_of(CONFIG, flipped), False),
-    (_bytes_of(WEIGHTS, spliced), False),
-    (_bytes_of(CONFIG, spliced), False),
+    (_edit_bytes(WEIGHTS, flipped), False),
+    (_edit_bytes(CONFIG, flipped), False),
+    (_edit_bytes(WEIGHTS, spliced), False),
+    (_edit_bytes(CONFIG, spliced), False),
     (any_value, False),
 ]
 

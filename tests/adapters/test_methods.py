@@ -39,7 +39,7 @@ def cases(draw: st.DrawFn, methods: tuple[str, ...]) -> tuple[Recipe, Family]:
     return Recipe(method.name, terms, tuple(options.items())), family
 
 
-def modules_of(recipe: Recipe, family: Family) -> list[str]:
+def recipe_modules(recipe: Recipe, family: Family) -> list[str]:
     return [module for module in SHAPES if any(module in family[name].modules for name in recipe.weights)]
 
 
@@ -51,7 +51,7 @@ def filled(recipe: Recipe) -> dict[str, float | int | str]:
 def test_methods_on_the_update_equal_the_dense_reference(case: tuple[Recipe, Family]) -> None:
     recipe, family = case
     made = dense(fuse(recipe, family)[0])
-    for module in modules_of(recipe, family):
+    for module in recipe_modules(recipe, family):
         wanted = reference.on_update(recipe, family, module, filled(recipe))
         assert (made[module] - wanted).norm() <= 1e-5 * max(1.0, float(wanted.norm()))
 
@@ -63,7 +63,7 @@ def test_the_cut_is_as_good_as_the_dense_best_and_the_report_says_what_it_costs(
     recipe, family = case
     fused, report = fuse(recipe, family, max_rank=rank)
     made, whole, lost = dense(fused), {}, 0.0
-    for module in modules_of(recipe, family):
+    for module in recipe_modules(recipe, family):
         whole[module] = reference.on_update(recipe, family, module, filled(recipe))
         lost += float((whole[module] - reference.best(whole[module], rank)).square().sum())
     assume(size(whole) > 1e-3)
@@ -109,7 +109,7 @@ def test_safe_merge_equals_the_dense_criterion(family: Family, weight: float, th
     recipe = Recipe("safe_merge", terms, options)
     made = dense(fuse(recipe, family)[0])
     total = dense_sum(Recipe("sum", terms), family)
-    for module in modules_of(recipe, family):
+    for module in recipe_modules(recipe, family):
         wanted = total[module]
         if module in family[safety].modules:
             guard = dense(family[safety])[module]
@@ -143,7 +143,7 @@ def test_knots_equals_the_dense_svd_basis(case: tuple[Recipe, Family]) -> None:
     terms = tuple(Term(name, abs(float(weight))) for name, weight in drawn.weights.items())  # type: ignore[arg-type]  # no schedules are drawn here
     recipe = Recipe("knots", terms, tuple(options.items()))
     made = dense(fuse(recipe, family)[0])
-    for module in modules_of(recipe, family):
+    for module in recipe_modules(recipe, family):
         found = reference.weighted(recipe, family, module)
         wanted = reference.knots(
             [delta for _, _, delta in found], [w for _, w, _ in found], 1.0, str(options["majority"])
