@@ -112,6 +112,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "benchmarks/README.md": {
         "tables": figures,
         "headline": headline_tables,
+        "before": partial(figures, "before.json"),
         "gpu": partial(figures, "gpu.json"),
         "scaling": scaling,
     },
