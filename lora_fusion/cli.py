@@ -53,7 +53,7 @@ def _settings(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="lora-fusion settings", description=_settings.__doc__)
     parser.add_argument("--json", action="store_true", help="as JSON instead of a Markdown table")
-    print(describe_json() if parser.parse_args(argv).json else describe())
+    print(describe_json() if parser.parse_args(argv).json else describe(), flush=True)
     return 0
 
 
@@ -109,4 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         install = f"in a clone, install with `uv pip install {torch}'.[{command.extra}]'`"
         print(f"error: `lora-fusion {args[0]}` needs {', '.join(missing)}; {install}", file=sys.stderr)
         return 2
-    return command.run(args[1:])
+    try:
+        return command.run(args[1:])
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

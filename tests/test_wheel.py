@@ -108,8 +108,13 @@ def test_every_command_has_help(installation: Installation) -> None:
 
 def test_a_misspelt_command_is_answered_with_the_nearest(installation: Installation) -> None:
     done = installation.run("lora-fusion", "serv")
-    assert done.returncode == 2
-    assert "'serve'" in done.stderr
+    assert (done.returncode, done.stderr) == (2, "error: unknown command 'serv': did you mean 'serve'?\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(installation: Installation) -> None:
+    command = f"set -o pipefail; {installation.bin}/lora-fusion settings | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=installation.empty)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_command_serves_from_an_empty_folder(installation: Installation) -> None:
