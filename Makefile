@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 PACKAGES := adapters service training eval_clients lora_fusion
 
-.PHONY: help setup setup-dev base serve test check docs bench soak paper paper-full bento lock clean
+.PHONY: help setup setup-dev base serve test check docs bench soak paper paper-full bento lock sbom audit clean
 
 help:
 	@echo "make serve   set up and start the service on 127.0.0.1:3000"
@@ -20,7 +20,9 @@ help:
 	@echo "make soak    the long runs (10 minutes on 2 cores); results in benchmarks/results/"
 	@echo "make paper   the paper's experiment; DATA=folder with xstest/ (make paper-full: all of it; also mmlu/)"
 	@echo "make bento   build the Bento (see deploy/README.md for containers)"
-	@echo "make lock    renew requirements/*.txt from requirements/*.in"
+	@echo "make lock    renew requirements/*.txt from requirements/*.in, for the Python at hand"
+	@echo "make sbom    list what is installed to serve, as CycloneDX: sbom.cdx.json"
+	@echo "make audit   ask PyPI for known vulnerabilities of it"
 
 $(VENV)/.runtime: requirements/runtime.txt
 	$(PYTHON) requirements/install.py $(VENV) $<
@@ -78,8 +80,19 @@ paper-full: setup-dev
 bento: setup
 	BENTOML_DO_NOT_TRACK=1 $(PY) -m bentoml build
 
-lock: $(VENV)/.dev
+lock:
 	$(PYTHON) requirements/install.py $(VENV) --lock
 
+SUPPLY := .cache/supply
+$(SUPPLY)/.done: requirements/supply.txt
+	$(PYTHON) requirements/install.py $(SUPPLY) $<
+	@touch $@
+
+sbom: $(SUPPLY)/.done
+	$(SUPPLY)/bin/cyclonedx-py requirements requirements/runtime.txt --output-reproducible -o sbom.cdx.json
+
+audit: $(SUPPLY)/.done
+	$(SUPPLY)/bin/pip-audit --require-hashes --disable-pip -r requirements/runtime.txt
+
 clean:
-	rm -rf $(VENV) .cache site
+	rm -rf $(VENV) .cache site sbom.cdx.json

@@ -91,9 +91,13 @@ def launch(
     *,
     command: Sequence[str] = ("-m", "service"),
     cwd: Path = ROOT,
+    before: Sequence[str] = (),
     **settings: str,
 ) -> tuple[subprocess.Popen[bytes], str]:
-    """Start Python with `command` (`{port}` filled in) and `FUSION_*` settings; the process and its address."""
+    """Start Python with `command` (`{port}` filled in) and `FUSION_*` settings; the process and its address.
+
+    `before` is a command that executes it.
+    """
     environment = {
         **os.environ,
         "FUSION_PORT": "{port}",
@@ -105,7 +109,7 @@ def launch(
         "FUSION_PROFILES": "",
         "VLLM_CPU_KVCACHE_SPACE": "2",
     } | settings
-    return servers.start([sys.executable, *command], environment, cwd, log)
+    return servers.start([*before, sys.executable, *command], environment, cwd, log)
 
 
 @pytest.fixture(scope="session")

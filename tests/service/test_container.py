@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from adapters.files import adapter_path
 from service.settings import Settings
-from tests.conftest import ROOT, Server, launch, stop, wait_ready
+from tests.conftest import ROOT, Server, family, launch, stop, wait_ready
+from tests.service.confinement import confine, is_possible, read_status
 
 TAG = "lora-fusion:latest"
 MIX = "0.6*narrow + 0.4*wide"
@@ -165,7 +167,13 @@ def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) 
 
 
 def serve(bento: Bento, server: Server, place: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Serve the Bento as its image does, with the shipped adapters and two of `server`'s."""
+    """Serve the Bento as its image does, with the shipped adapters and two of `server`'s.
+
+    Where this machine allows it, confined as the documented `docker run` is: it may write to the temporary folder
+    alone, which holds its data, has no capability, and finds the repository's own code gone.
+    """
+    writable = [Path(tempfile.gettempdir())]
+    hidden = [ROOT / package for package in ("service", "adapters", "training")]
     own = [f"{name}={server.adapters[name]}" for name in ("wide", "narrow")]
     return launch(
         place / "data",
@@ -173,7 +181,9 @@ def serve(bento: Bento, server: Server, place: Path) -> tuple[subprocess.Popen[b
         place / "log",
         command=["-m", "bentoml", "serve", TAG, "--host", "127.0.0.1", "--port", "{port}"],
         cwd=place,
+        before=confine(writable=writable, hidden=hidden) if is_possible() else (),
         PYTHONPATH="",
+        HOME=str(place),
         PYTHONDONTWRITEBYTECODE="",
         BENTOML_HOME=str(bento.home),
         BENTOML_DO_NOT_TRACK="1",
@@ -185,7 +195,7 @@ def serve(bento: Bento, server: Server, place: Path) -> tuple[subprocess.Popen[b
     )
 
 
-def test_the_served_bento_mixes_and_serves_what_ships(
+def test_the_served_bento_answers_with_a_read_only_root_and_no_capability(
     server: Server, bento: Bento, instructions: list[Instruction], tmp_path: Path
 ) -> None:
     process, url = serve(bento, server, tmp_path)
@@ -200,6 +210,10 @@ def test_the_served_bento_mixes_and_serves_what_ships(
         # What is served is the Bento's own code, in BentoML's worker and in vLLM's, whatever else is installed.
         for module in ("bento/__pycache__/app", "engine/__pycache__/worker"):
             assert list((bento.folder / "src/service").glob(f"{module}.*.pyc"))
+        if is_possible():
+            for pid in family(process.pid):
+                status = read_status(pid)
+                assert (int(status["CapEff"], 16), int(status["CapBnd"], 16), status["NoNewPrivs"]) == (0, 0, "1")
         served = {model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
         assert {"task", "safety", "balanced"} <= served
         ours, theirs, balanced = (
