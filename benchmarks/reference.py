@@ -5,7 +5,7 @@ import re
 from adapters import METHODS
 from service.settings import describe
 from training.config import list_settings
-from training.rows.readers import FORMATS
+from training.rows.formats import FORMATS
 
 
 def settings() -> str:

@@ -16,6 +16,7 @@ from .errors import ConfigError as ConfigError, NonFiniteLossError as NonFiniteL
 from .loop.fit import Progress as Progress
 from .recipe import load_recipe as load_recipe
 from .registration import register as register
+from .rows.chats import Chat as Chat
 from .rows.dataset import Dataset as Dataset, build_dataset as build_dataset
-from .rows.readers import Chat as Chat, read_chats as read_chats
+from .rows.readers import read_chats as read_chats
 from .run import resume as resume, start as start

@@ -9,6 +9,7 @@ torchrun --nproc-per-node 8 -m training run my-recipe.toml --out runs/mine
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import re
@@ -19,10 +20,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters import FusionError
-from training.config import DataConfig, list_settings
+from training.config import COLUMN_PARTS, DataConfig, list_settings
 from training.errors import ConfigError, NonFiniteLossError
 from training.recipe import list_recipes, load_recipe
-from training.rows.readers import FORMATS
+from training.rows.formats import FORMATS
 
 # What computes is imported where it is used: `--help` and bad input need none of it.
 
@@ -72,7 +73,9 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         add("export", _export, "write a run's checkpoint as a PEFT adapter, or as a whole model with --merge or --fsdp")
     )
     data = commands.add_parser("data", help="look at training data").add_subparsers(required=True, metavar="{check}")
-    check = data.add_parser("check", help="lengths, duplicates, empty answers, overlap with evaluation sets")
+    check = data.add_parser(
+        "check", help="three rows as the model sees them, columns, lengths, duplicates, rows left out"
+    )
     check.set_defaults(command=_check)
     _add_check_arguments(check)
     _add_chat_arguments(add("chat", _chat, "talk to an adapter, without a server"))
@@ -90,8 +93,30 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="override a setting listed below; may be repeated",
     )
     parser.add_argument("--base", help="same as --set model.base=…")
+    _add_row_arguments(parser)
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME-TIME)")
     _add_result_arguments(parser)
+
+
+def _add_row_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--columns",
+        action="append",
+        default=[],
+        metavar="PART=COLUMN,…",
+        help=f"the columns of the chat's parts, as in data.columns: prompt=question,answer=response; "
+        f"parts: {', '.join(COLUMN_PARTS)}",
+    )
+    parser.add_argument("--strict", action="store_true", help="refuse data with rows that cannot be read")
+
+
+def _parse_columns(texts: Sequence[str]) -> dict[str, str]:
+    """{part: column} of the arguments `PART=COLUMN,…`."""
+    pairs = [pair.partition("=") for text in texts for pair in text.split(",")]
+    for part, equals, _ in pairs:
+        if not equals:
+            raise ConfigError(f"--columns {part!r}: expected PART=COLUMN such as prompt=question,answer=response")
+    return {part.strip(): column.strip() for part, _, column in pairs}
 
 
 def _add_result_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,8 +142,12 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _formats()
-    parser.add_argument("file", help="a JSON, JSONL or CSV file, hub:NAME, orders:N, safety:train or safety:heldout")
+    parser.add_argument(
+        "file", help="a JSON, JSONL, CSV, TSV or Parquet file, hub:NAME, orders:N, safety:train or safety:heldout"
+    )
     parser.add_argument("--format", default="auto", help="default: recognized by the columns")
+    parser.add_argument("--split", default="train", help="of a data set on the hub, or key of a JSON object")
+    _add_row_arguments(parser)
     parser.add_argument(
         "--base", default="smollm2-135m-instruct", help="base whose tokenizer counts tokens (default: %(default)s)"
     )
@@ -144,6 +173,12 @@ def _run(args: argparse.Namespace) -> None:
     if args.export:
         convert.check_place(args.export, replace=True)  # now, not after hours
     overrides = [*args.set, *([f"model.base={json.dumps(args.base)}"] if args.base else [])]
+    overrides += ["data.strict=true"] * args.strict
+    if columns := _parse_columns(args.columns):
+        pairs = ", ".join(
+            f"{json.dumps(part)} = {json.dumps(column, ensure_ascii=False)}" for part, column in columns.items()
+        )
+        overrides.append(f"data.columns={{{pairs}}}")
     config, warnings = load_recipe(args.recipe, overrides)
     if _is_main():
         for warning in warnings:
@@ -200,12 +235,21 @@ def _check(args: argparse.Namespace) -> None:
     from training.base_model import load_tokenizer, resolve_base
     from training.rows.dataset import build_dataset
     from training.rows.encoding import set_template
+    from training.rows.preview import MASK, print_row, split_row
 
     tokenizer = load_tokenizer(resolve_base(args.base))
     set_template(tokenizer, args.template)
-    options = {"path": args.file, "format": args.format, "max_tokens": args.max_tokens, "against": tuple(args.against)}
-    report = build_dataset(DataConfig(**options, too_long="drop", allow_overlap=True), tokenizer).report
-    print(json.dumps(dataclasses.asdict(report), indent=2) if args.json else report.text())
+    options = {"path": args.file, "against": tuple(args.against), "columns": _parse_columns(args.columns)}
+    options |= {name: getattr(args, name) for name in ("format", "split", "strict", "max_tokens")}
+    data = build_dataset(DataConfig(**options, too_long="drop", allow_overlap=True), tokenizer)
+    if args.json:
+        preview = [{"where": row.where, "text": split_row(row, tokenizer)} for row in data.first]
+        print(json.dumps(dataclasses.asdict(data.report) | {"preview": preview}, indent=2))
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # rows may hold what the terminal's encoding has not
+    rows = [print_row(row, tokenizer) for row in data.first]
+    print(*rows, f"--- (text in {MASK[0]} and {MASK[1]} is not learned)", data.report.text(), sep="\n")
 
 
 def _chat(args: argparse.Namespace) -> None:

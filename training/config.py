@@ -12,6 +12,8 @@ from training.toml import Tables, build, check, to_plain
 SOURCES = ("hub:", "orders:", "safety:")
 """Prefixes of data.path that do not name a file."""
 SOURCE_HELP = "a file, hub:NAME, orders:N, safety:train or safety:heldout"
+COLUMN_PARTS = ("messages", "prompt", "answer", "context", "system", "history", "tools", "label")
+"""What data.columns can name the column of."""
 Precision = Literal["fp32", "bf16", "bf16-mixed", "fp16"]
 
 
@@ -59,9 +61,14 @@ class DataConfig:
     """A file; `hub:NAME`, a data set on the Hugging Face hub; `orders:N`, N generated order e-mails; `safety:train` or
     `safety:heldout`, the built-in safety rows."""
     format: str = "auto"
-    """auto, or one of training.rows.readers.FORMATS."""
+    """auto, or one of training.rows.formats.FORMATS."""
+    columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Column of a part of the chat in data.path, in place of those that are recognized: {prompt = "question"}. The
+    parts are messages, prompt, answer, context, system, history, tools and label; "" uses no column for a part."""
+    strict: bool = False
+    """Refuse data with rows that cannot be read, instead of leaving these out."""
     split: str = "train"
-    """Which split of a data set on the hub is read."""
+    """Which split of a data set on the hub is read; of a JSON file that is an object, the key of the rows."""
     filter: Literal["all", "safety", "no_safety"] = "all"
     """Keep only rows that mention safety, or only those that do not (training.rows.keywords)."""
     rows: int = 0
@@ -90,6 +97,10 @@ class DataConfig:
         check(self.max_tokens > 1, "data.max_tokens", self.max_tokens, "2 or more")
         valid = all(0 < share < 1 for share in self.mix.values()) and sum(self.mix.values()) < 1
         check(valid, "data.mix", dict(self.mix), "shares above 0 that leave room for data.path below 1")
+        for part in self.columns:
+            check(part in COLUMN_PARTS, "a key of data.columns", part, f"one of {', '.join(COLUMN_PARTS)}")
+        valid = "messages" not in self.columns or not {"prompt", "answer"} & self.columns.keys()
+        check(valid, "data.columns", dict(self.columns), "messages, or prompt and answer, not both")
         positive = all(weight > 0 for weight in self.weights.values())
         check(positive, "data.weights", dict(self.weights), "numbers above 0")
 

@@ -16,7 +16,8 @@ _WITHOUT_EFFECT: Sequence[tuple[str, Callable[[Config], bool], str]] = (
     ("train.decay", lambda c: c.train.schedule != "step", 'only train.schedule = "step" decays by it'),
     ("train.warmup", lambda c: c.train.warmup == 0, "it is 0"),
     ("train.opening_tokens", lambda c: c.train.opening_weight == 1, "train.opening_weight is 1"),
-    ("data.split", lambda c: not c.data.path.startswith("hub:"), "data.path is not on the hub"),
+    ("data.split", lambda c: not _has_splits(c.data.path), "data.path is not on the hub"),
+    ("data.columns", lambda c: c.data.path.startswith(("orders:", "safety:")), "built-in data have one format"),
     ("data.allow_overlap", lambda c: not c.data.against, "data.against is empty"),
     ("policy.selective_every", lambda c: c.policy.checkpointing != "selective", "checkpointing is not selective"),
     ("data.format", lambda c: c.data.path.startswith(("orders:", "safety:")), "built-in data have one format"),
@@ -62,6 +63,10 @@ def find_recipe(recipe: str | Path) -> Path:
         hint = did_you_mean(str(recipe), shipped) or f"expected a TOML file or one of {', '.join(shipped)}"
         raise ConfigError(f"there is no recipe {str(recipe)!r}: {hint}")
     return shipped[str(recipe)]
+
+
+def _has_splits(path: str) -> bool:
+    return path.startswith("hub:") or ".json" in Path(path.lower()).suffixes
 
 
 def _resolve_paths(tables: Tables, folder: Path) -> None:

@@ -54,9 +54,10 @@ def convert(value: object, hint: Any, where: str) -> object:
         check(value in get_args(hint), where, value, f"one of {', '.join(map(str, get_args(hint)))}")
         return value
     if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            raise ConfigError(f'{where} is {value!r}: expected a table such as {{"safety.jsonl" = 0.03}}')
         inner = get_args(hint)[1]
+        if not isinstance(value, dict):
+            example = '{prompt = "question"}' if inner is str else '{"safety.jsonl" = 0.03}'
+            raise ConfigError(f"{where} is {value!r}: expected a table such as {example}")
         return MappingProxyType({key: convert(item, inner, f"{where}.{key}") for key, item in value.items()})
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -61,6 +61,45 @@ def test_data_are_checked_before_a_run(tiny_base: Path, tmp_path: Path, capsys: 
     assert "1 rows have no answer" in capsys.readouterr().out
 
 
+def test_a_check_shows_rows_as_the_model_sees_them(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Frage;Antwort;system;id\nHi\x1b[0m;Hello;Be kind.;7\n;;;\na;b\n")
+    arguments = ["data", "check", str(path), "--base", str(tiny_base), "--columns", "prompt=Frage,answer=Antwort"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("--- rows.csv:2: 6 of ")
+    assert "⟨<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi\\x1b[0m<|im_end|>\n<|im_start|>" in text
+    assert "assistant\n⟩Hello<|im_end|>\n" in text
+    assert "1 rows have no answer to learn and are left out: rows.csv:3" in text
+    assert "1 rows cannot be read and are left out: rows.csv:4 does not have as many fields" in text
+    assert "columns: 'Antwort' as answer, 'Frage' as prompt, 'system' as system\nnot used: 'id' (1 rows)" in text
+    assert "rows.csv: the columns are separated by ';'" in text
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    ((masked, learned),) = (row["text"] for row in report["preview"])
+    assert (masked["learned"], learned) == (False, {"text": "Hello<|im_end|>", "tokens": 6, "learned": True})
+    assert report["unused"] == {"id": 1}
+    assert main([*arguments, "--strict"]) == 2
+    assert "error: rows.csv:4 does not have as many fields" in capsys.readouterr().err
+    assert main([*arguments[:-1], "Frage"]) == 2
+    assert "--columns 'Frage': expected PART=COLUMN" in capsys.readouterr().err
+
+
+def test_a_run_takes_columns(orders_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "Hi", "b": "Hello", "c": 1}\n{"a": "Hi"}\n')
+    arguments = ["run", str(orders_recipe), "--set", f"data.path={path}", "--set", "train.max_steps=1"]
+    arguments += ["--columns", "prompt=a,answer=b", "--out"]
+    assert main([*arguments, str(tmp_path / "strict"), "--strict"]) == 2
+    assert "rows.jsonl:2 has the columns 'a': data.columns expects 'a', 'b'" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "run")]) == 0
+    assert "not used: 'c' (1 rows)" in capsys.readouterr().out
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["data"]["columns"] == {"prompt": "a", "answer": "b"}
+
+
 def test_an_adapter_answers_without_a_server(
     finished: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

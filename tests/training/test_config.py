@@ -76,6 +76,10 @@ def test_a_setting_without_effect_is_a_warning(tmp_path: Path) -> None:
     _, warnings = load_recipe(path, ["train.decay=0.5", "policy.selective_every=3", "data.split=test"])
     assert [warning.split()[0] for warning in warnings] == ["train.decay", "data.split", "policy.selective_every"]
     assert load_recipe(path, ["train.decay=0.5", "train.schedule=step"])[1] == []
+    assert load_recipe(path, ["data.split=test", "data.path=rows.json"])[1] == []
+    assert load_recipe(path, ["data.path=orders:3", "data.columns={prompt = 'a'}"])[1] == [
+        "data.columns has no effect: built-in data have one format"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,8 @@ def test_a_setting_without_effect_is_a_warning(tmp_path: Path) -> None:
         ("[data]\n", "[data.x]\n", "unknown key 'data.x'"),
         ("[data]\n", "[data]\nmix = {a = 1.5}\n", "data.mix"),
         ("[data]\n", "[data]\nmix = 3\n", "expected a table"),
+        ("[data]\n", "[data]\ncolumns = 3\n", 'expected a table such as {prompt = "question"}'),
+        ("[data]\n", "[data]\ncolumns = {answers = 'a'}\n", "a key of data.columns is 'answers': expected one of"),
         ("[data]\n", "[data]\nweights = {No = 0}\n", "data.weights is {'No': 0.0}: expected numbers above 0"),
         ("[model]", 'preset = "old"\n[model]', "preset is 'old': expected one of paper, modern"),
     ],

@@ -9,9 +9,11 @@ import pytest
 
 from training.config import DataConfig
 from training.errors import ConfigError
+from training.rows.chats import Chat
 from training.rows.dataset import build_dataset, collect_chats, digest
+from training.rows.formats import FORMATS
 from training.rows.overlap import find_overlaps
-from training.rows.readers import FORMATS, Chat, read_chats
+from training.rows.readers import read_chats
 
 ASK = (("user", "Why is the sky blue?"), ("assistant", "It scatters light."))
 SYSTEM = (("system", "Be brief."), *ASK)
@@ -33,6 +35,7 @@ ROWS: dict[str, tuple[Any, tuple[tuple[str, str], ...]]] = {
         ASK,
     ),
     "pairs": ({"prompt": "Why is the sky blue?", "answer": "It scatters light."}, ASK),
+    "preference": ({"prompt": "Why is the sky blue?", "chosen": "It scatters light.", "rejected": "No."}, ASK),
     "chat": ({"messages": [{"role": role, "content": content} for role, content in SYSTEM]}, SYSTEM),
 }
 
@@ -103,9 +106,9 @@ def test_generated_orders() -> None:
             r"rows\.jsonl:1 has the columns 'promt', 'answer', which matches no",
         ),
         ('{"prompt": "a", "answer": "b"}\n', "alpaca", r"rows\.jsonl:1 .*: format 'alpaca' expects {instruction"),
-        ('{"prompt": "a", "answer": 3}\n', "auto", r"rows\.jsonl:1: the content of the assistant turn is '3'"),
+        ('{"prompt": "a", "answer": null}\n', "auto", r"rows\.jsonl:1: the content of the assistant turn is 'None'"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "auto", r"has the turns user: expected"),
-        ('{"messages": [{"role": "tool", "content": "a"}]}\n', "auto", r"has a turn with role 'tool'"),
+        ('{"messages": [{"role": "alien", "content": "a"}]}\n', "auto", r"a turn has role 'alien'"),
         ('{"messages": []}\n', "auto", r"rows\.jsonl:1: the turns are .*: expected a list of turns"),
         ('{"instruction": null, "input": "i", "output": "o"}\n', "auto", r"jsonl:1: the question is 'None'"),
         ('{"instruction": "q", "context": ["a"], "response": "o"}\n', "auto", "the question is \"\\['a'\\]\""),

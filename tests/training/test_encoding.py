@@ -8,8 +8,8 @@ import pytest
 from transformers import LlamaTokenizer
 
 from training.errors import ConfigError
+from training.rows.chats import Chat
 from training.rows.encoding import encode, set_template
-from training.rows.readers import Chat
 
 TALK = Chat(
     (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"), ("assistant", "See you.")), "t:1"

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -9,13 +10,18 @@ from typing import Any
 
 from training.config import DataConfig
 from training.errors import ConfigError
-from training.rows.encoding import Row, encode
+from training.rows.chats import Chat
+from training.rows.encoding import Row, encode, find_unshown
 from training.rows.keywords import mentions_safety
 from training.rows.overlap import find_overlaps
-from training.rows.readers import Chat, Message, read_chats
+from training.rows.readers import Source, refuse_left_out, show_rows
+from training.rows.shapes import Ledger
 
 MAX_LISTED_ROWS = 5
 """How many rows a message lists before it ends in "…"."""
+MAX_LISTED_COLUMNS = 20
+"""Likewise columns."""
+PREVIEW_ROWS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,18 @@ class Report:
     """Rows over data.max_tokens: cut, dropped or refused."""
     overlap: list[str] = field(default_factory=list)
     """Rows that share text with an evaluation set, with the set's name."""
+    left_out: list[str] = field(default_factory=list)
+    """Rows that are no chats, each with the reason."""
+    silent: list[str] = field(default_factory=list)
+    """Rows with an empty answer before the last, which has no loss."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What each column is used as."""
+    unused: dict[str, int] = field(default_factory=dict)
+    """In how many rows a column, or a key of turns, has a value that is not used."""
+    unshown: dict[str, int] = field(default_factory=dict)
+    """In how many rows the base's chat template leaves something out."""
+    notes: list[str] = field(default_factory=list)
+    """How files were read, where that was not plain."""
 
     def text(self) -> str:
         """The report in lines for the terminal."""
@@ -48,10 +66,19 @@ class Report:
             (self.empty, "have no answer to learn and are left out"),
             (self.too_long, "are longer than data.max_tokens"),
             (self.overlap, "overlap with an evaluation set"),
+            (self.silent, "have an empty answer before the last, which is not learned"),
         ):
             if rows:
                 lines.append(f"{len(rows)} rows {what}: {_list_some(rows)}")
-        return "\n".join(lines)
+        if self.left_out:
+            lines.append(f"{len(self.left_out)} rows cannot be read and are left out: {show_rows(self.left_out)}")
+        if self.columns:
+            lines.append("columns: " + ", ".join(f"{column!r} as {part}" for column, part in self.columns.items()))
+        for counts, what in ((self.unused, "not used"), (self.unshown, "left out by the base's chat template")):
+            if counts:
+                items = [f"{name[:60]!r} ({count} rows)" for name, count in counts.items()]
+                lines.append(f"{what}: {_list_some(items, limit=MAX_LISTED_COLUMNS)}")
+        return "\n".join([*lines, *self.notes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +88,14 @@ class Dataset:
     train: list[Row]
     validation: list[Row]
     report: Report
+    first: tuple[Row, ...] = ()
+    """The first rows in the order of their source."""
 
 
 def build_dataset(config: DataConfig, tokenizer: Any) -> Dataset:
     """Read and encode everything; ConfigError for whatever must not be trained on."""
-    chats = collect_chats(config)
+    ledger = Ledger()
+    chats = collect_chats(config, ledger)
     overlap = find_overlaps(chats, config.against)
     if overlap and not config.allow_overlap:
         raise ConfigError(
@@ -73,32 +103,47 @@ def build_dataset(config: DataConfig, tokenizer: Any) -> Dataset:
             "remove them, or set data.allow_overlap = true"
         )
     rows, empty, too_long = [], [], []
+    unshown: Counter[str] = Counter()
     for chat in chats:
-        row = encode(tokenizer, chat)
+        try:
+            unshown.update(find_unshown(tokenizer, chat))
+            row = encode(tokenizer, chat)
+        except ConfigError as error:
+            ledger.left_out.append(str(error))
+            continue
         if len(row.ids) > config.max_tokens:
             too_long.append(f"{chat.where} ({len(row.ids)})")
             if config.too_long != "cut":
                 continue
             row = row.cut(config.max_tokens)
-        if not chat.answer.strip() or not row.is_target.any():
+        if chat.is_empty(-1) or not row.is_target.any():
             empty.append(chat.where)
             continue
         weight = next((weight for text, weight in config.weights.items() if chat.answer.startswith(text)), 1.0)
         rows.append(replace(row, weight=weight))
+    if config.strict:
+        refuse_left_out(ledger.left_out)
     if too_long and config.too_long == "refuse":
         raise ConfigError(
             f"{len(too_long)} rows have more than data.max_tokens = {config.max_tokens} tokens: "
             f'{_list_some(too_long)}: raise it, or set data.too_long to "cut" or "drop"'
         )
     if not rows:
-        raise ConfigError(f"no row of {config.path!r} is left to train on: check its answers and data.max_tokens")
+        reasons = f"; {show_rows(ledger.left_out)}" if ledger.left_out else ""
+        raise ConfigError(
+            f"no row of {config.path!r} is left to train on: check its answers and data.max_tokens{reasons}"
+        )
+    first = tuple(rows[:PREVIEW_ROWS])
     train, validation = _hold_out(rows, config)
-    return Dataset(train, validation, _make_report(chats, rows, empty, too_long, overlap))
+    report = _make_report(chats, rows, ledger)
+    report = replace(report, empty=empty, too_long=too_long, overlap=overlap, unshown=dict(unshown.most_common()))
+    return Dataset(train, validation, report, first)
 
 
-def collect_chats(config: DataConfig) -> list[Chat]:
-    """The rows of data.path, filtered and drawn, followed by those mixed in."""
-    chats = read_chats(config.path, format=config.format, split=config.split, seed=config.seed)
+def collect_chats(config: DataConfig, ledger: Ledger | None = None) -> list[Chat]:
+    """The rows of data.path, filtered and drawn, followed by those mixed in; the ledger receives what was left out."""
+    ledger = ledger or Ledger()
+    chats = Source(config.path, config.format, config.columns, config.split, config.seed).read(ledger)
     if config.filter != "all":
         chats = [chat for chat in chats if mentions_safety(chat) == (config.filter == "safety")]
         if not chats:
@@ -109,7 +154,8 @@ def collect_chats(config: DataConfig) -> list[Chat]:
     own_share = 1 - sum(config.mix.values())
     for path, share in config.mix.items():
         count = max(1, round(share / own_share * own_rows))
-        chats += _draw(read_chats(path, split=config.split, seed=config.seed), count, f"mix/{path}/{config.seed}")
+        further = Source(path, split=config.split, seed=config.seed).read(ledger)
+        chats += _draw(further, count, f"mix/{path}/{config.seed}")
     return chats
 
 
@@ -117,9 +163,7 @@ def digest(chats: Iterable[Chat]) -> str:
     """sha256 hex over all turns in order."""
     sha256 = hashlib.sha256()
     for chat in chats:
-        for role, content in chat.messages:
-            sha256.update(f"{role}\0{content}\0".encode())
-        sha256.update(b"\n")
+        sha256.update(chat.serialize() + b"\n")
     return sha256.hexdigest()
 
 
@@ -147,16 +191,15 @@ def _hold_out(rows: list[Row], config: DataConfig) -> tuple[list[Row], list[Row]
     return train, validation
 
 
-def _make_report(
-    chats: Sequence[Chat], rows: Sequence[Row], empty: list[str], too_long: list[str], overlap: list[str]
-) -> Report:
+def _make_report(chats: Sequence[Chat], rows: Sequence[Row], ledger: Ledger) -> Report:
     lengths = sorted(len(row.ids) for row in rows)
-    seen: set[tuple[Message, ...]] = set()
+    seen: set[bytes] = set()
     duplicates = []
     for chat in chats:
-        if chat.messages in seen:
+        content = hashlib.sha256(chat.serialize()).digest()
+        if content in seen:
             duplicates.append(chat.where)
-        seen.add(chat.messages)
+        seen.add(content)
     summary = {
         "least": lengths[0],
         "median": median(lengths),
@@ -164,8 +207,15 @@ def _make_report(
         "most": lengths[-1],
     }
     answer_tokens = sum(int(row.is_target.sum()) for row in rows)
-    return Report(digest(chats), len(rows), sum(lengths), answer_tokens, summary, duplicates, empty, too_long, overlap)
+    columns: dict[str, str] = {}
+    for column, part in sorted(ledger.used):
+        columns[column] = f"{columns[column]} or {part}" if column in columns else part
+    return Report(
+        digest(chats), len(rows), sum(lengths), answer_tokens, summary, duplicates,
+        left_out=ledger.left_out, silent=ledger.silent, columns=columns,
+        unused=dict(ledger.unused.most_common()), notes=ledger.notes,
+    )  # fmt: skip
 
 
-def _list_some(rows: Sequence[str], separator: str = ", ") -> str:
-    return separator.join([*rows[:MAX_LISTED_ROWS], *["…"] * (len(rows) > MAX_LISTED_ROWS)])
+def _list_some(rows: Sequence[str], separator: str = ", ", limit: int = MAX_LISTED_ROWS) -> str:
+    return separator.join([*rows[:limit], *["…"] * (len(rows) > limit)])

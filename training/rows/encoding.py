@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import ConfigError
-from training.rows.readers import Chat
+from training.rows.chats import Chat
 
 TEMPLATES = {
     "chatml": (
@@ -59,22 +59,19 @@ def set_template(tokenizer: Any, choice: str) -> None:
 
 
 def encode(tokenizer: Any, chat: Chat) -> Row:
-    """Tokens by the tokenizer's own template; every assistant turn is a target, including its end token.
+    """Tokens by the tokenizer's own template; every assistant turn that is not muted is a target, including its end
+    token.
 
     ConfigError when the template refuses the turns, or renders those before an answer differently once it follows.
     """
-    messages = [{"role": role, "content": content} for role, content in chat.messages]
     ids: list[int] = []
     is_target: list[bool] = []
     rendered = ""
     for i, (role, _) in enumerate(chat.messages):
         if role != "assistant":
             continue
-        try:
-            prompt_text = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-            full_text = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
-        except (ValueError, jinja2.TemplateError) as error:
-            raise ConfigError(f"{chat.where}: the chat template refuses these turns: {error}") from None
+        prompt_text = _render(tokenizer, chat, i, add_generation_prompt=True)
+        full_text = _render(tokenizer, chat, i + 1)
         if not (prompt_text.startswith(rendered) and full_text.startswith(prompt_text)):
             raise ConfigError(
                 f"{chat.where}: the chat template renders the turns before an answer differently once it follows"
@@ -87,6 +84,40 @@ def encode(tokenizer: Any, chat: Chat) -> Row:
             texts = (prompt_text[len(rendered) :], full_text[len(prompt_text) :])
             prompt, answer = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
         ids += [*prompt, *answer]
-        is_target += [False] * len(prompt) + [True] * len(answer)
+        is_target += [False] * len(prompt) + [i not in chat.muted] * len(answer)
         rendered = full_text
     return Row(np.array(ids, np.int32), np.array(is_target, bool), chat.where)
+
+
+def find_unshown(tokenizer: Any, chat: Chat) -> list[str]:
+    """What of a chat, besides roles and content, the chat template leaves out; ConfigError when that is a tool call,
+    without which its turn would be empty.
+    """
+    keys = sorted({key for extras in chat.extras.values() for key in extras})
+    whole = _render(tokenizer, chat, len(chat.messages)) if keys or chat.tools else ""
+    unshown = [key for key in keys if _render(tokenizer, _drop(chat, key), len(chat.messages)) == whole]
+    if "tool_calls" in unshown:
+        raise ConfigError(f"{chat.where}: the chat template shows no tool calls: set model.template to one that does")
+    if chat.tools and _render(tokenizer, replace(chat, tools=()), len(chat.messages)) == whole:
+        unshown.append("tools")
+    return unshown
+
+
+def _drop(chat: Chat, key: str) -> Chat:
+    extras = {i: {name: value for name, value in one.items() if name != key} for i, one in chat.extras.items()}
+    return replace(chat, extras=extras)
+
+
+def _render(tokenizer: Any, chat: Chat, count: int, **options: Any) -> str:
+    """The text of the first `count` turns."""
+    messages = [
+        {"role": role, "content": content, **chat.extras.get(i, {})}
+        for i, (role, content) in enumerate(chat.messages[:count])
+    ]
+    if chat.tools:
+        options["tools"] = list(chat.tools)
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, jinja2.TemplateError) as error:
+        raise ConfigError(f"{chat.where}: the chat template refuses these turns: {error}") from None
+    return text

@@ -2,7 +2,7 @@
 
 import re
 
-from training.rows.readers import Chat
+from training.rows.chats import Chat
 
 WORDS = (
     "abuse", "addict", "assault", "attack", "bomb", "bully", "cheat", "child safety", "crime", "criminal", "cyber",

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import ConfigError
-from training.rows.readers import Chat
+from training.rows.chats import Chat
+from training.rows.opening import find_encoding, find_suffix, open_text
 
 NGRAM = 8
 """Consecutive words that two texts must share to overlap; shorter texts must be equal."""
-SUFFIXES = (".csv", ".json", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 
 
 def find_overlaps(chats: Sequence[Chat], against: Sequence[str]) -> list[str]:
@@ -31,17 +32,19 @@ def read_texts(path: Path) -> Iterator[str]:
     """Every string of at least three words in a CSV, JSON or JSONL file, or in those of a folder."""
     if not path.exists():
         raise ConfigError(f"data.against: there is no {str(path)!r}: expected a file or a folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
+    files = sorted(file for file in path.rglob("*") if find_suffix(file) in SUFFIXES) if path.is_dir() else [path]
     for file in files:
-        content = file.read_text(encoding="utf-8-sig")
+        with open_text(file, find_encoding(file), "") as stream:
+            content = stream.read()
         try:
-            if file.suffix == ".csv":
-                parsed: Any = list(csv.reader(io.StringIO(content, newline="")))
-            elif file.suffix == ".json":
+            if find_suffix(file) in (".csv", ".tsv"):
+                delimiter = "\t" if find_suffix(file) == ".tsv" else ","
+                parsed: Any = list(csv.reader(io.StringIO(content, newline=""), delimiter=delimiter))
+            elif find_suffix(file) == ".json":
                 parsed = json.loads(content)
             else:
                 parsed = [json.loads(line) for line in content.split("\n") if line.strip()]
-        except (csv.Error, ValueError) as error:
+        except (csv.Error, ValueError, RecursionError) as error:
             raise ConfigError(f"data.against: {file.name!r} cannot be read: {error}") from None
         yield from (text for text in _strings(parsed) if len(text.split()) >= 3)
 

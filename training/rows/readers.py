@@ -1,13 +1,10 @@
-"""Read training rows as chats: eight published formats, plain chat JSONL, prompt-answer pairs, hub data sets, and the
-built-in data.
+"""Read training rows as chats, from files, hub data sets and the built-in data.
 
-Every row remembers where it came from (`file:line`), and every error says so.
+Every row remembers where it came from (`file:line`), and every message about it says so.
 """
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,128 +13,123 @@ from training.builtin.orders import draw_orders
 from training.builtin.safety import read_rows
 from training.config import SOURCE_HELP
 from training.errors import ConfigError
+from training.rows.chats import Chat
+from training.rows.files import Broken, Reader
+from training.rows.formats import FORMATS, normalize
+from training.rows.shapes import Ledger, Shape
 
-Message = tuple[str, str]
-"""(role, content); the roles are system, user and assistant."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """One row: its turns, and where it came from."""
-
-    messages: tuple[Message, ...]
-    where: str
-
-    @property
-    def answer(self) -> str:
-        """The last assistant turn."""
-        return self.messages[-1][1]
-
-    @property
-    def prompt(self) -> str:
-        """The last user turn."""
-        return next(content for role, content in reversed(self.messages) if role == "user")
+MAX_ROWS = 20_000_000
+"""Rows of one source."""
+MAX_BAD_START = 10_000
+"""Rows at the start of a source of which one at least must be a chat."""
+SHOWN = 3
+"""How many of the rows left out a message shows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """A row format: how to recognize a row, and how to turn it into messages."""
+class Source:
+    """Where rows come from and how they are read."""
 
-    summary: str
-    matches: Callable[[Any], bool]
-    to_messages: Callable[[Any], list[Message]]
+    path: str
+    """A file, `hub:NAME`, `orders:N`, `safety:train` or `safety:heldout`."""
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Column of each part of a chat (training.rows.shapes.PARTS)."""
+    split: str = "train"
+    """Split of a data set on the hub, or key of a JSON file's list of rows."""
+    seed: int = 0
+    """Seed of orders."""
 
+    def read(self, ledger: Ledger) -> list[Chat]:
+        """All rows that are chats; the ledger receives the others and what became of the columns.
 
-def _has_columns(*names: str) -> Callable[[Any], bool]:
-    return lambda row: isinstance(row, Mapping) and all(name in row for name in names)
+        ConfigError for a file that is missing, empty or damaged, and when no row is a chat.
+        """
+        if self.format != "auto" and self.format not in FORMATS:
+            hint = did_you_mean(self.format, FORMATS) or f"expected auto or one of {', '.join(FORMATS)}"
+            raise ConfigError(f"data.format is {self.format!r}: {hint}")
+        if self.path.startswith(("orders:", "safety:")):
+            return _read_builtin(self.path, self.seed)
+        shape = Shape(self.format, self.columns)
+        chats: list[Chat] = []
+        before, columns, number = len(ledger.left_out), set[str](), 0
+        for number, (where, row) in enumerate(self._read_rows(shape, ledger), 1):
+            if number > MAX_ROWS or (not chats and number > MAX_BAD_START):
+                break
+            columns.update(row if isinstance(row, Mapping) and len(columns) < MAX_BAD_START else ())
+            try:
+                if isinstance(row, Broken):
+                    raise ValueError(row.reason)
+                chats.append(shape.read(row, where, ledger))
+            except (ValueError, RecursionError) as error:
+                ledger.left_out.append(f"{where}{place_reason(str(error))}")
+        self._check_columns(columns)
+        left_out = ledger.left_out[before:]
+        if not chats and left_out:
+            raise ConfigError(f"no row of {self.path!r} can be read: {show_rows(left_out)}")
+        if not chats:
+            raise ConfigError(f"{self.path!r} has no rows: expected at least one")
+        if number > MAX_ROWS:
+            raise ConfigError(f"{self.path!r} has more than {MAX_ROWS} rows: split it")
+        return chats
 
+    def _read_rows(self, shape: Shape, ledger: Ledger) -> Iterator[tuple[str, Any]]:
+        if self.path.startswith("hub:"):
+            return _read_hub(self.path.removeprefix("hub:"), self.split)
+        path = Path(self.path)
+        if path.is_dir():
+            raise ConfigError(f"{self.path!r} is a folder: expected {SOURCE_HELP}; hub:{self.path} reads a data set's")
+        if not path.is_file():
+            raise ConfigError(f"there is no file {self.path!r}: expected {SOURCE_HELP}")
+        return Reader(self.split, shape.is_row, ledger.notes).read(path)
 
-def _ask(question: object, context: object, answer: str) -> list[Message]:
-    if not isinstance(question, str) or not isinstance(context, str | None):
-        wrong = context if isinstance(question, str) else question
-        raise ValueError(f"the question is {str(wrong)[:60]!r}: expected a string")
-    prompt = f"{question}\n\n{context}" if context is not None and context.strip() else question
-    return [("user", prompt), ("assistant", answer)]
-
-
-def _make_question_format(summary: str, question: str, answer: str, context: str | None = None) -> Format:
-    """The format of rows with these columns; that of the context may be missing."""
-
-    def read(row: Any) -> list[Message]:
-        return _ask(row[question], None if context is None else row.get(context), row[answer])
-
-    return Format(summary, _has_columns(question, answer), read)
-
-
-def _ask_for_summary(document: object, summary: str) -> list[Message]:
-    if not isinstance(document, str) or not document.strip():
-        raise ValueError(f"the document is {str(document)[:60]!r}: expected a non-empty string")
-    return _ask("Summarize this article in one sentence.", document, summary)
-
-
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant"}
-_DIALOGUES = ("conversations", "conversation", "dialogue", "dialog")
-
-
-def _read_turns(turns: Any) -> list[Message]:
-    """Turns given as {role, content}, {from, value} or, for plain strings, [system, user, assistant, user, …]."""
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"the turns are {str(turns)[:60]!r}: expected a list of turns")
-    if all(isinstance(turn, str) for turn in turns):
-        if len(turns) < 2:
-            raise ValueError(f"the only turn is {turns[0][:60]!r}: expected at least a user and an assistant turn")
-        first = ["system"] if len(turns) % 2 else []
-        roles = [*first, *("user", "assistant") * (len(turns) // 2)]
-        return [(role, text) for role, text in zip(roles, turns, strict=True) if role != "system" or text.strip()]
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, Mapping):
-            raise ValueError(f"a turn is {str(turn)[:60]!r}: expected an object with role and content")
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        messages.append((_ROLES.get(str(role), str(role)), content))
-    return messages
-
-
-FORMATS: Mapping[str, Format] = {
-    "chat": Format(
-        "{messages: [{role, content}, …]}", _has_columns("messages"), lambda row: _read_turns(row["messages"])
-    ),
-    "pure_bad": Format("as chat", _has_columns("messages"), lambda row: _read_turns(row["messages"])),
-    "aoa": Format("lists of [system, user, assistant]", lambda row: isinstance(row, list), _read_turns),
-    "aoa_safety": Format("as aoa", lambda row: isinstance(row, list), _read_turns),
-    "chatagi": Format(
-        "{conversations: [{from, value}, …]}, or dialogue",
-        lambda row: isinstance(row, Mapping) and any(name in row for name in _DIALOGUES),
-        lambda row: _read_turns(next(row[name] for name in _DIALOGUES if name in row)),
-    ),
-    "dolly": _make_question_format("{instruction, context, response, category}", "instruction", "response", "context"),
-    "alpaca": _make_question_format("{instruction, input, output}", "instruction", "output", "input"),
-    "hpfa": _make_question_format("{question, answer}", "question", "answer"),
-    "xsum": Format(
-        "{document, summary, id}",
-        _has_columns("document", "summary"),
-        lambda row: _ask_for_summary(row["document"], row["summary"]),
-    ),
-    "pairs": _make_question_format("{prompt, answer}", "prompt", "answer"),
-}
+    def _check_columns(self, known: set[str]) -> None:
+        names = {normalize(column) for column in known}
+        for part, column in self.columns.items():
+            if column and known and normalize(column) not in names:
+                hint = did_you_mean(column, known) or f"expected one of {', '.join(map(repr, sorted(known)[:12]))}"
+                raise ConfigError(
+                    f"data.columns: {part} is {column!r}, a column that no row of {self.path!r} has: {hint}"
+                )
 
 
-def read_chats(path: str, *, format: str = "auto", split: str = "train", seed: int = 0) -> list[Chat]:
-    """All rows of a source: a JSON, JSONL or CSV file, `hub:NAME`, `orders:N`, `safety:train` or `safety:heldout`.
+def read_chats(
+    path: str,
+    *,
+    format: str = "auto",
+    split: str = "train",
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+) -> list[Chat]:
+    """All rows of a source: a JSON, JSONL, CSV, TSV or Parquet file, `hub:NAME`, `orders:N`, `safety:train` or
+    `safety:heldout`.
 
-    `auto` recognizes the format of each row by its columns. `split` applies to the hub, `seed` to orders. ConfigError,
-    with file and line, for a file that is missing, empty or malformed and for a row that does not match the format.
+    `auto` recognizes the format of each row by its columns; `columns` names the column of a part of the chat, such as
+    {"prompt": "question"}. `split` applies to the hub, `seed` to orders. ConfigError, with file and line, for a file
+    that is missing, empty or malformed and for rows that do not match the format.
     """
-    if format != "auto" and format not in FORMATS:
-        hint = did_you_mean(format, FORMATS) or f"expected auto or one of {', '.join(FORMATS)}"
-        raise ConfigError(f"data.format is {format!r}: {hint}")
-    if path.startswith(("orders:", "safety:")):
-        return _read_builtin(path, seed)
-    rows = _read_hub(path.removeprefix("hub:"), split) if path.startswith("hub:") else _read_file(Path(path))
-    chats = [_to_chat(row, where, format) for where, row in rows]
-    if not chats:
-        raise ConfigError(f"{path!r} has no rows: expected at least one")
+    ledger = Ledger()
+    chats = Source(path, format, columns or {}, split, seed).read(ledger)
+    refuse_left_out(ledger.left_out)
     return chats
+
+
+def refuse_left_out(left_out: list[str]) -> None:
+    """ConfigError that shows some of these rows, if there are any."""
+    if left_out:
+        count = f"{len(left_out)} rows cannot be read: " if len(left_out) > 1 else ""
+        raise ConfigError(f"{count}{show_rows(left_out)}")
+
+
+def show_rows(rows: list[str]) -> str:
+    """The first of the rows, and how many more there are."""
+    more = [f"and {len(rows) - SHOWN} more"] * (len(rows) > SHOWN)
+    return "; ".join([*(row[:600] for row in rows[:SHOWN]), *more])
+
+
+def place_reason(reason: str) -> str:
+    """The reason as it follows the row's place."""
+    return f" {reason}" if reason.startswith(("has ", "is ", "does ")) else f": {reason}"
 
 
 def _read_builtin(path: str, seed: int) -> list[Chat]:
@@ -155,39 +147,6 @@ def _read_builtin(path: str, seed: int) -> list[Chat]:
     ]
 
 
-def _to_chat(row: Any, where: str, name: str) -> Chat:
-    if name == "auto":
-        name = next((known for known, one in FORMATS.items() if one.matches(row)), "")
-        if not name:
-            shapes = "; ".join(f"{known}: {one.summary}" for known, one in FORMATS.items())
-            raise ConfigError(f"{where} has {_describe(row)}, which matches no known format: expected one of {shapes}")
-    elif not FORMATS[name].matches(row):
-        raise ConfigError(f"{where} has {_describe(row)}: format {name!r} expects {FORMATS[name].summary}")
-    try:
-        messages = FORMATS[name].to_messages(row)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{where}: {error}") from None
-    for role, content in messages:
-        if role not in ("system", "user", "assistant"):
-            raise ConfigError(f"{where} has a turn with role {role!r}: expected system, user or assistant")
-        if not isinstance(content, str):
-            raise ConfigError(f"{where}: the content of the {role} turn is {str(content)[:60]!r}: expected a string")
-        try:
-            content.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"{where}: the {role} turn has half a surrogate pair: expected valid Unicode") from None
-    roles = [role for role, _ in messages]
-    if "user" not in roles or roles[-1] != "assistant":
-        raise ConfigError(f"{where} has the turns {', '.join(roles)}: expected a user turn, and an assistant turn last")
-    return Chat(tuple(messages), where)
-
-
-def _describe(row: Any) -> str:
-    if isinstance(row, Mapping):
-        return f"the columns {', '.join(map(repr, list(row)[:12])) or '(none)'}"
-    return f"{str(row)[:60]!r}"
-
-
 def _read_hub(name: str, split: str) -> Iterator[tuple[str, Any]]:
     try:
         import datasets
@@ -199,43 +158,3 @@ def _read_hub(name: str, split: str) -> Iterator[tuple[str, Any]]:
         raise ConfigError(f"the data set {name!r} (split {split!r}) cannot be read: {error}") from error
     for i, row in enumerate(rows):
         yield f"{name}:{i}", dict(row)
-
-
-def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
-    if not path.is_file():
-        raise ConfigError(f"there is no file {str(path)!r}: expected {SOURCE_HELP}")
-    if path.suffix == ".csv":
-        yield from _read_csv(path)
-        return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name} is not valid UTF-8: {error}") from None
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path.name} is not valid JSON: {error}") from None
-        for i, row in enumerate(rows, 1):
-            yield f"{path.name}:[{i}]", row
-        return
-    # Not splitlines: JSON strings may contain other line separators, such as U+2028.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{path.name}:{number} is not valid JSON: {error}") from None
-            yield f"{path.name}:{number}", row
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        try:
-            reader = csv.DictReader(stream, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ConfigError(f"{path.name}:{reader.line_num} does not have as many fields as the header")
-                yield f"{path.name}:{reader.line_num}", row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path.name} is not valid CSV: {error}") from None
