@@ -42,7 +42,8 @@ from eval_clients.running import RunOptions, prepare_folder
 from eval_clients.sweeps.points import Point
 from eval_clients.sweeps.sweep import measure_points
 from eval_clients.tasks import benchmarks as tasks
-from eval_clients.tasks.data import Half, read_text
+from eval_clients.tasks.data import Half
+from eval_clients.tasks.text import read_text
 
 PAPER = "0.6*task + 0.4*safety"
 SEEDS = (0, 1, 2)

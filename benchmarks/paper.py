@@ -32,7 +32,8 @@ from eval_clients.sweeps.points import Point, expand
 from eval_clients.sweeps.study import Study, run_study
 from eval_clients.sweeps.sweep import Sweep
 from eval_clients.tasks import benchmarks as tasks
-from eval_clients.tasks.data import hash_files, read_text
+from eval_clients.tasks.data import hash_files
+from eval_clients.tasks.text import read_text
 from training.builtin.orders import draw_orders
 
 IN_FLIGHT = 128

@@ -18,7 +18,26 @@ from eval_clients.answers import Answers, read_answers, write_answers
 from eval_clients.endpoint import Endpoint
 from eval_clients.errors import EvaluationError, UsageError
 from eval_clients.results import MEANS, SHARES, average_mmlu, format_table, score_models, write_results
-from eval_clients.running import Display, RunOptions, check_fusions, prepare_folder, resolve_judge, run_tasks
+from eval_clients.running import (
+    Display,
+    RunOptions,
+    check_fusions,
+    check_prompts,
+    prepare_folder,
+    resolve_judge,
+    run_tasks,
+)
+from eval_clients.sets import (
+    COLUMN_HELP,
+    DATA_HELP,
+    Set,
+    add_data_check,
+    parse_columns,
+    read_task_options,
+    run_data_check,
+    show_sets,
+    write_readings,
+)
 from eval_clients.sweeps.choice import Limit
 from eval_clients.sweeps.points import expand
 from eval_clients.tasks.benchmarks import BENCHMARKS, build_task
@@ -31,10 +50,11 @@ Measure models and fusions through an OpenAI-compatible endpoint.
     %(prog)s xstest --data xstest_prompts.csv --model base --model "0.6*task + 0.4*safety"
     SWEEP --recipe "{1-l}*task + {l}*safety" --grid l=0:1:0.1 --tasks xstest,task \\
         --data xstest=xstest_prompts.csv --data task=orders.jsonl --limit "harm<=0.05" --out sweep
+    %(prog)s data check xstest_prompts.csv    # how is this file read?
     %(prog)s check        # are the endpoint's echo and log-probabilities correct?
 
 EVAL_BASE_URL and EVAL_API_KEY name another endpoint. Results land in --out: results.json, results.csv, answers.jsonl,
-and Inspect's logs (`inspect view --log-dir OUT/logs`).
+data.json (how the data was read), and Inspect's logs (`inspect view --log-dir OUT/logs`).
 Exit status: 0 done, 1 answers are missing (run again with --resume), 2 invalid input.
 """
 URL = "http://127.0.0.1:3000/v1"
@@ -82,6 +102,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--grid", action="append", default=[], metavar="VAR=FIRST:LAST:STEP", help=grid)
     add("--tasks", required=True, help=f"comma-separated, from {','.join(BENCHMARKS)}")
     add("--data", action="append", default=[], metavar="TASK=PATH", help="data of a task")
+    add("--column", action="append", metavar="TASK:ROLE=NAME", help=COLUMN_HELP)
     samples = "at most N prompts of a task (xstest: N of each kind)"
     add("--samples", action="append", default=[], metavar="TASK=N", help=samples)
     add("--task-max-tokens", type=int, metavar="N", help="longest answer of `task`; default: 96")
@@ -104,11 +125,13 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(name, help=benchmark.needs, description=benchmark.create.__doc__)
         command.add_argument("--data", required=True, metavar="PATH", help=benchmark.needs)
+        command.add_argument("--column", action="append", metavar="ROLE=NAME", help=COLUMN_HELP)
         command.add_argument("--model", action="append", metavar="NAME", help=MODEL_HELP)
         command.add_argument("--samples", type=int, metavar="N", help="at most N prompts, the same for every model")
         _add_run(command)
     what = "every point of a grid of recipes, with controls and a report"
     _add_sweep(commands.add_parser("sweep", help=what, description=f"Measure {what}."))
+    add_data_check(commands.add_parser("data", help=DATA_HELP))
     what = "test whether the endpoint's echo and log-probabilities are correct"
     check = commands.add_parser("check", help=what, description=f"{what.capitalize()}.")
     check.add_argument("--model", action="append", metavar="NAME", help=MODEL_HELP)
@@ -123,10 +146,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m eval_clien
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(prog).parse_args(argv)
     args.invocation = f"{prog} {shlex.join(argv)}"
-    if args.command != "check":
+    if args.command not in ("check", "data"):
         args.out = args.out or Path("results") / args.command
     command = {"sweep": run_sweep, "check": run_check}.get(args.command, run_benchmark)
     try:
+        if args.command == "data":
+            return run_data_check(args)
         return command(args, Endpoint(args.base_url, os.environ.get(args.api_key_env, "none"), args.timeout))
     except (EvaluationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -138,17 +163,21 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m eval_clien
 
 def run_benchmark(args: argparse.Namespace, endpoint: Endpoint) -> int:
     """Measure one or many models on one benchmark."""
-    options, base = read_options(args), endpoint.base()
+    options = read_options(args)
+    sets = {args.command: Set(args.data, parse_columns(args.column or ()))}
+    task = _build_task(args.command, sets[args.command], args, args.samples)
+    readings, base = show_sets(sets), endpoint.base()
     models = list(dict.fromkeys(base if name == "base" else name for name in args.model or ["base"]))
     # A misspelled name is reported once here, not by every sample.
     fusions = [name for name in models if name != base] if endpoint.is_fusion_service() else []
     digests = {name: endpoint.plan(name).digest for name in fusions}
-    task = _build_task(args.command, args.data, args, args.samples)
     if args.command == "hexphi" and args.judge is None:
         print("no --judge: answers are only sorted into refused, answered, degenerate", file=sys.stderr)
     if args.command == "mmlu":
         require_logprobs(endpoint, base)
     prepare_folder(args.out, args.resume, identify_run(args, base, {args.command: args.data}))
+    check_prompts(args.out, [task])
+    write_readings(args.out, readings)
     check_fusions(args.out, digests)
     run_tasks([task], endpoint, models, args.out, options)
     answers = read_answers(args.out)
@@ -159,7 +188,9 @@ def run_benchmark(args: argparse.Namespace, endpoint: Endpoint) -> int:
         (args.out / "mmlu.json").write_text(json.dumps(groups, indent=1) + "\n")
     if args.json:
         body = [one.to_json() | ({"mmlu_groups": groups[model]} if groups else {}) for model, one in scores.items()]
-        print(json.dumps({"models": body, "missing": [list(gap) for gap in answers.missing]}, indent=1))
+        print(
+            json.dumps({"data": readings, "models": body, "missing": [list(gap) for gap in answers.missing]}, indent=1)
+        )
     else:
         print(format_table(scores))
         for model, levels in groups.items():
@@ -174,10 +205,10 @@ def run_sweep(args: argparse.Namespace, endpoint: Endpoint) -> int:
     from eval_clients.sweeps.study import Study, run_study
     from eval_clients.sweeps.sweep import publish_scorecards
 
-    paths, counts = _read_task_options(args)
+    sets, counts = read_task_options(args)
 
     def build_tasks() -> list[Task]:
-        return [_build_task(name, path, args, counts.get(name)) for name, path in paths.items()]
+        return [_build_task(name, one, args, counts.get(name)) for name, one in sets.items()]
 
     study = Study(
         points=expand(args.recipe, args.grid),
@@ -190,7 +221,11 @@ def run_sweep(args: argparse.Namespace, endpoint: Endpoint) -> int:
         search_budget=args.search,
         command=args.invocation,
     )
+    tasks, readings = build_tasks(), show_sets(sets)
+    paths = {name: one.path for name, one in sets.items()}
     prepare_folder(args.out, args.resume, identify_run(args, endpoint.base(), paths))
+    check_prompts(args.out, tasks)
+    write_readings(args.out, readings)
     report = run_study(endpoint, study)
     sweep, best = report.sweep, report.best
     if best is not None:
@@ -220,38 +255,13 @@ def run_check(args: argparse.Namespace, endpoint: Endpoint) -> int:
     return 1 if any(faults.values()) else 0
 
 
-def _build_task(name: str, path: str, args: argparse.Namespace, samples: int | None) -> Task:
+def _build_task(name: str, one: Set, args: argparse.Namespace, samples: int | None) -> Task:
     if BENCHMARKS[name].judge == "required" and args.judge is None:
         raise UsageError(f"{name} needs a --judge (and --judge-url)")
     longest = args.task_max_tokens if name == "task" and args.command == "sweep" else args.max_tokens
     judged = args.judge is not None
-    return build_task(name, path, samples=samples, max_tokens=longest, temperature=args.temperature, judged=judged)
-
-
-def _read_task_options(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, int]]:
-    """The data and the number of samples of each task of a sweep; UsageError when one is missing or unknown."""
-    paths, counts = _read_pairs(args.data, "--data"), _read_pairs(args.samples, "--samples")
-    names = list(dict.fromkeys(args.tasks.split(",")))
-    for name in names:
-        if name not in BENCHMARKS:
-            raise UsageError(f"--tasks {name!r}: expected one of {', '.join(BENCHMARKS)}")
-        if name not in paths:
-            raise UsageError(f"--tasks {name!r} needs its data: --data {name}=PATH ({BENCHMARKS[name].needs})")
-    for name, count in counts.items():
-        if not count.isdigit() or count == "0":
-            raise UsageError(f"--samples {name}={count}: expected a positive integer")
-    return {name: paths[name] for name in names}, {name: int(count) for name, count in counts.items()}
-
-
-def _read_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    """`TASK=VALUE` options by task; UsageError for other forms and unknown tasks."""
-    pairs = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or name not in BENCHMARKS:
-            raise UsageError(f"{option} {text!r}: expected TASK=VALUE, TASK one of {', '.join(BENCHMARKS)}")
-        pairs[name] = value
-    return pairs
+    options = {"samples": samples, "max_tokens": longest, "temperature": args.temperature, "judged": judged}
+    return build_task(name, one.path, columns=one.columns, **options)
 
 
 def read_options(args: argparse.Namespace) -> RunOptions:
@@ -275,6 +285,8 @@ def identify_run(args: argparse.Namespace, base: str, sets: Mapping[str, str]) -
     options = {
         name: value for name, value in vars(args).items() if name not in NOT_IN_IDENTITY and not name.endswith("_env")
     }
+    if options.get("column") is None:
+        options.pop("column", None)  # runs of earlier versions have no such key
     return {**options, "base": base, "content": {name: hash_files(Path(path)) for name, path in sets.items()}}
 
 

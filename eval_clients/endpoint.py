@@ -4,7 +4,7 @@ A fusion service also answers `plan` (identity of a recipe, and whether it is mi
 other endpoints have neither, and the clients work without them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +88,7 @@ class Endpoint:
 
     def adapters(self) -> list[str]:
         """The names of a fusion service's adapters; empty for any other endpoint."""
-        response = self.request("GET", "/adapters")
-        return [str(adapter["name"]) for adapter in response.json()["data"]] if response.is_success else []
+        return [str(adapter["name"]) for adapter in self._entries("/adapters")]
 
     def is_fusion_service(self) -> bool:
         """Whether a fusion service answers here."""
@@ -103,19 +102,29 @@ class Endpoint:
         body = response.json()
         return Plan(body["digest"], body["mode"] == "mixed", body["recipe"], body["rank"], body["error"])
 
-    def publish(self, digest: str, provenance: Mapping[str, str], measures: Mapping[str, Any]) -> bool:
+    def publish(self, plan: Plan, provenance: Mapping[str, str], measures: Mapping[str, Any]) -> bool:
         """Attach a scorecard to a fusion's digest, unless one with these measures exists. Returns True if attached.
 
         EndpointError when the service rejects it.
         """
-        existing = self.request("GET", f"/scorecards/{digest}")
-        cards = existing.json()["data"] if existing.is_success else []
-        if any(measures.items() <= card.items() for card in map(dict, cards)):
+        path = f"/scorecards/{plan.digest}"
+        if any(measures.items() <= card.items() for card in self._entries(path)):
             return False
-        response = self.request("POST", f"/scorecards/{digest}", json={**provenance, **measures})
+        # The service keeps scorecards of fusions that it can name: the recipe says which this is.
+        response = self.request("POST", path, json={**provenance, **measures, "fusion": plan.recipe})
         if response.is_error:
-            raise EndpointError(f"the service rejected the scorecard of {digest[:12]}: {error_message(response)}")
+            raise EndpointError(f"the service rejected the scorecard of {plan.digest[:12]}: {error_message(response)}")
         return True
+
+    def _entries(self, path: str) -> Iterator[dict[str, Any]]:
+        """All entries of a list of the service, part by part; none when there is no such list."""
+        after: dict[str, str] = {}
+        while (response := self.request("GET", path, params=after)).is_success:
+            body = response.json()
+            yield from body["data"]
+            if not body.get("has_more"):
+                return
+            after = {"after": body["last_id"]}
 
 
 def error_message(response: httpx.Response) -> str:

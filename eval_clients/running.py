@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import inspect_ai
 from inspect_ai import Task, eval_set
+from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
 from inspect_ai.model import Model, get_model
 
 from eval_clients.endpoint import Endpoint
@@ -24,6 +25,8 @@ from eval_clients.scoring.judge import ROLE
 
 Display = Literal["full", "rich", "plain", "none"]
 SETTINGS, FUSIONS = "run.json", "fusions.json"
+CUT_AT = 900
+"""Characters of a prompt that Inspect's summaries hold at least."""
 
 
 def _require(module: str, name: str) -> Any:
@@ -104,6 +107,31 @@ def check_fusions(folder: Path, digests: Mapping[str, str]) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**recorded, **digests}, indent=1) + "\n")
+
+
+def check_prompts(folder: Path, tasks: Sequence[Task]) -> None:
+    """FolderError when `folder` holds answers to other prompts under the same ids: a file that an earlier version read
+    otherwise would mix both readings.
+    """
+    prompts = {task.name: {str(sample.id): sample.input for sample in task.dataset} for task in tasks}
+    seen = set()
+    for info in list_eval_logs(str(folder / "logs")):
+        name = read_eval_log(info, header_only=True).eval.task
+        if name in seen or name not in prompts:
+            continue  # all logs of a task hold the same prompts
+        for summary in read_eval_log_sample_summaries(info):
+            seen.add(name)
+            asked, prompt = summary.input, prompts[name].get(str(summary.id))
+            if isinstance(asked, str) and isinstance(prompt, str) and not _is_same(asked, prompt):
+                raise FolderError(
+                    f"{str(folder)!r} holds answers to other prompts of {name} (sample {summary.id}): its data is read "
+                    "otherwise now; choose a new --out"
+                )
+
+
+def _is_same(asked: str, prompt: str) -> bool:
+    """Whether a log's prompt, which may be cut, is the beginning of this one."""
+    return asked == prompt or (len(asked) > CUT_AT and prompt.startswith(asked[:CUT_AT]))
 
 
 def run_tasks(

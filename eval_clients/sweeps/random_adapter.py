@@ -22,10 +22,11 @@ def register_random_adapter(endpoint: Endpoint, adapter: str, seed: int = 0) -> 
     name = f"{adapter}-random-{seed}"
     config, tensors = export_adapter(endpoint, adapter)
     files = {"file": (f"{name}.tar", pack_adapter(config, randomize(tensors, seed)))}
-    response = endpoint.request("POST", "/adapters", data={"name": name}, files=files)
+    upload = {"data": {"name": name}, "files": files, "headers": {"x-fusion-upload": "1"}}
+    response = endpoint.request("POST", "/adapters", **upload)
     if response.status_code == CONFLICT:  # made from an adapter that had this name before
         endpoint.request("DELETE", f"/adapters/{name}")
-        response = endpoint.request("POST", "/adapters", data={"name": name}, files=files)
+        response = endpoint.request("POST", "/adapters", **upload)
     if response.is_error:
         raise EndpointError(f"the service rejected the random control of {adapter!r}: {error_message(response)}")
     return name

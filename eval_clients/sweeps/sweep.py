@@ -120,5 +120,5 @@ def publish_scorecards(endpoint: Endpoint, sweep: Sweep, provenance: Mapping[str
         plan = sweep.plans.get(model)
         if plan is not None and model not in incomplete:
             half = {"half_report": reported[model].to_json()} if model in reported else {}
-            count += endpoint.publish(plan.digest, provenance, scores.to_json() | half)
+            count += endpoint.publish(plan, provenance, scores.to_json() | half)
     return count

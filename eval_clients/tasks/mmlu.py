@@ -19,8 +19,11 @@ from openai import AsyncOpenAI, BadRequestError
 
 from eval_clients.errors import DataError
 from eval_clients.scoring.scorers import high, low
-from eval_clients.tasks.data import make_sample, read_csv
+from eval_clients.tasks.data import NONE, make_sample
+from eval_clients.tasks.delimited import SEPARATORS, Line, split_lines
+from eval_clients.tasks.items import Columns, Reading, Report, cut_line, ignore
 from eval_clients.tasks.logprobs import LetterTokens, find_letter_tokens, letter_logprobs
+from eval_clients.tasks.text import read_text
 
 LETTERS = "ABCD"
 SHOTS = 5
@@ -75,19 +78,36 @@ def prompt_parts(subject: str, shots: Sequence[Sequence[str]], row: Sequence[str
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """Rows of question, four options and letter; DataError names the first invalid one."""
-    rows = read_csv(path)
-    for number, row in enumerate(rows, 1):
-        if len(row) != 6 or row[5].strip() not in tuple(LETTERS):
-            raise DataError(f"{str(path)!r} row {number}: expected a question, four options and a letter A to D")
-    return rows
+    """Rows of question, four options and letter, split by the first separator that makes them so; DataError names the
+    first invalid row.
+    """
+    text = read_text(path)
+    for sign in ",", *SEPARATORS:
+        rows = split_lines(text, sign)
+        if all(map(_is_question, rows)):
+            return [list(row.cells) for row in rows]
+    line = next(row for row in split_lines(text, ",") if not _is_question(row))
+    raise DataError(f"{str(path)!r} line {line.number}: expected a question, four options and a letter A to D")
 
 
-def read_questions(folder: Path, limit: int | None = None, seed: int = 0, shots: int = SHOTS) -> list[Sample]:
+def _is_question(row: Line) -> bool:
+    return len(row.cells) == 6 and row.cells[5].strip() in tuple(LETTERS)
+
+
+def read_questions(
+    folder: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    shots: int = SHOTS,
+    columns: Columns = NONE,
+    report: Report = ignore,
+) -> list[Sample]:
     """Samples from `test/*_test.csv`, with the subject's first `shots` rows of `dev/*_dev.csv`.
 
     With `limit`, so many questions are drawn uniformly over all by `seed`; metadata holds the prompt's `parts`.
     """
+    if columns:
+        raise DataError("--column: MMLU's columns are a question, four options and a letter")
     files = sorted((folder / "test").glob("*_test.csv"))
     if not files:
         raise DataError(f"{str(folder)!r} holds no test/*_test.csv; expected MMLU in Hendrycks' layout")
@@ -110,6 +130,9 @@ def read_questions(folder: Path, limit: int | None = None, seed: int = 0, shots:
         }
         identity, text, target = f"{subject}-{number}", format_question(row), row[5].strip()
         samples.append(make_sample(identity, text, "mmlu", subject, target, **metadata))
+    used = {"question": "1", "options": "2 to 5", "answer": "6"}
+    kind = f"MMLU, {len(files)} subjects"
+    report(Reading(str(folder), kind, len(samples), cut_line(questions[0][2][0]), used))
     return samples
 
 
