@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.errors import AdapterError, FusionError
+from adapters.errors import AdapterError, FusionError, quote
 
 _NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
 
@@ -112,7 +112,7 @@ class LoraAdapter:
     def delta(self, module: str) -> Tensor:
         """The dense update of one module, d_out×d_in, float32 or better; FusionError for a module it lacks."""
         if module not in self.modules:
-            raise FusionError(f"the adapter has no module {module!r}: its first ones are {list(self.modules)[:3]}")
+            raise FusionError(f"the adapter has no module {quote(module)}: its first ones are {list(self.modules)[:3]}")
         return self.modules[module].delta()
 
 
@@ -173,8 +173,8 @@ def check_together(adapters: Mapping[str, LoraAdapter]) -> None:
             if first_base is not None and first_base[1] != adapter.base:
                 raise AdapterError(
                     "base",
-                    f"adapters {first_base[0]!r} and {name!r} name different bases, {first_base[1]!r} and "
-                    f"{adapter.base!r}: fuse adapters of one base",
+                    f"adapters {first_base[0]!r} and {name!r} name different bases, {quote(first_base[1])} "
+                    f"and {quote(adapter.base)}: fuse adapters of one base",
                 )
             first_base = first_base or (name, adapter.base)
         for key, shape in adapter.shapes.items():

@@ -101,12 +101,25 @@ def headline_tables() -> str:
     return headline.render(json.loads(path.read_text())) if path.exists() else "Not measured yet."
 
 
+def attacks() -> str:
+    """What known attacks did to an earlier commit and do now."""
+    path = RESULTS / "attacks.json"
+    if not path.exists():
+        return "Not measured yet."
+    records = json.loads(path.read_text())
+    commit = next(iter(records.values()))["commit"]
+    rows = [f"| {attack} | {row['before']} | {row['now']} |" for attack, row in records.items()]
+    sources = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in records.values()})
+    return "\n".join([f"| attack | {commit} | now |", "| --- | --- | --- |", *rows, "", *sources])
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"ratios": partial(ratios, FIRST)},
     "docs/performance.md": {"results": ratios},
     "docs/evaluation.md": {"quality": quality_table},
     "docs/settings.md": {"settings": reference.settings},
     "docs/http-api.md": {"routes": reference.routes},
+    "docs/security.md": {"attacks": attacks},
     "docs/recipes.md": {"methods": reference.methods},
     "docs/training.md": {"training-settings": reference.training_settings, "formats": reference.formats},
     "benchmarks/README.md": {

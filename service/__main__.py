@@ -1,20 +1,22 @@
 """`python -m service`: the service on FUSION_HOST:FUSION_PORT, as `make serve` starts it."""
 
 import os
-import signal
-import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
-from types import FrameType
 
-from service.process import end_with_parent
-from service.settings import START_FAILURE, SettingsError, describe, read_settings
+from service.process import run_tree
+from service.settings import START_FAILURE, Settings, SettingsError, describe, read_settings
+from service.temporary import hold_temporary_folder
+
+KILL_AFTER_S = 5.0
+"""After FUSION_STOP_TIMEOUT_S, within which BentoML's supervisor ends its worker."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the settings and run `bentoml serve` until it stops; says in one line why it could not start.
 
-    Exit 0 stopped, 1 could not start, 2 invalid settings.
+    Exit 0 stopped, 1 could not start or had to be killed, 2 invalid settings.
     """
     args = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(args):
@@ -26,28 +28,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         settings = read_settings()
-        settings.data.mkdir(parents=True, exist_ok=True)
+        _prepare_data(settings)
+        # A cache, which is to outlive the server; torch would put it into the temporary folder.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")
+        with hold_temporary_folder() as folder:
+            os.environ["TMPDIR"] = str(folder)
+            return _serve(settings)
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _prepare_data(settings: Settings) -> None:
+    """Make the data folder, and take away an earlier start's failure; SettingsError when it cannot be written."""
     failure = settings.data / START_FAILURE
-    failure.unlink(missing_ok=True)
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        failure.touch()
+        failure.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"FUSION_DATA={str(settings.data)!r} cannot be written: {error.strerror}; name a folder that this user owns"
+        ) from error
+
+
+def _serve(settings: Settings) -> int:
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
     address = ["--host", settings.host, "--port", str(settings.port)]
     command = [sys.executable, "-m", "bentoml", "serve", "service.bento.app:LoraFusion", *address]
-    server = subprocess.Popen(command, preexec_fn=end_with_parent)
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        server.send_signal(number)
-
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
-    code = server.wait()
+    code = run_tree(command, settings.stop_timeout_s + KILL_AFTER_S)
+    failure = settings.data / START_FAILURE
     if failure.exists():
-        print(f"error: the service could not start: {failure.read_text()}", file=sys.stderr)
+        print(f"error: the service could not run: {failure.read_text()}", file=sys.stderr)
         failure.unlink()
         return 1
-    return code
+    if code:
+        print(f"error: the server ended with exit code {code}; the log above says why", file=sys.stderr)
+    return 1 if code else 0
 
 
 if __name__ == "__main__":

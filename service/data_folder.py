@@ -1,12 +1,11 @@
 """The data folder: held by one server at a time, cleared of what killed servers left in it."""
 
-import asyncio
 import fcntl
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LOCK_WAIT_S = 10
@@ -35,11 +34,15 @@ def hold_data_folder(data: Path) -> Iterator[None]:
         yield
 
 
-@asynccontextmanager
-async def scratch_folder(data: Path, prefix: str) -> AsyncIterator[Path]:
-    """A new folder in `data`, deleted at the end, both in threads; `prefix` is one of `SCRATCH_PREFIXES`."""
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=f"{prefix}-", dir=data))
+@contextmanager
+def scratch_folder(data: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `data`, deleted at the end; `prefix` is one of `SCRATCH_PREFIXES`.
+
+    For use within one thread: it goes when the work in it has ended, whoever still waits for that.
+    """
+    folder = data / f"{prefix}-{secrets.token_hex(8)}"
     try:
+        folder.mkdir()
         yield folder
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

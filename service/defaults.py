@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from service.validation import StrictModel
 
 Text = Annotated[str, Field(min_length=1, max_length=64 * 1024)]
+Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class Defaults(StrictModel):
@@ -20,16 +19,7 @@ class Defaults(StrictModel):
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
-    stop: Text | Annotated[list[Text], Field(max_length=64)] | None = None
-
-    @field_validator("chat_template")
-    @classmethod
-    def _parse_template(cls, text: str | None) -> str | None:
-        try:
-            ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(text or "")
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"not a valid Jinja template, line {error.lineno}: {error.message}") from error
-        return text
+    stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
 
 
 def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -49,12 +39,27 @@ def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) 
     if "max_tokens" in defaults and all(merged.get(k) is None for k in (limit, "max_completion_tokens")):
         merged[limit] = defaults["max_tokens"]
     if system := defaults.get("system"):
-        turns = merged.get("input" if path.endswith("/responses") else "messages")
-        roles = {turn.get("role") for turn in turns if isinstance(turn, dict)} if isinstance(turns, list) else set()
-        key = "instructions" if path.endswith("/responses") else "system" if "/v1/messages" in path else ""
-        if key:
-            if merged.get(key) is None and not roles & {"system", "developer"}:
-                merged[key] = system
-        elif isinstance(turns, list) and not roles & {"system", "developer"}:
-            merged["messages"] = [{"role": "system", "content": system}, *turns]
+        _add_system(merged, system, path)
     return merged
+
+
+def _add_system(body: dict[str, Any], system: str, path: str) -> None:
+    """Give a body its system turn, as its route spells it, where it has neither a system nor a developer turn."""
+    is_responses = path.endswith("/responses")
+    turns = body.get("input" if is_responses else "messages")
+    if key := "instructions" if is_responses else "system" if "/v1/messages" in path else "":
+        if body.get(key) is None and not _has_system(turns):
+            body[key] = system
+    elif isinstance(turns, list):
+        turn = {"role": "system", "content": system}
+        if path.endswith("/batch"):  # a list of conversations
+            body["messages"] = [
+                [turn, *one] if isinstance(one, list) and not _has_system(one) else one for one in turns
+            ]
+        elif not _has_system(turns):
+            body["messages"] = [turn, *turns]
+
+
+def _has_system(turns: Any) -> bool:
+    roles = [turn.get("role") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    return "system" in roles or "developer" in roles

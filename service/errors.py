@@ -1,5 +1,7 @@
 """One error class, and the one place that turns errors into OpenAI's error shape."""
 
+import errno
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,23 +16,47 @@ from service.validation import describe_fault
 TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
+    408: "TimeoutError",
     409: "ConflictError",
     413: "TooLargeError",
+    414: "TooLargeError",
+    415: "UnsupportedMediaTypeError",
+    421: "MisdirectedRequestError",
+    429: "RateLimitError",
+    503: "ServiceUnavailableError",
 }
+
+RETRY_AFTER_S = 5
+"""When a request that could not be taken may come again."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""Of OSError: the others, as of connections and timeouts, say nothing about the disk."""
+PATHS = re.compile(r"(?<![\w.…])/(?:[\w.@+~-]+/)+")
+"""Folders of absolute paths."""
 
 
 class ApiError(Exception):
-    """An answer other than success: HTTP `status`, a sentence, the request key it is about, further headers."""
+    """An answer other than success: HTTP `status`, a sentence, the request key it is about, further headers.
+
+    A 429 and a 503 have the header `Retry-After`: they pass by themselves.
+    """
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
-        self.headers = headers
+        self.headers = {name.lower(): value for name, value in (headers or {}).items()}
+        if status in (429, 503):
+            self.headers.setdefault("retry-after", str(RETRY_AFTER_S))
 
 
 def api_error(error: Exception, *, param: str | None = None) -> ApiError:
@@ -49,10 +75,17 @@ def api_error(error: Exception, *, param: str | None = None) -> ApiError:
         case HTTPException():  # Starlette's, for multipart bodies among others
             return ApiError(error.status_code, error.detail, param=param, headers=error.headers)
         case SQLAlchemyError():  # its text would show the statement and its values
-            return ApiError(503, f"The registry's database failed: {type(error).__name__}.")
-        case OSError():  # its text would show a path of this machine
-            return ApiError(507, f"The server's disk failed: {error.strerror or type(error).__name__}.")
-    return ApiError(500, f"{type(error).__name__}: {error}", param=param)
+            message = f"The registry's database failed: {type(error).__name__}; try again."
+            return ApiError(503, message)
+        case OSError() if error.errno in DISK_ERRORS:  # its text would show a path of this machine
+            return ApiError(507, f"The server's disk failed: {error.strerror}.")
+    # Its text may show what is inside; the log has it.
+    return ApiError(500, f"Internal server error ({type(error).__name__}); see the server log.", param=param)
+
+
+def hide_paths(message: str) -> str:
+    """`message` without the folders of absolute paths: they tell where things are on this machine."""
+    return PATHS.sub("…/", message)
 
 
 def error_body(error: ApiError) -> dict[str, Any]:

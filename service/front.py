@@ -1,29 +1,29 @@
 """The app that BentoML mounts: the service's own routes, and the gate and vLLM's app behind them."""
 
+import logging
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException as FastAPIHTTPException
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters import FusionError
+from service.edge.access import ASSETS_PATH, BENTOML_PATHS, Access, allowed_hosts
+from service.edge.clients import Shares
 from service.errors import ApiError, error_response
+from service.validation import describe_union_fault
+
+log = logging.getLogger("fusion")
 
 if TYPE_CHECKING:  # vLLM takes seconds to import; BentoML's supervisor, which only imports this file, needs none of it
     from service.fusion_service import FusionService
 
-HEALTH_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
-"""BentoML's own routes."""
-OPEN_PATHS = ("/health", "/ping", "/docs", "/openapi.json")
-"""What may be read without a key, with all of ASSETS_PATH: vLLM's health checks and the API's description."""
-ASSETS_PATH = "/docs/assets"
 EXPECTED = (
     ApiError,
     ClientDisconnect,
@@ -36,85 +36,121 @@ EXPECTED = (
 """Errors that are answered without a line in the log."""
 
 
-class RequireKey:
-    """ASGI middleware that answers 401 unless a request has one of the API keys.
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Answer in OpenAI's error shape; 404 and 405 of a router say what there is."""
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        error = routing_error(request.app.routes, request.scope)
+    return error_response(error)
 
-    vLLM checks keys for some of its own routes only, and after the gate has built what a request names.
-    """
 
-    def __init__(self, app: ASGIApp, keys: Any) -> None:
-        self.app = app
-        self._keys = keys
+def routing_error(routes: Iterable[BaseRoute], scope: Scope) -> ApiError:
+    """Why none of `routes` takes a request: 404, or 405 with the methods of every route with its path."""
+    path, method = scope["path"], scope["method"]
+    matching = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
+    allowed = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+    if path in BENTOML_PATHS:
+        allowed = ["GET", "HEAD"]
+    if not allowed:
+        return ApiError(404, f"No route has the path {path[:100]!r}; /docs lists all routes.")
+    message = f"{method} is not allowed on {path[:100]!r}; expected {' or '.join(allowed)}."
+    return ApiError(405, message, headers={"allow": ", ".join(allowed)})
+
+
+class RouteFilter:
+    """An ASGI app that passes on what one of `routes` takes: what is not served must not reach the gate."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let preflight requests, reads of open paths and requests with a key through."""
-        path, method = scope["path"], scope.get("method")
-        is_open = path in OPEN_PATHS or path.startswith(f"{ASSETS_PATH}/")
-        may_pass = method == "OPTIONS" or (method in ("GET", "HEAD") and is_open)  # a POST reaches the gate
-        if may_pass or self._keys.verify_token(Headers(scope=scope)):
-            await self.app(scope, receive, send)
-            return
-        message = "The API key is missing or wrong; expected the header 'Authorization: Bearer KEY'."
-        await error_response(ApiError(401, message))(scope, receive, send)
+        """Pass the request on, or answer 404 or 405."""
+        if any(route.matches(scope)[0] is Match.FULL for route in self._routes):
+            await self._app(scope, receive, send)
+        else:
+            await error_response(routing_error(self._routes, scope))(scope, receive, send)
 
 
-async def answer_unavailable(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 503 to anything."""
-    error = ApiError(503, "The engine is starting or stopping; wait until /readyz returns 200.")
-    await error_response(error)(scope, receive, send)
+async def answer_invalid(request: Request, error: RequestValidationError) -> Response:
+    """Answer 400 to a body that one of vLLM's routes does not take."""
+    message, param = describe_union_fault(error.errors())
+    return error_response(ApiError(400, message, param=param))
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    """Answer in OpenAI's error shape; 405 lists the methods of every route with this path."""
-    if getattr(error, "status_code", None) == 405:
-        matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-        allowed = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
-        message = f"{request.method} is not allowed on {request.url.path!r}; expected {' or '.join(allowed)}."
-        error = ApiError(405, message, headers={"allow": ", ".join(allowed)})
-    return error_response(error)
+async def answer_wrong_type(request: Request, error: TypeError) -> Response:
+    """Answer 400, as vLLM does, without the error's text, which is about Python."""
+    log.warning("a request failed with a wrong type", exc_info=error)
+    return error_response(ApiError(400, "A value in the request has the wrong type; the server's log says more."))
 
 
 def build_app(service: "FusionService") -> FastAPI:
     """The service's own routes; the gate and vLLM's app behind it answer all others."""
     from service.gate import Gate
+    from service.registry import MAX_WAITING
     from service.routes import docs
     from service.routes.openapi import OWN_ROUTERS
 
-    keys = service.engine.keys
     app = FastAPI(
         openapi_url=None,  # the document of both apps is a route of its own
         redirect_slashes=False,
         exception_handlers=dict.fromkeys((*EXPECTED, Exception), answer_error),  # the last one logs, too
-        middleware=[] if keys is None else [Middleware(RequireKey, keys=keys)],
     )
     app.state.service = service
+    app.state.shares = Shares(min(MAX_WAITING, service.settings.max_waiting))  # no more than the shortest queue takes
     for router in OWN_ROUTERS:
         app.include_router(router)
     docs.add_routes(app, service.engine, ASSETS_PATH)
-    gate = Gate(service.engine.app, service.names, service.pool, service.metrics, strict=service.settings.strict)
-    app.router.default = gate
+    vllm = service.engine.app
+    # Its own handler is for FastAPI's errors only.
+    vllm.exception_handlers |= dict.fromkeys((HTTPException, FastAPIHTTPException, Exception), answer_error)
+    vllm.exception_handlers |= {RequestValidationError: answer_invalid, TypeError: answer_wrong_type}
+    gate = Gate(
+        vllm,
+        service.names,
+        service.pool,
+        service.metrics,
+        strict=service.settings.strict,
+        keyed=service.engine.keys is not None,
+    )
+    app.router.default = RouteFilter(gate, vllm.routes)
     return app
 
 
 class Front:
-    """An ASGI app that answers 503 before `start` and after `stop`, and for the service in between."""
+    """An ASGI app that answers for the service while its engine lives, and 503 before, between and after."""
 
     def __init__(self) -> None:
         self._service: FusionService | None = None
-        self._app: ASGIApp = answer_unavailable
+        self._app: ASGIApp = self._answer_unavailable
+        self._state = ("starting", "the engine is starting")
         self._routes: list[Any] = []
-        self._vllm_paths: frozenset[str] = frozenset()
+        self.access = Access()
+        """What the edge asks of requests; kept when the service stops."""
 
     def start(self, service: "FusionService") -> None:
-        """Answer for `service` from now on."""
+        """Answer for `service` from now on, as long as its engine lives."""
         app = build_app(service)
-        self._routes = app.routes
-        self._vllm_paths = frozenset(getattr(route, "path", "") for route in service.engine.app.routes)
+        self._routes = [*app.routes, *service.engine.app.routes]
+        keys = service.engine.keys
+        self.access = Access(
+            started=True,
+            hosts=allowed_hosts(service.settings),
+            verify=None if keys is None else keys.verify_token,
+            cors=service.engine.cors,
+            public_metrics=service.settings.public_metrics,
+        )
+        self._state = ("restarting", "the engine died")
         self._service, self._app = service, app
 
-    def stop(self) -> None:
-        """Answer 503 from now on; requests in flight are not affected."""
-        self._service, self._app = None, answer_unavailable
+    def stop(self, state: str = "stopping", reason: str = "the server is stopping") -> None:
+        """Answer 503 from now on, and say why; requests in flight are not affected."""
+        self._state = (state, reason)
+        self._service, self._app = None, self._answer_unavailable
+
+    async def _answer_unavailable(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reason = self._state[1]
+        message = f"{reason[0].upper()}{reason[1:]}; wait until /readyz returns 200."
+        await error_response(ApiError(503, message))(scope, receive, send)
 
     def metric_path(self, scope: Scope) -> str:
         """The path a request is counted under: its route's, so that the number of series is bounded."""
@@ -122,16 +158,22 @@ class Front:
         for route in self._routes:
             if route.matches(scope)[0] is not Match.NONE:
                 return str(route.path)
-        return path if path in self._vllm_paths or path in HEALTH_PATHS else "(other)"
+        return path if path in BENTOML_PATHS else "(other)"
 
     def readiness(self) -> dict[str, Any]:
-        """Whether requests are answered, and whether mixing is proven: the body of `/readyz`."""
-        if self._service is None:
-            return {"ready": False}
+        """Whether requests are answered, whether mixing is proven, and how many requests were ended because their
+        numbers overflowed; or why they are not answered: the body of `/readyz`.
+        """
+        if self._service is None or not self._service.engine.alive:
+            state, reason = self._state
+            return {"ready": False, "state": state, "reason": reason}
         proof = self._service.proof
         mixing = {"proven": proof.proven, "reason": proof.reason, "error": proof.error, "effect": proof.effect}
-        return {"ready": self._service.engine.alive, "mixing": mixing}
+        overflows = self._service.engine.overflows
+        nonfinite = {"requests": overflows.count, "last": overflows.last}
+        return {"ready": True, "mixing": mixing, "nonfinite": nonfinite}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; BentoML's mount at `/` adds nothing to its path."""
-        await self._app({**scope, "root_path": ""}, receive, send)
+        lives = self._service is not None and self._service.engine.alive
+        await (self._app if lives else self._answer_unavailable)({**scope, "root_path": ""}, receive, send)

@@ -5,16 +5,20 @@ A request flows one way: route or gate → names → placement → residency →
 
 from dataclasses import dataclass
 
+from service.adapter_files import AdapterFiles
 from service.catalog import Catalog
 from service.engine.proof import Proof
 from service.engine.server import Engine
+from service.exports import Exports
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.pool import Pool
 from service.profiles import Profiles
 from service.registry import Registry
 from service.resolve import Names
+from service.scorecards import Scorecards
 from service.settings import Settings
+from service.threads import Threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,4 +34,8 @@ class FusionService:
     pool: Pool
     catalog: Catalog
     profiles: Profiles
+    scorecards: Scorecards
     materializer: Materializer
+    files: AdapterFiles
+    exports: Exports
+    threads: Threads

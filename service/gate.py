@@ -4,21 +4,32 @@ Pure ASGI, so that streams pass through chunk by chunk. A request for the plain 
 on byte for byte.
 """
 
+import asyncio
 import json
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.body import check_arguments, check_counts, parse_body
+from service.clients import identify_client
 from service.defaults import with_defaults
-from service.engine.models import ServedModel, meter, mix_request, served_model
-from service.errors import ApiError, error_response
+from service.edge.bodies import replay
+from service.edge.request_ids import check_id
+from service.engine.chat import RESERVED_ARGUMENTS
+from service.engine.models import ServedModel, meter, mix_request, served_model, start_turns
+from service.errors import RETRY_AFTER_S, ApiError, api_error, error_response
 from service.metrics import Metrics
 from service.pool import Lease, Pool
+from service.registry import Registry
 from service.resolve import Fusion, Names
+from service.validation import MAX_QUOTED
+
+log = logging.getLogger("fusion")
 
 MAX_RECIPE_HEADER = 2048
 """Bytes; a longer recipe is left out of the headers."""
@@ -44,36 +55,49 @@ def fusion_headers(fusion: Fusion, lease: Lease) -> list[tuple[bytes, bytes]]:
 class Gate:
     """ASGI app in front of vLLM's."""
 
-    def __init__(self, app: ASGIApp, names: Names, pool: Pool, metrics: Metrics, *, strict: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        names: Names,
+        pool: Pool,
+        metrics: Metrics,
+        *,
+        strict: bool,
+        keyed: bool,
+    ) -> None:
         self._app = app
         self._names = names
         self._pool = pool
         self._metrics = metrics
         self._strict = strict
+        self._keyed = keyed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what names no model; resolve and lease the rest, or answer with the error."""
         # uvicorn starts a pipelined request in the context of the one before it.
         served_model.set(None)
         meter.set(None)
-        if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
+        start_turns.set(asyncio.Lock())
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        raw = await _read_body(receive)
-        if raw is None:
-            return  # the client went away before its request was whole
-        metered = _MeteredSend(send, self._metrics)
+        whole = await receive()  # the edge has read it to its end
+        metered = _MeteredSend(send, self._metrics, self._names.registry)
         async with AsyncExitStack() as leases:
             try:
-                raw = await self._prepare(scope["path"], raw, metered, leases)
+                body = await self._prepare(scope, whole["body"], metered, leases)
             except Exception as error:
+                if api_error(error).status == 500:
+                    log.exception("a request failed before it reached the engine")
                 await error_response(error)(scope, receive, metered)
                 return
-            await self._app(scope, _replay(raw, receive), metered)
+            await self._app(scope, replay({**whole, "body": body}, receive), metered)
 
-    async def _prepare(self, path: str, raw: bytes, metered: "_MeteredSend", leases: AsyncExitStack) -> bytes:
+    async def _prepare(self, scope: Scope, raw: bytes, metered: "_MeteredSend", leases: AsyncExitStack) -> bytes:
         """Lease what the body's fusion needs, set this request's context and headers, and return the body for vLLM."""
-        body = _parse_body(raw)
+        body = parse_body(raw)
+        if isinstance(body, dict):
+            _check(body)
         if not isinstance(body, dict) or not {"model", "fusion"} & body.keys():
             metered.label = None
             return raw
@@ -88,11 +112,12 @@ class Gate:
         if body.get("background"):
             # vLLM would go on after the answer, when the adapters under it may be unloaded.
             raise ApiError(400, "'background' works with the base model only.", param="background")
-        lease = await leases.enter_async_context(self._lease(fusion, strict=strict))
+        client = identify_client(scope, keyed=self._keyed)
+        lease = await leases.enter_async_context(self._lease(fusion, metered, strict=strict, client=client))
         changed = bool(fusion.defaults or body.keys() & FUSION_KEYS)
         if body.get("model") is None:
             body["model"] = self._names.base
-        body = with_defaults(body, fusion.defaults, path)
+        body = with_defaults(body, fusion.defaults, scope["path"])
         metered.headers = fusion_headers(fusion, lease)
         lora = mix_request(lease.resident.request, lease.resident.key, lease.spans)
         token = served_model.set(ServedModel(body["model"], lora, fusion.defaults.get("chat_template")))
@@ -107,89 +132,95 @@ class Gate:
         if model not in (None, self._names.base):
             raise ApiError(
                 400,
-                f"'fusion' works with the base model {self._names.base!r} only, not with {model!r}: "
+                f"'fusion' works with the base model {self._names.base!r} only, not with {model!r:.{MAX_QUOTED}}: "
                 "name the fusion in one place.",
                 param="fusion",
             )
         return self._names.resolve_field(value)
 
     @asynccontextmanager
-    async def _lease(self, fusion: Fusion, *, strict: bool) -> AsyncIterator[Lease]:
-        lease = await self._pool.acquire(fusion, strict=strict)
+    async def _lease(
+        self, fusion: Fusion, metered: "_MeteredSend", *, strict: bool, client: str
+    ) -> AsyncIterator[Lease]:
+        lease = await self._pool.acquire(fusion, strict=strict, client=client)
         gauge = self._metrics.leases.labels(lease.resident.kind)
         gauge.inc()
+
+        def release() -> None:
+            gauge.dec()
+            self._pool.release(lease)
+
         try:
             yield lease
         finally:
-            gauge.dec()
-            await self._pool.release(lease)
+            metered.call_at_end(release)
+
+
+def _check(body: dict[str, Any]) -> None:
+    """Raise 400 for what vLLM would take without a bound."""
+    check_id(body.get("request_id"), "request_id")
+    for source in (body, body.get("vllm_xargs")):
+        if isinstance(source, dict):
+            check_id(source.get("session_id"), "session_id")
+    check_counts(body)
+    check_arguments(body, RESERVED_ARGUMENTS)
 
 
 class _MeteredSend:
     """`send` that adds the fusion's headers and counts the answer's status, tokens and time to the first token."""
 
-    def __init__(self, send: Send, metrics: Metrics) -> None:
+    def __init__(self, send: Send, metrics: Metrics, registry: Registry) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
         self.label: str | None = "(refused)"
         """What the answer is counted under; None is not counted."""
         self._send = send
         self._metrics = metrics
+        self._registry = registry
         self._start = time.monotonic()
+        self._running = 0
+        self._at_end: list[Callable[[], None]] = []
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *self.headers]
+            if message["status"] == 503 and b"retry-after" not in dict(message["headers"]):
+                message["headers"].append((b"retry-after", str(RETRY_AFTER_S).encode()))  # vLLM says none
             if self.label is not None:
-                self._metrics.requests.labels(self.label, str(message["status"])).inc()
+                self._metrics.requests.labels(self._series, str(message["status"])).inc()
         await self._send(message)
+
+    @property
+    def _series(self) -> str:
+        """The label, unless its profile was deleted since: its series must not come back."""
+        label = str(self.label)
+        return label if label.startswith("(") or label in self._registry.profiles else "(deleted)"
+
+    def call_at_end(self, call: Callable[[], None]) -> None:
+        """Call `call` when no generation of this request runs: now, or when the last of them has been aborted.
+
+        When a client is gone or does not read, its answer may end before its generations do.
+        """
+        self._at_end.append(call)
+        self._call_if_ended()
+
+    def begin_usage(self) -> None:
+        """Count a generation that runs."""
+        self._running += 1
 
     def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         """Count a generation of this request that has ended, or was interrupted."""
-        self._metrics.tokens.labels(self.label, "prompt").inc(prompt)
-        self._metrics.tokens.labels(self.label, "completion").inc(completion)
+        self._metrics.tokens.labels(self._series, "prompt").inc(prompt)
+        self._metrics.tokens.labels(self._series, "completion").inc(completion)
         if first_token is not None:
-            self._metrics.first_token.labels(self.label).observe(first_token - self._start)
+            self._metrics.first_token.labels(self._series).observe(first_token - self._start)
+        self._running -= 1
+        self._call_if_ended()
+
+    def _call_if_ended(self) -> None:
+        while self._at_end and not self._running:
+            self._at_end.pop()()
 
 
 def strip_fusion_keys(body: dict[str, Any]) -> bytes:
     """`body` as JSON without the keys that vLLM does not know."""
     return json.dumps({key: value for key, value in body.items() if key not in FUSION_KEYS}).encode()
-
-
-def _is_json(scope: Scope) -> bool:
-    """Whether the body may be JSON: its content type says so, or there is none."""
-    for key, value in scope["headers"]:
-        if key == b"content-type":
-            return b"json" in value.lower()
-    return True
-
-
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body; None when the client disconnected before its end."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _parse_body(raw: bytes) -> Any:
-    try:
-        return json.loads(raw) if raw else {}
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"The request body is not valid JSON: {error}.") from error
-
-
-def _replay(raw: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `raw` once, and then what the connection does (its end)."""
-    bodies = [raw]
-
-    async def replay() -> Message:
-        if bodies:
-            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
-        return await receive()
-
-    return replay

@@ -3,7 +3,8 @@
 import logging
 
 from service.placement import Group
-from service.registry import AdapterRecord, Registry
+from service.records import AdapterRecord
+from service.registry import Registry
 from service.settings import Settings
 
 log = logging.getLogger("fusion")

@@ -1,18 +1,23 @@
 """Make stacks, fused builds and exports from the stored adapters, and plan them in a dry run."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters import LoraAdapter, Store, fuse, load, plan, save, stack
+from adapters import AdapterError, LoraAdapter, Store, fuse, load, plan, save, stack
+from adapters.files import BUSY, CHECKSUMS, is_whole, write_checksums
 from service.errors import ApiError
+from service.norms import Headroom
 from service.placement import Placement
 from service.residency import ADAPTER, REPORT
 from service.resolve import Fusion
 
 EXPORT_REPORT = "fusion_report.json"
+WEIGHTS = "adapter_model.safetensors"
+"""What an adapter's digest covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,44 +27,94 @@ class Materializer:
     sources: Store
     """Registered adapters, by digest."""
     max_rank: int
+    describe: Callable[[str], str] = lambda digest: digest[:12]
+    """What an adapter is called, by its digest."""
+    headroom: Headroom = field(default_factory=Headroom)
+    damage: dict[str, str] = field(default_factory=dict)
+    """Why the files of an adapter were not what they should be when they were last read, by digest."""
 
     def add(self, adapter: LoraAdapter) -> None:
-        """Store a registered adapter's files, unless they are there."""
-        self.sources.land(adapter.digest, lambda entry: save(adapter, entry / ADAPTER))
+        """Store a registered adapter's files, unless they are there and whole."""
+        if self.sources.get(adapter.digest) is not None and not self.check(adapter.digest):
+            self.sources.remove(adapter.digest)
+
+        def write(entry: Path) -> None:
+            save(adapter, entry / ADAPTER)
+            write_checksums(entry)
+
+        self.sources.land(adapter.digest, write)
+        self.damage.pop(adapter.digest, None)
 
     def remove(self, digest: str) -> None:
         """Delete an adapter's files."""
         self.sources.remove(digest)
+        self.damage.pop(digest, None)
 
-    def source(self, digest: str) -> Path:
-        """The PEFT folder of a registered adapter."""
+    def check(self, digest: str) -> bool:
+        """Whether a registered adapter's files are what they were; `damage` says what is wrong."""
+        try:
+            self.source(digest)
+        except ApiError:
+            return False
+        return True
+
+    def measure(self, digest: str) -> float:
+        """The norm of a registered adapter's update, infinite when the served dtype cannot hold it; as `source`."""
+        adapter = self.source(digest)
+        try:
+            return self.headroom.check(adapter)
+        except AdapterError:
+            return math.inf
+
+    def source(self, digest: str) -> LoraAdapter:
+        """A registered adapter, its content compared with its digest; 500 when its files have changed."""
+        try:
+            adapter = self._read(digest)
+        except (AdapterError, OSError) as error:
+            if getattr(error, "errno", None) in BUSY:
+                raise
+            self.damage[digest] = str(getattr(error, "strerror", None) or error)  # without a path of this machine
+            name = self.describe(digest)
+            message = f"The stored files of adapter {name!r} are damaged; delete and re-register it, or re-register"
+            raise ApiError(500, f"{message} the same files: {self.damage[digest]}.") from error
+        self.damage.pop(digest, None)
+        return adapter
+
+    def _read(self, digest: str) -> LoraAdapter:
         entry = self.sources.get(digest)
         if entry is None:
-            raise ApiError(
-                500, f"The files of adapter {digest[:12]} are gone from the store; delete and re-register it."
-            )
-        return entry / ADAPTER
+            raise AdapterError("gone", "they are gone from the store")
+        adapter = load(entry / ADAPTER)
+        # The digest covers the weights and scalings. Those stored by earlier versions have no checksums.
+        is_sealed = (entry / CHECKSUMS).exists()
+        if adapter.digest != digest or (is_sealed and not is_whole(entry, unread=WEIGHTS)):
+            raise AdapterError("changed", "their content has changed")
+        return adapter
 
     def parents(self, fusion: Fusion) -> dict[str, LoraAdapter]:
         """The adapters that a fusion combines, by name."""
-        return {name: load(self.source(digest)) for name, digest in fusion.parents.items()}
+        return {name: self.source(digest) for name, digest in fusion.parents.items()}
 
     def write_stack(self, digests: Sequence[str], entry: Path) -> None:
         """Fill a store entry with the stack of these adapters, in this order."""
-        stacked = stack({digest: load(self.source(digest)) for digest in digests})
+        stacked = stack({digest: self.source(digest) for digest in digests})
         save(stacked.adapter, entry / ADAPTER)
         widths = {digest: stop - start for digest, (start, stop) in stacked.ranges.items()}
-        (entry / REPORT).write_text(json.dumps({"widths": widths, "rank": stacked.rank}))
+        (entry / REPORT).write_text(json.dumps({"widths": widths, "rank": stacked.rank}, allow_nan=False))
+        write_checksums(entry)
 
     def write_build(self, fusion: Fusion, entry: Path) -> None:
-        """Fill a store entry with `fusion`, built at most at the largest rank served."""
-        report = self._write(fusion, entry / ADAPTER, self.max_rank)
-        (entry / REPORT).write_text(json.dumps(report))
+        """Fill a store entry with `fusion`, built at most at the largest rank served; AdapterError 'overflow' when
+        the served dtype cannot hold it.
+        """
+        report = self._write(fusion, entry / ADAPTER, self.max_rank, served=True)
+        (entry / REPORT).write_text(json.dumps(report, allow_nan=False))
+        write_checksums(entry)
 
     def export(self, fusion: Fusion, folder: Path) -> Path:
         """Write the exact fusion, at whatever rank, as a PEFT folder with its report inside `folder`; returns it."""
         report = self._write(fusion, folder / ADAPTER, None)
-        (folder / ADAPTER / EXPORT_REPORT).write_text(json.dumps(report, indent=1))
+        (folder / ADAPTER / EXPORT_REPORT).write_text(json.dumps(report, indent=1, allow_nan=False))
         return folder / ADAPTER
 
     def plan(self, fusion: Fusion, placement: Placement) -> dict[str, Any]:
@@ -74,7 +129,9 @@ class Materializer:
             **report.to_json(),
         }
 
-    def _write(self, fusion: Fusion, folder: Path, max_rank: int | None) -> Mapping[str, Any]:
+    def _write(self, fusion: Fusion, folder: Path, max_rank: int | None, *, served: bool = False) -> Mapping[str, Any]:
         built, report = fuse(fusion.recipe, self.parents(fusion), max_rank=max_rank)
+        if served:
+            self.headroom.check(built)
         save(built, folder, provenance={"recipe": fusion.recipe.format(), "digest": fusion.digest})
         return report.to_json()

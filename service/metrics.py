@@ -1,5 +1,7 @@
 """Prometheus series of the service, labeled by profile; all inline recipes share one label."""
 
+from typing import Literal
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -23,8 +25,15 @@ class Metrics:
         )
         self.resident = Gauge("fusion_resident", "Warm in the engine", ["kind"], registry=registry)
         self.leases = Gauge("fusion_stack_requests", "Running requests", ["kind"], registry=registry)
+        self.waiting = Gauge("fusion_waiting_requests", "Requests that wait for a stack or build", registry=registry)
+        self.refusals = counter(
+            "fusion_refusals",
+            "Requests refused: too many wait (queue), waited too long (timeout), client's limit",
+            "reason",
+        )
         self.requests = counter("fusion_requests", "Requests, by profile and status", "profile", "status")
         self.tokens = counter("fusion_tokens", "Tokens, by profile and kind", "profile", "kind")
+        self.overflows = counter("fusion_nonfinite_requests", "Requests ended because their numbers overflowed")
         self.first_token = seconds("fusion_time_to_first_token_seconds", "Until the first byte", "profile")
 
     def record_build(self, kind: str, outcome: str, build_s: float) -> None:
@@ -39,6 +48,10 @@ class Metrics:
     def set_resident(self, kind: str, count: int) -> None:
         """Set how many stacks or builds the engine holds."""
         self.resident.labels(kind).set(count)
+
+    def record_refusal(self, reason: Literal["queue", "timeout", "client"]) -> None:
+        """Count a request that got no stack or build."""
+        self.refusals.labels(reason).inc()
 
     def record_lookup(self, source: str) -> None:
         """Count a request by where its fusion came from: warm, loaded or built."""

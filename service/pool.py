@@ -1,17 +1,22 @@
 """Lease fusions: `placement` chooses where, `residency` loads and holds."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from adapters import STRICT_TOLERANCE
+from service.attempts import Making
+from service.clients import ClientPlaces
 from service.errors import ApiError
 from service.materializer import Materializer
 from service.placement import Group, Limits, Placement, place
 from service.residency import Residency, Resident, Source
 from service.resolve import Fusion
+
+OWN_TIMEOUT_S = 600.0
+"""How long the server itself waits, for what it warms at startup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,8 @@ class Lease:
     spans: tuple[tuple[int, float], ...] | None
     """Mixed: (width, weight) of each coordinate range; None when built."""
     rank: int
+    client: str | None = None
+    """Whose place it takes; None: the server's own."""
 
     @property
     def mode(self) -> Literal["mixed", "built"]:
@@ -39,35 +46,50 @@ class Pool:
         materializer: Materializer,
         limits: Limits,
         groups: Callable[[], Iterable[Group]] = list,
+        *,
+        clients: ClientPlaces,
+        hold: Callable[[Collection[str]], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self.limits = limits
         self._residency = residency
         self._materializer = materializer
         self._groups = groups
+        self._hold = hold
+        """Keeps the files of adapters for a block."""
+        self._clients = clients
 
     def place(self, fusion: Fusion) -> Placement:
         """The stack or build that would serve `fusion` now."""
         return place(fusion, self._residency.residents.values(), self._groups(), self.limits)
 
     @asynccontextmanager
-    async def lease(self, fusion: Fusion, *, strict: bool = False) -> AsyncIterator[Lease]:
+    async def lease(self, fusion: Fusion, *, strict: bool = False, client: str | None = None) -> AsyncIterator[Lease]:
         """Make `fusion` resident if it is not, and hold it for the duration of the `with` block."""
-        lease = await self.acquire(fusion, strict=strict)
+        lease = await self.acquire(fusion, strict=strict, client=client)
         try:
             yield lease
         finally:
-            await self.release(lease)
+            self.release(lease)
 
-    async def acquire(self, fusion: Fusion, *, strict: bool = False) -> Lease:
-        """As `lease`, for callers that release by hand; 400 when `strict` and the build would lose something."""
-        placement = self.place(fusion)
-        if placement.kind == "stack":
-            write = partial(self._materializer.write_stack, placement.digests)
-        else:
-            write = partial(self._materializer.write_build, fusion)
-        resident, source = await self._residency.acquire(placement.key, placement.kind, write)
+    async def acquire(self, fusion: Fusion, *, strict: bool = False, client: str | None = None) -> Lease:
+        """As `lease`, for callers that release by hand.
+
+        `ApiError` 400 when `strict` and the build would lose something, 429 when the `client` has too many stacks and
+        builds in use, 503 when there is no place in time.
+        """
+        making = self._plan_making(fusion)
+        self._clients.take(client, making.key)
+        try:
+            is_warm = making.key in self._residency.residents
+            with nullcontext() if is_warm else self._clients.wait(client):
+                timeout_s = OWN_TIMEOUT_S if client is None else None
+                resident, source = await self._residency.acquire(making, timeout_s=timeout_s)
+        except BaseException:
+            self._clients.give_back(client, making.key)
+            raise
+        lease = _make_lease(fusion, resident, source, client)
         if strict and resident.error > STRICT_TOLERANCE:
-            await self._residency.release(resident)
+            self.release(lease)
             raise ApiError(
                 400,
                 f"{fusion.recipe.format()!r} would lose {resident.error:.2e} of its update at rank "
@@ -75,28 +97,37 @@ class Pool:
                 "or drop 'strict'.",
                 param="strict",
             )
-        return _make_lease(fusion, resident, source)
+        return lease
 
-    async def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease) -> None:
         """Give a lease back."""
-        await self._residency.release(lease.resident)
+        self._clients.give_back(lease.client, lease.resident.key)
+        self._residency.release(lease.resident)
 
     def state(self, fusion: Fusion) -> tuple[str, str | None]:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
         return self._residency.state(self.place(fusion).key)
 
-    async def forget(self, digest: str) -> None:
+    def forget(self, digest: str) -> None:
         """Retire every stack containing the adapter `digest`; running requests finish on theirs."""
         stack_keys = [r.key for r in self._residency.residents.values() if digest in r.widths]
-        await self._residency.retire(stack_keys)
+        self._residency.retire(stack_keys)
+
+    def _plan_making(self, fusion: Fusion) -> Making:
+        placement = self.place(fusion)
+        if placement.kind == "stack":
+            write = partial(self._materializer.write_stack, placement.digests)
+        else:
+            write = partial(self._materializer.write_build, fusion)
+        return Making(placement.key, placement.kind, write, partial(self._hold, placement.digests))
 
 
-def _make_lease(fusion: Fusion, resident: Resident, source: Source) -> Lease:
+def _make_lease(fusion: Fusion, resident: Resident, source: Source, client: str | None) -> Lease:
     if resident.kind == "build":
-        return Lease(resident, source, None, resident.rank)
+        return Lease(resident, source, None, resident.rank, client)
     weights = dict.fromkeys(resident.widths, 0.0)
     for name, weight in fusion.recipe.weights.items():
         assert isinstance(weight, float)  # a plain sum has no schedules
         weights[fusion.parents[name]] += weight
     spans = tuple((width, weights[digest]) for digest, width in resident.widths.items())
-    return Lease(resident, source, spans, sum(resident.widths[digest] for digest in fusion.ranks))
+    return Lease(resident, source, spans, sum(resident.widths[digest] for digest in fusion.ranks), client)

@@ -1,20 +1,26 @@
 """Profiles: named, versioned recipes with their parents pinned."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from adapters import check_name
+from service.adapter_files import AdapterFiles
 from service.errors import ApiError
 from service.metrics import Metrics
 from service.pool import Pool
-from service.registry import ProfileVersion, Registry, now
-from service.resolve import Names
+from service.records import ProfileVersion, now
+from service.registry import Registry, to_json
+from service.resolve import Fusion, Names
 from service.settings import Settings
 from service.validation import MAX_QUOTED
+from service.waits import enter, finish
 
 MAX_VERSIONS = 1000
+MAX_VERSION_BYTES = 256 * 1024
+"""Of one version as JSON: recipe, defaults, description."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,57 +32,95 @@ class Profiles:
     names: Names
     pool: Pool
     metrics: Metrics
-    writing: asyncio.Lock
-    """Held by everything that changes the registry."""
+    files: AdapterFiles
+    write_lock: asyncio.Lock
+    """Held by everything that changes the registry, for the change alone."""
 
     async def put(
-        self, name: str, fusion: Any, *, defaults: Mapping[str, Any] | None = None, description: str = ""
+        self,
+        name: str,
+        fusion: Any,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        description: str = "",
+        client: str | None = None,
     ) -> tuple[ProfileVersion, bool]:
         """Make a new version of a profile the current one; returns it and whether the profile is new.
 
         `fusion` is the request key of that name: a recipe over adapters, as text or JSON form; `defaults` are checked.
+        It is made first, in a place of `client`, and what was checked before is checked again when it is written.
         """
         check_name(name)
-        async with self.writing:
+        self._check_name(name)
+        resolved = self._resolve(fusion)
+        parts = {"defaults": dict(defaults or {}), "description": description}
+        async with self.files.hold(resolved.parents.values()), self.pool.lease(resolved, client=client):
+            return await finish(self._add_version(name, fusion, resolved, parts))
+
+    async def _add_version(
+        self, name: str, fusion: Any, resolved: Fusion, parts: Mapping[str, Any]
+    ) -> tuple[ProfileVersion, bool]:
+        """Write a new version, unless `fusion` no longer means `resolved`."""
+        async with self._write():
             self._check_name(name)
-            resolved = self.names.resolve_field(fusion)
-            if resolved is None or resolved.profile is not None:
-                message = f"A profile's 'fusion' must be a recipe over adapters, got {fusion!r:.{MAX_QUOTED}}."
-                raise ApiError(400, message, param="fusion")
-            versions = self.registry.versions.get(name, {})
-            if len(versions) >= MAX_VERSIONS:
-                raise ApiError(409, f"{name!r} has {MAX_VERSIONS} versions, the limit; delete the profile first.")
-            profile = ProfileVersion(
-                name,
-                max(versions, default=0) + 1,
-                resolved.recipe.format(),
-                dict(resolved.parents),
-                resolved.digest,
-                dict(defaults or {}),
-                description,
-                now(),
-            )
-            async with self.pool.lease(resolved):
-                await asyncio.to_thread(self.registry.add_version, profile)
-            return profile, profile.version == 1
+            if self._resolve(fusion).digest != resolved.digest:
+                message = "An adapter of this recipe was replaced meanwhile; send the request again."
+                raise ApiError(409, message, param="fusion")
+            number = max(self.registry.version_numbers(name), default=0) + 1
+            recipe, parents = resolved.recipe.format(), dict(resolved.parents)
+            profile = ProfileVersion(name, number, recipe, parents, resolved.digest, **parts, created=now())
+            self._check_room(profile)
+            await self.registry.add_version(profile)
+            return profile, number == 1
 
     async def rollback(self, name: str, version: int) -> ProfileVersion:
         """Make an earlier version the current one."""
-        async with self.writing:
+        return await finish(self._roll_back(name, version))
+
+    async def _roll_back(self, name: str, version: int) -> ProfileVersion:
+        async with self._write():
             self.names.profile(f"{name}@{version}", param="version")
-            return await asyncio.to_thread(self.registry.set_current, name, version)
+            return await self.registry.set_current(name, version)
 
     async def remove(self, name: str) -> None:
         """Delete a profile and its versions."""
-        check_name(name)
-        async with self.writing:
-            self.names.profile(name, param="name")
-            await asyncio.to_thread(self.registry.remove_profile, name)
+        await finish(self._remove(name))
+
+    async def _remove(self, name: str) -> None:
+        async with self._write():
+            if name not in self.registry.snapshot.damaged_profiles:
+                check_name(name)  # a version is not removed by itself
+                self.names.profile(name, param="name")
+            await self.registry.remove_profile(name)
             self.metrics.forget(name)
 
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[None]:
+        """Alone, and with the registry knowing what its database holds."""
+        async with enter(self.write_lock, self.settings.wait_timeout_s, "other changes of the registry"):
+            await self.registry.settle()
+            yield
+
+    def _check_room(self, profile: ProfileVersion) -> None:
+        """Raise 413 when the version is too large, 409 when the registry is full."""
+        size = len(to_json(profile.body()))
+        if size > MAX_VERSION_BYTES:
+            message = f"A version of a profile may have at most {MAX_VERSION_BYTES} bytes as JSON, this one has {size}."
+            raise ApiError(413, message)
+        self.registry.check_room(size, self.settings.registry_bytes)
+
+    def _resolve(self, fusion: Any) -> Fusion:
+        resolved = self.names.resolve_field(fusion)
+        if resolved is None or resolved.profile is not None:
+            message = f"A profile's 'fusion' must be a recipe over adapters, got {fusion!r:.{MAX_QUOTED}}."
+            raise ApiError(400, message, param="fusion")
+        return resolved
+
     def _check_name(self, name: str) -> None:
-        """Raise 409 unless a profile has this name or may get it."""
-        if name in self.registry.profiles:
+        """Raise 409 unless a profile may have this name, and one more version."""
+        if len(self.registry.version_numbers(name)) >= MAX_VERSIONS:
+            raise ApiError(409, f"{name!r} has {MAX_VERSIONS} versions, the limit; delete the profile first.")
+        if name in self.registry.profiles or name in self.registry.snapshot.damaged_profiles:
             return
         if (owner := self.names.owner(name)) is not None:
             raise ApiError(409, f"{name!r} is already {owner}; choose another name.", param="name")

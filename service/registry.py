@@ -1,211 +1,271 @@
-"""What the server knows across restarts: adapters, versioned profiles, scorecards (SQLAlchemy).
+"""What the server knows across restarts: adapters, versioned profiles, scorecards.
 
-Writes go to the database first and then to the in-memory snapshot that requests read, so a request costs
-no query. One server owns a registry; a unique key on every name settles the remaining races.
+Writes go to the database first and then to the snapshot in memory that requests read, so a request costs no query. One
+server owns a registry. When a write fails without an answer, nobody knows whether it was committed: the connection
+is closed, the snapshot stays as it was, and `settle` reads all tables again once the database has ended the old
+session, before anything else is written.
 """
 
+import asyncio
 import json
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from sqlalchemy import ForeignKey, String, Text, create_engine, delete, event, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import Connection, delete, insert, update
+from sqlalchemy.exc import SQLAlchemyError
 
+from service.database import LOCK_WAIT_S, Database, ExpiredError, OwnedError
+from service.errors import ApiError
+from service.records import AdapterRecord, ProfileVersion
+from service.snapshot import ROW_BYTES, Snapshot, read_snapshot
+from service.tables import ADAPTERS, PROFILES, VERSIONS
+from service.threads import ThreadPool
 
-class _Base(DeclarativeBase):
-    pass
+T = TypeVar("T")
+MAX_WAITING = 64
+"""Calls that wait for the database."""
+WATCH_S = 10.0
+"""How often the connection is looked at."""
 
-
-class _AdapterRow(_Base):
-    __tablename__ = "adapters"
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    digest: Mapped[str] = mapped_column(String(64))
-    info: Mapped[str] = mapped_column(Text)
-    created: Mapped[str] = mapped_column(String(32))
-
-
-class _ProfileRow(_Base):
-    __tablename__ = "profiles"
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    current: Mapped[int]
-
-
-class _VersionRow(_Base):
-    __tablename__ = "profile_versions"
-    name: Mapped[str] = mapped_column(ForeignKey("profiles.name"), primary_key=True)
-    version: Mapped[int] = mapped_column(primary_key=True)
-    body: Mapped[str] = mapped_column(Text)
-
-
-class _ScorecardRow(_Base):
-    __tablename__ = "scorecards"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    digest: Mapped[str] = mapped_column(String(64), index=True)
-    body: Mapped[str] = mapped_column(Text)
-    created: Mapped[str] = mapped_column(String(32))
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterRecord:
-    """A registered adapter; its files lie in the store under `digest`."""
-
-    name: str
-    digest: str
-    info: Mapping[str, Any]
-    created: str
-
-    @property
-    def rank(self) -> int:
-        """The adapter's largest rank in any module."""
-        return int(self.info["rank"])
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileVersion:
-    """One version of a profile: canonical recipe with its parents pinned by digest, and defaults."""
-
-    name: str
-    version: int
-    recipe: str
-    parents: Mapping[str, str]
-    digest: str
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    description: str = ""
-    created: str = ""
-
-    def body(self) -> dict[str, Any]:
-        """JSON form without the name and version."""
-        return {
-            "recipe": self.recipe,
-            "parents": dict(self.parents),
-            "digest": self.digest,
-            "defaults": dict(self.defaults),
-            "description": self.description,
-            "created": self.created,
-        }
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+log = logging.getLogger("fusion")
 
 
 class Registry:
-    """The tables and their snapshot. Methods that write block on the disk: call them in a thread."""
+    """The tables and their snapshot. Made in a thread; its other methods belong to one event loop."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, pool_pre_ping=True)  # connections to a restarted database are replaced
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _sqlite_pragmas)
-        _Base.metadata.create_all(self._engine)
-        self.adapters: dict[str, AdapterRecord] = {}
-        self.ranks: dict[str, int] = {}
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        """Read the registry at `url`; no call to its database takes over `timeout_s` (seconds).
+
+        RuntimeError when another server has it, or it cannot be read.
+        """
+        self._timeout_s = timeout_s
+        self._database = Database(url, timeout_s=timeout_s)
+        self._threads = ThreadPool("database calls", threads=1, waiting=MAX_WAITING, timeout_s=timeout_s)
+        self._uncertain = False
+        """Whether a write has failed for its caller since `settle`."""
+        self._busy = threading.Lock()
+        """Held while the database's connection is in use."""
+        try:
+            self._database.connect(wait_s=LOCK_WAIT_S)
+            self.snapshot = read_snapshot(self._database)
+        except OwnedError as error:
+            raise RuntimeError(f"{error}; stop it or set FUSION_DATABASE") from error
+        except (SQLAlchemyError, ExpiredError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            where = self._database.where
+            raise RuntimeError(f"the registry in {where!r} cannot be read: {reason}; check FUSION_DATABASE") from error
+        for kind, rows in (
+            ("adapter", self.snapshot.damaged_adapters),
+            ("profile", self.snapshot.damaged_profiles),
+        ):
+            for name, reason in rows.items():
+                log.error("%s %r is damaged: %s", kind, name, reason)
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterRecord]:
+        """All adapters by name."""
+        return self.snapshot.adapters
+
+    @property
+    def ranks(self) -> Mapping[str, int]:
         """Rank of every registered adapter, by digest."""
-        self.profiles: dict[str, ProfileVersion] = {}
-        self.versions: dict[str, dict[int, ProfileVersion]] = {}
-        self.scorecard_counts: Counter[str] = Counter()
-        self._read()
+        return self.snapshot.ranks
 
-    def _read(self) -> None:
-        with Session(self._engine) as session:
-            for row in session.scalars(select(_AdapterRow).order_by(_AdapterRow.name)):
-                self._remember(AdapterRecord(row.name, row.digest, json.loads(row.info), row.created))
-            for version in session.scalars(select(_VersionRow)):
-                profile = ProfileVersion(version.name, version.version, **json.loads(version.body))
-                self.versions.setdefault(profile.name, {})[profile.version] = profile
-            for current in session.scalars(select(_ProfileRow).order_by(_ProfileRow.name)):
-                self.profiles[current.name] = self.versions[current.name][current.current]
-            self.scorecard_counts.update(session.scalars(select(_ScorecardRow.digest)))
+    @property
+    def profiles(self) -> Mapping[str, ProfileVersion]:
+        """The current version of every profile, by name."""
+        return self.snapshot.profiles
 
-    def _remember(self, record: AdapterRecord) -> None:
-        self.adapters[record.name] = record
-        self.ranks[record.digest] = record.rank
+    @property
+    def versions(self) -> Mapping[str, Mapping[int, ProfileVersion]]:
+        """All versions that can be read, by name and number."""
+        return self.snapshot.versions
 
-    def add_adapter(self, record: AdapterRecord) -> None:
-        """Insert; the caller has checked that the name is free."""
-        with Session(self._engine) as session, session.begin():
-            session.add(
-                _AdapterRow(
-                    name=record.name,
-                    digest=record.digest,
-                    info=json.dumps(dict(record.info)),
-                    created=record.created,
-                )
-            )
-        self._remember(record)
-
-    def remove_adapter(self, name: str) -> None:
-        """Delete the record of `name`; its files stay in the store."""
-        with Session(self._engine) as session, session.begin():
-            session.execute(delete(_AdapterRow).where(_AdapterRow.name == name))
-        self.adapters.pop(name, None)
-        self.ranks = {record.digest: record.rank for record in self.adapters.values()}  # two names may share files
-
-    def add_version(self, profile: ProfileVersion) -> None:
-        """Insert a new version and make it the current one, in one transaction."""
-        with Session(self._engine) as session, session.begin():
-            row = session.get(_ProfileRow, profile.name)
-            if row is None:
-                session.add(_ProfileRow(name=profile.name, current=profile.version))
-            else:
-                row.current = profile.version
-            session.flush()
-            body = json.dumps(profile.body())
-            session.add(_VersionRow(name=profile.name, version=profile.version, body=body))
-        self.versions.setdefault(profile.name, {})[profile.version] = profile
-        self.profiles[profile.name] = profile
-
-    def set_current(self, name: str, version: int) -> ProfileVersion:
-        """Make an existing version the current one."""
-        with Session(self._engine) as session, session.begin():
-            row = session.get_one(_ProfileRow, name)
-            row.current = version
-        self.profiles[name] = self.versions[name][version]
-        return self.profiles[name]
-
-    def remove_profile(self, name: str) -> None:
-        """Delete the profile and all its versions."""
-        with Session(self._engine) as session, session.begin():
-            session.execute(delete(_VersionRow).where(_VersionRow.name == name))
-            session.execute(delete(_ProfileRow).where(_ProfileRow.name == name))
-        self.profiles.pop(name, None)
-        self.versions.pop(name, None)
+    @property
+    def is_current(self) -> bool:
+        """Whether the snapshot is what the database holds: false after a failure until `settle`."""
+        return self._database.connected and not self._uncertain
 
     def needed_digests(self) -> set[str]:
-        """Digests of all adapters whose files are needed: those with a name, and those that a profile version pins."""
-        pinned = {d for versions in self.versions.values() for v in versions.values() for d in v.parents.values()}
-        return pinned | {record.digest for record in self.adapters.values()}
+        """Digests of all adapters that have a name or are pinned by a profile version."""
+        return {*self.ranks, *self.snapshot.pins}
+
+    def is_needed(self, digest: str) -> bool:
+        """Whether an adapter's files are needed: it has a name, a profile version pins it, or nobody knows yet."""
+        return not self.is_current or digest in self.ranks or digest in self.snapshot.pins
 
     def pinning_profiles(self, digest: str) -> list[str]:
         """Profiles with any version that pins the adapter `digest`, by name."""
-        return sorted(
-            name
-            for name, versions in self.versions.items()
-            if any(digest in v.parents.values() for v in versions.values())
-        )
+        return sorted(self.snapshot.pins.get(digest, ()))
 
-    def add_scorecard(self, digest: str, body: Mapping[str, Any]) -> None:
-        """Attach a measured result to a fusion digest."""
-        with Session(self._engine) as session, session.begin():
-            session.add(_ScorecardRow(digest=digest, body=json.dumps(dict(body)), created=now()))
-        self.scorecard_counts[digest] += 1
+    def describe(self, digest: str) -> str:
+        """The first name of an adapter, for messages; the start of its digest when it has none. From any thread."""
+        names = [record.name for record in list(self.snapshot.adapters.values()) if record.digest == digest]
+        return min(names, default=digest[:12])
 
-    def scorecards(self, digest: str) -> list[dict[str, Any]]:
-        """All results of a fusion digest, oldest first."""
-        with Session(self._engine) as session:
-            query = select(_ScorecardRow).where(_ScorecardRow.digest == digest).order_by(_ScorecardRow.id)
-            return [json.loads(row.body) | {"created": row.created} for row in session.scalars(query)]
+    def version_numbers(self, name: str) -> set[int]:
+        """The numbers that the profile's versions have, those that cannot be read included."""
+        return {*self.versions.get(name, ()), *self.snapshot.damaged_versions.get(name, ())}
+
+    def check_room(self, size: int, limit: int) -> None:
+        """409 when another row of `size` bytes would not fit `limit` bytes, `FUSION_REGISTRY_BYTES`."""
+        if self.snapshot.nbytes + size + ROW_BYTES > limit:
+            message = f"The registry is full ({self.snapshot.nbytes} bytes, FUSION_REGISTRY_BYTES={limit})"
+            raise ApiError(409, f"{message}; delete profiles or scorecards first.")
+
+    async def settle(self) -> None:
+        """Make sure that the snapshot is what the database holds; 503 when it does not answer.
+
+        To be called before the decisions that a write rests on.
+        """
+        loop = asyncio.get_running_loop()
+
+        def check(_: float) -> None:
+            if self._database.connected and self._database.check():
+                return
+            self._database.disconnect()
+            self._database.connect()
+            snapshot = read_snapshot(self._database)
+            loop.call_soon_threadsafe(self._replace, snapshot)
+
+        await self._run(check)  # in the one thread: what was written before is applied, or read again
+        self._uncertain = False
+
+    async def watch(self) -> None:
+        """Look after the connection until cancelled: a lost one is made anew, and its lock is taken again."""
+        failed = False
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self.settle()
+            except ApiError as error:
+                if not failed:
+                    log.error("%s", error.message)
+                failed = True
+            else:
+                if failed:
+                    log.info("the registry's database answers again")
+                failed = False
+
+    async def add_adapter(self, record: AdapterRecord) -> None:
+        """Insert, over a damaged row of this name; the caller has checked that the name is free."""
+        row = {"name": record.name, "digest": record.digest, "info": to_json(record.info), "created": record.created}
+        is_damaged = record.name in self.snapshot.damaged_adapters
+
+        def write(connection: Connection) -> None:
+            if is_damaged:
+                connection.execute(delete(ADAPTERS).where(ADAPTERS.c.name == record.name))
+            connection.execute(insert(ADAPTERS).values(row))
+
+        await self.write(write, lambda _: self.snapshot.add_adapter(record))
+
+    async def remove_adapter(self, name: str) -> None:
+        """Delete the record of `name`; its files stay in the store."""
+        statement = delete(ADAPTERS).where(ADAPTERS.c.name == name)
+        await self.write(lambda connection: connection.execute(statement), lambda _: self.snapshot.remove_adapter(name))
+
+    async def add_version(self, profile: ProfileVersion) -> None:
+        """Insert a new version and make it the current one, in one transaction."""
+        name, version, body = profile.name, profile.version, to_json(profile.body())
+
+        def write(connection: Connection) -> None:
+            row = update(PROFILES).where(PROFILES.c.name == name).values(current=version)
+            if connection.execute(row).rowcount == 0:
+                connection.execute(insert(PROFILES).values(name=name, current=version))
+            connection.execute(insert(VERSIONS).values(name=name, version=version, body=body))
+
+        def apply(_: None) -> None:
+            self.snapshot.add_version(profile, len(body))
+            self.snapshot.set_current(name, version)
+
+        await self.write(write, apply)
+
+    async def set_current(self, name: str, version: int) -> ProfileVersion:
+        """Make an existing version the current one."""
+
+        def write(connection: Connection) -> None:
+            row = update(PROFILES).where(PROFILES.c.name == name).values(current=version)
+            if connection.execute(row).rowcount == 0:
+                connection.execute(insert(PROFILES).values(name=name, current=version))
+
+        await self.write(write, lambda _: self.snapshot.set_current(name, version))
+        return self.profiles[name]
+
+    async def remove_profile(self, name: str) -> None:
+        """Delete the profile and all its versions."""
+
+        def write(connection: Connection) -> None:
+            connection.execute(delete(VERSIONS).where(VERSIONS.c.name == name))
+            connection.execute(delete(PROFILES).where(PROFILES.c.name == name))
+
+        await self.write(write, lambda _: self.snapshot.remove_profile(name))
+
+    async def read(self, read: Callable[[Connection], T]) -> T:
+        """What `read` returns, in one transaction."""
+
+        def call(within_s: float) -> T:
+            with self._database.transaction(within_s) as connection:
+                return read(connection)
+
+        await self.settle()
+        return await self._run(call)
+
+    async def write(self, write: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
+        """Run `write` in one transaction and then `apply`, on the event loop, on what it returned.
+
+        Applied even when the caller has left meanwhile: the snapshot follows the database.
+        """
+        loop = asyncio.get_running_loop()
+
+        def call(within_s: float) -> T:
+            with self._database.transaction(within_s) as connection:
+                result = write(connection)
+            loop.call_soon_threadsafe(apply, result)
+            return result
+
+        try:
+            return await self._run(call)
+        except BaseException:  # the caller has left first, perhaps: it may come true yet
+            self._uncertain = True
+            raise
+
+    async def _run(self, call: Callable[[float], T]) -> T:
+        """`call` in the database's thread, given the seconds that are left; ApiError 503 when it fails or is late."""
+        deadline = time.monotonic() + self._timeout_s
+
+        def work() -> T:
+            if (left := deadline - time.monotonic()) <= 0:
+                raise ExpiredError("the call began too late")  # whoever asked has left
+            with self._busy:
+                return call(left)
+
+        try:
+            return await self._threads.run(work)
+        except OwnedError as error:
+            message = "The registry is in use by another server, or by this server's lost connection; try again."
+            raise ApiError(503, message) from error
+        except (SQLAlchemyError, ExpiredError) as error:
+            message = f"The registry's database failed: {type(error).__name__}; try again."
+            raise ApiError(503, message) from error
+
+    def _replace(self, snapshot: Snapshot) -> None:
+        log.warning("the registry was read again after its connection was lost")
+        for digest, norm in snapshot.norms.items():
+            snapshot.norms[digest] = norm or self.snapshot.norms.get(digest, 0.0)  # measured since the start
+        self.snapshot = snapshot
 
     def close(self) -> None:
-        """Release the connections."""
-        self._engine.dispose()
+        """Release the connection; waits for a call that runs, which is interrupted."""
+        self._threads.close()
+        self._database.interrupt()
+        if self._busy.acquire(timeout=self._timeout_s):
+            self._database.close()
+            self._busy.release()
 
 
-def _sqlite_pragmas(connection: Any, _record: Any) -> None:
-    # WAL survives SIGKILL at any moment; FULL makes each commit durable before it is answered.
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
+def to_json(content: Mapping[str, Any]) -> str:
+    """JSON as the tables hold it, in ASCII; ValueError for NaN and infinite numbers."""
+    return json.dumps(dict(content), allow_nan=False)

@@ -1,28 +1,34 @@
 """Stacks and builds in the engine, by key: made once, leased, unloaded when room is needed.
 
-While a resident has leases it is neither unloaded nor its files deleted. It is made once per key, however many
-requests wait, off the event loop, and making it outlives a request that goes away. Room comes from unloading what
-has no leases, least recently used first. The caller decides what is made.
+While a resident has leases it is neither unloaded nor its files deleted. It is made off the event loop. Room comes
+from unloading what has no leases, least recently used first; those who need it get it in turn. The caller decides what
+is made.
 """
 
 import asyncio
 import json
+import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from adapters import Store
-from service.errors import ApiError
+from service.attempts import Attempt, Attempts, Making
+from service.build_files import BuildFiles
+from service.errors import ApiError, hide_paths
 from service.metrics import Metrics
 from service.placement import Kind
+from service.places import Places
 
 Source = Literal["warm", "loaded", "built"]
 """Where a request's fusion came from: the engine, the store, or built now."""
 ADAPTER = "adapter"  # in a store entry: the PEFT folder, beside the report
 REPORT = "report.json"
 MAX_FAILURES = 1000
+ENGINE_TIMEOUT_S = 120.0
+"""How long the engine may take to load or unload; a busy one takes seconds."""
+log = logging.getLogger("fusion")
 
 
 class Loader(Protocol):
@@ -54,135 +60,183 @@ class Resident:
 class Residency:
     """Residents of one engine. All methods run on the event loop; files are read and written in threads."""
 
-    def __init__(self, engine: Loader, store: Store, metrics: Metrics, *, capacity: int) -> None:
+    def __init__(
+        self,
+        engine: Loader,
+        files: BuildFiles,
+        metrics: Metrics,
+        *,
+        capacity: int,
+        max_waiting: int,
+        wait_timeout_s: float,
+    ) -> None:
         self.residents: dict[str, Resident] = {}
-        self.states: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         """Why the last attempt failed, by key; the newest `MAX_FAILURES`."""
         self._engine = engine
-        self._store = store
+        self._files = files
         self._metrics = metrics
-        self._capacity = capacity
         self._draining: list[Resident] = []
-        self._tasks: dict[str, asyncio.Task[Source]] = {}
-        self._room = asyncio.Condition()
-        self._load_lock = asyncio.Lock()
-        self._store_lock = asyncio.Lock()
-        """Held while files are looked up or evicted: what was found must not be deleted before it is loaded."""
+        self._places = Places(capacity)
+        self._unloading: set[asyncio.Task[None]] = set()
+        self._freeing = 0
+        """Places that are about to be given back."""
+        self._attempts = Attempts(
+            self._make, self._deliver, self.release, metrics, max_waiting=max_waiting, timeout_s=wait_timeout_s
+        )
+        files.in_use, files.evict_idle = self._list_keys, self._evict_idle
 
-    async def acquire(self, key: str, kind: Kind, write: Callable[[Path], None]) -> tuple[Resident, Source]:
-        """Make `key` resident if it is not, and hold it until `release`; says how it came.
+    async def acquire(self, making: Making, *, timeout_s: float | None = None) -> tuple[Resident, Source]:
+        """Make the resident if it is not there, and hold it until `release`; says how it came.
 
-        `write` fills a store entry (the adapter folder and the report) where the store has none; it runs in a thread.
+        `ApiError` 503 when too many requests wait, or this one has waited for `timeout_s` (the time that requests
+        have).
         """
         source: Source = "warm"
-        while (resident := self.residents.get(key)) is None:  # again when evicted between landing and here
-            task = self._tasks.get(key)
-            if task is None:
-                task = asyncio.create_task(self._make(key, kind, write))
-                self._tasks[key] = task
-                task.add_done_callback(lambda _: self._tasks.pop(key, None))
-            # Shielded: the others still want it when this request goes away.
-            source = await asyncio.shield(task)
-        resident.leases += 1
+        resident = self.residents.get(making.key)
+        if resident is None:
+            resident, is_new = await self._attempts.wait(making, timeout_s=timeout_s)
+            source = "built" if is_new else "loaded"
+        else:
+            resident.leases += 1
         resident.last_used = time.monotonic()
         self._metrics.record_lookup(source)
         return resident, source
 
-    async def release(self, resident: Resident) -> None:
+    def release(self, resident: Resident) -> None:
         """Give back what `acquire` returned."""
         resident.leases -= 1
         resident.last_used = time.monotonic()
         if resident.leases == 0:
             if resident in self._draining:
                 self._draining.remove(resident)
-                await self._engine.unload(resident.request)
-            async with self._room:
-                self._room.notify_all()
+                self._unload(resident)
+            self._free_places(self._places.wanted)
 
     def state(self, key: str) -> tuple[str, str | None]:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
         if key in self.residents:
             return "warm", None
-        if key in self.failures and key not in self._tasks:
-            return "failed", self.failures[key]
-        return self.states.get(key, "queued" if key in self._tasks else "evicted"), None
+        if (stage := self._attempts.stages.get(key)) is not None:
+            return ("queued" if stage == "in line" else stage), None
+        return ("failed", self.failures[key]) if key in self.failures else ("evicted", None)
 
-    async def retire(self, keys: Collection[str]) -> None:
+    def retire(self, keys: Collection[str]) -> None:
         """Give the residents under `keys` to no new request; running requests finish on theirs."""
         for resident in [self.residents[key] for key in keys if key in self.residents]:
-            if self.residents.get(resident.key) is not resident:
-                continue  # evicted meanwhile, and perhaps loaded anew
             if resident.leases:
                 del self.residents[resident.key]
                 self._draining.append(resident)
                 self._update_metrics()
             else:
-                await self.evict(resident)
+                self._evict(resident)
 
-    async def evict(self, resident: Resident) -> None:
+    async def _make(self, attempt: Attempt[Resident]) -> Resident | None:
+        path = await self._land(attempt)
+        report = json.loads(await self._files.read(path / REPORT))
+        if not attempt.waiters:
+            self._attempts.drop(attempt)
+            return None
+        attempt.stage = "in line"
+        if not self._places.free:
+            self._free_places(self._places.wanted + 1)
+        await self._places.take()
+        attempt.stage = "loading"
+        try:
+            return await self._load(attempt.making, path, report)
+        except BaseException:
+            self._give_back_place()
+            raise
+
+    async def _land(self, attempt: Attempt[Resident]) -> Path:
+        making = attempt.making
+        if (path := await self._files.find(making.key)) is not None:
+            return path
+        started = time.monotonic()
+
+        def write(entry: Path) -> None:
+            attempt.stage = "fusing"
+            making.write(entry)
+
+        try:
+            async with making.hold():
+                path = await self._files.land(making.key, write)
+        except Exception:
+            self._metrics.record_build(making.kind, "failed", time.monotonic() - started)
+            raise
+        self._metrics.record_build(making.kind, "built", time.monotonic() - started)
+        attempt.is_new = True
+        return path
+
+    async def _load(self, making: Making, path: Path, report: Mapping[str, Any]) -> Resident:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                request = await self._engine.load(path / ADAPTER, f"~{making.kind}/{making.key}")
+        except Exception as error:
+            message = f"The engine could not load a {making.kind}: {hide_paths(str(error)) or type(error).__name__}"
+            raise ApiError(500, message) from error
+        self._metrics.record_load(time.monotonic() - started)
+        loss, widths = report.get("error", 0.0), report.get("widths", {})
+        return Resident(making.key, making.kind, path, request, report["rank"], loss, widths)
+
+    def _deliver(self, key: str, resident: Resident | None, error: BaseException | None, waiters: int) -> None:
+        """Take in the outcome of an attempt: a resident, with a lease for each who waits for it, or a failure."""
+        if resident is not None:
+            resident.leases = waiters
+            self.residents[key] = resident
+            self.failures.pop(key, None)
+            self._update_metrics()
+            self._free_places(self._places.wanted)
+        elif error is not None and not (isinstance(error, ApiError) and error.status == 503):  # a busy server's
+            self.failures[key] = hide_paths(str(error.__cause__ or "") or str(error))
+            if len(self.failures) > MAX_FAILURES:
+                del self.failures[next(iter(self.failures))]
+
+    def _free_places(self, wanted: int) -> None:
+        """Evict idle residents, least recently used first, until `wanted` places are being freed or none is idle."""
+        while self._freeing < wanted and self._evict_idle():
+            pass
+
+    def _evict_idle(self) -> bool:
+        """Evict the idle resident that was used longest ago; False when there is none."""
+        idle = [resident for resident in self.residents.values() if resident.leases == 0]
+        if idle:
+            self._evict(min(idle, key=lambda resident: resident.last_used))
+        return bool(idle)
+
+    def _evict(self, resident: Resident) -> None:
         """Unload an idle resident; its files stay in the store until that needs room."""
         # First no request finds it, then the engine forgets it.
         del self.residents[resident.key]
         self._update_metrics()
-        await self._engine.unload(resident.request)
+        self._unload(resident)
 
-    async def _make(self, key: str, kind: Kind, write: Callable[[Path], None]) -> Source:
-        path, source = await self._land(key, kind, write)
-        report = json.loads(await asyncio.to_thread((path / REPORT).read_text))
-        await self._load(key, kind, path, report)
-        return source
+    def _unload(self, resident: Resident) -> None:
+        self._freeing += 1
+        task = asyncio.create_task(self._unload_and_free(resident))
+        self._unloading.add(task)
+        task.add_done_callback(self._unloading.discard)
 
-    async def _land(self, key: str, kind: Kind, write: Callable[[Path], None]) -> tuple[Path, Source]:
-        async with self._store_lock:
-            path = self._store.get(key)
-        if path is not None:
-            return path, "loaded"
-        started = time.monotonic()
-        self.states[key] = "fusing"
+    async def _unload_and_free(self, resident: Resident) -> None:
         try:
-            path = await asyncio.to_thread(self._store.land, key, write)
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                await self._engine.unload(resident.request)
         except Exception as error:
-            self._record_failure(key, error)
-            self._metrics.record_build(kind, "failed", time.monotonic() - started)
-            raise
-        self._metrics.record_build(kind, "built", time.monotonic() - started)
-        async with self._store_lock:
-            keep = {*self.residents, *self._tasks, *(r.key for r in self._draining)}
-            await asyncio.to_thread(self._store.evict, keep)
-        return path, "built"
+            # Its place is free all the same: no request names it again, and an engine over its limit drops what it
+            # used longest ago.
+            log.warning("the engine did not unload a %s: %s", resident.kind, error or type(error).__name__)
+        finally:
+            self._freeing -= 1
+            self._give_back_place()
 
-    async def _load(self, key: str, kind: Kind, path: Path, report: Mapping[str, Any]) -> None:
-        self.states[key] = "loading"
-        async with self._load_lock:
-            await self._make_room()
-            started = time.monotonic()
-            try:
-                request = await self._engine.load(path / ADAPTER, f"~{kind}/{key}")
-            except Exception as error:
-                self._record_failure(key, error)
-                raise ApiError(500, f"The engine could not load a {kind}: {error}") from error
-            self._metrics.record_load(time.monotonic() - started)
-        widths = report.get("widths", {})
-        self.residents[key] = Resident(key, kind, path, request, report["rank"], report.get("error", 0.0), widths)
-        self.states.pop(key, None)
-        self.failures.pop(key, None)
-        self._update_metrics()
+    def _give_back_place(self) -> None:
+        self._places.give_back()
+        self._free_places(self._places.wanted)
 
-    async def _make_room(self) -> None:
-        async with self._room:
-            while len(self.residents) + len(self._draining) >= self._capacity:
-                idle = [r for r in self.residents.values() if r.leases == 0]
-                if idle:
-                    await self.evict(min(idle, key=lambda r: r.last_used))
-                else:
-                    await self._room.wait()
-
-    def _record_failure(self, key: str, error: Exception) -> None:
-        self.states.pop(key, None)
-        self.failures[key] = str(error)
-        if len(self.failures) > MAX_FAILURES:
-            del self.failures[next(iter(self.failures))]
+    def _list_keys(self) -> set[str]:
+        """The keys whose files are in use."""
+        return {*self.residents, *self._attempts.stages, *(resident.key for resident in self._draining)}
 
     def _update_metrics(self) -> None:
         for kind in ("stack", "build"):

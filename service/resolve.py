@@ -1,14 +1,21 @@
 """From what a request says to what it means: the base, or a recipe with its parents' digests."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from adapters import Recipe, RecipeError, did_you_mean, from_json, fusion_digest, parse
 from service.errors import ApiError
-from service.registry import AdapterRecord, ProfileVersion, Registry
+from service.records import AdapterRecord, ProfileVersion
+from service.registry import Registry
 from service.validation import MAX_QUOTED
+
+MAX_RECENT = 4096
+"""Fusions that were asked for lately, to which a result can be attached without its recipe."""
+MAX_MODEL_CHARS = 16_384
+"""A recipe's text, which each chunk of an answer repeats: 200 adapters with the longest names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +41,27 @@ class Fusion:
 class Names:
     """The one namespace of base, profiles and adapters, and the lookups in it."""
 
-    def __init__(self, base: str, registry: Registry, *, max_weight: float) -> None:
+    def __init__(self, base: str, registry: Registry, *, max_weight: float, max_norm: float) -> None:
         self.base = base
         self.registry = registry
         self.max_weight = max_weight
+        self.max_norm = max_norm
+        self._recent: OrderedDict[str, None] = OrderedDict()
 
     def owner(self, name: str) -> str | None:
         """What already has this name, as words ('a profile'), or None."""
         if name == self.base:
             return "the base model"
-        if name in self.registry.profiles:
-            return "a profile"
-        return "an adapter" if name in self.registry.adapters else None
+        snapshot = self.registry.snapshot
+        for owner, names in (
+            ("a profile", snapshot.profiles),
+            ("an adapter", snapshot.adapters),
+            ("a damaged profile", snapshot.damaged_profiles),
+            ("a damaged adapter", snapshot.damaged_adapters),
+        ):
+            if name in names:
+                return owner
+        return None
 
     def not_found(self, kind: str, name: str, known: Iterable[str], param: str) -> ApiError:
         """The 404 for a `kind` ('adapter') that is not among the `known`, with the nearest of them."""
@@ -55,20 +71,33 @@ class Names:
     def profile(self, name: str, *, param: str = "model") -> ProfileVersion:
         """The profile `name`, or one version of it as `name@3`; 404 otherwise."""
         plain, at, version = name.partition("@")
-        if plain not in self.registry.profiles:
-            raise self.not_found("profile", plain, self.registry.profiles, param)
-        if not at:
-            return self.registry.profiles[plain]
-        versions = {str(number): pinned for number, pinned in self.registry.versions[plain].items()}
+        snapshot = self.registry.snapshot
+        if not at and plain in snapshot.profiles:
+            return snapshot.profiles[plain]
+        if not at and plain in snapshot.damaged_profiles:
+            raise damaged_profile(plain, snapshot.damaged_profiles[plain])
+        versions = {str(number): pinned for number, pinned in snapshot.versions.get(plain, {}).items()}
+        reasons = {str(number): reason for number, reason in snapshot.damaged_versions.get(plain, {}).items()}
+        if version in reasons:
+            raise damaged_profile(name, reasons[version])
+        if not versions and not reasons:
+            raise self.not_found("profile", plain, snapshot.profiles, param)
         if version not in versions:
             latest = ", ".join(sorted(versions, key=int)[-8:])
             message = f"Profile {plain!r} has no version {version[:MAX_QUOTED]!r}; it has {latest}."
             raise ApiError(404, message, param=param)
         return versions[version]
 
+    def find_missing(self, version: ProfileVersion) -> str | None:
+        """The first adapter of a profile version whose content has no record any more; None when all have one."""
+        ranks = self.registry.ranks
+        return next((name for name, digest in version.parents.items() if digest not in ranks), None)
+
     def resolve_profile(self, version: ProfileVersion) -> Fusion:
-        """The fusion of a profile version, its parents as pinned."""
+        """The fusion of a profile version, its parents as pinned; 500 when one of them has no record any more."""
         recipe = parse(version.recipe, max_weight=math.inf)  # the limit was checked when the version was made
+        if (missing := self.find_missing(version)) is not None:
+            raise damaged_profile(version.name, f"no adapter is registered with the content of its {missing!r}")
         ranks = {digest: self.registry.ranks[digest] for digest in version.parents.values()}
         return Fusion(recipe, version.parents, version.digest, version.name, version, version.defaults, ranks)
 
@@ -79,6 +108,8 @@ class Names:
         for name in recipe.adapters:
             if name in self.registry.profiles:
                 raise ApiError(400, f"{name!r} is a profile; a recipe combines adapters only.", param=param)
+            if name in (damaged := self.registry.snapshot.damaged_adapters):
+                raise damaged_adapter(name, damaged[name])
             if name not in adapters:
                 raise self.not_found("adapter", name, adapters, param)
             records.append(adapters[name])
@@ -91,24 +122,42 @@ class Names:
         digest = fusion_digest(recipe, base=self.base, parents=parents)
         return Fusion(recipe, parents, digest, "(inline)", ranks=ranks)
 
+    def knows(self, digest: str) -> bool:
+        """Whether a fusion has this digest: an adapter, a version of a profile, or one asked for lately."""
+        return digest in self.registry.snapshot.fusions or digest in self._recent
+
     def look_up(self, text: Any, *, param: str = "model") -> Fusion | None:
         """What `text` names: None for the base, else profile, adapter or recipe, in that order."""
+        return self._remember(self._look_up(text, param))
+
+    def _remember(self, fusion: Fusion | None) -> Fusion | None:
+        if fusion is not None:
+            self._recent[fusion.digest] = None
+            self._recent.move_to_end(fusion.digest)
+            if len(self._recent) > MAX_RECENT:
+                self._recent.popitem(last=False)
+        return fusion
+
+    def _look_up(self, text: Any, param: str) -> Fusion | None:
         if not isinstance(text, str):
             raise ApiError(400, f"{param!r} must be a string, got {text!r:.{MAX_QUOTED}}.", param=param)
         if text == self.base:
             return None
+        if len(text) > MAX_MODEL_CHARS:
+            message = f"{param!r} has {len(text)} characters; the limit is {MAX_MODEL_CHARS}."
+            raise ApiError(400, message, param=param)
         registry = self.registry
-        if text in registry.profiles or "@" in text:
-            return self.resolve_profile(self.profile(text, param=param))
-        if text in registry.adapters:
-            return self.resolve_recipe(parse(text), param=param)
+        if text in registry.profiles or text in registry.snapshot.damaged_profiles or "@" in text:
+            return self._check_norm(self.resolve_profile(self.profile(text, param=param)), param)
+        if text in registry.adapters or text in registry.snapshot.damaged_adapters:
+            return self._check_norm(self.resolve_recipe(parse(text), param=param), param)
         try:
             recipe = parse(text, max_weight=self.max_weight)
         except RecipeError as error:
             raise ApiError(400, str(error), param=param) from error
         if len(recipe.terms) == 1 and recipe.is_sum and recipe.adapters[0] == text.strip():
             raise self.not_found("model", text, [self.base, *registry.profiles, *registry.adapters], param)
-        return self.resolve_recipe(recipe, param=param)
+        return self._check_norm(self.resolve_recipe(recipe, param=param), param)
 
     def resolve_field(self, value: Any) -> Fusion | None:
         """What the request key `fusion` names: a name, a recipe, or the JSON form of one."""
@@ -117,7 +166,7 @@ class Names:
                 recipe = from_json(value, max_weight=self.max_weight)
             except RecipeError as error:
                 raise ApiError(400, str(error), param="fusion") from error
-            return self.resolve_recipe(recipe, param="fusion")
+            return self._remember(self._check_norm(self.resolve_recipe(recipe, param="fusion"), "fusion"))
         if not isinstance(value, str):
             raise ApiError(
                 400,
@@ -125,3 +174,30 @@ class Names:
                 param="fusion",
             )
         return self.look_up(value, param="fusion")
+
+    def _check_norm(self, fusion: Fusion, param: str) -> Fusion:
+        """`fusion`; 400 when it is a plain sum whose weights times the adapters' norms are over what the dtype holds.
+
+        Anything else is built, and checked then. Profiles and adapters are checked, too: the dtype may be another now.
+        """
+        if fusion.recipe.is_sum:
+            norms = {name: self.registry.snapshot.norms.get(digest, 0.0) for name, digest in fusion.parents.items()}
+            weights = fusion.recipe.weights.items()
+            total = sum(abs(weight) * norms[name] for name, weight in weights if isinstance(weight, float))
+            if not total <= self.max_norm:
+                message = (
+                    f"{fusion.recipe.format()[:MAX_QUOTED]!r} would overflow: its weights times the adapters' norms "
+                    f"add up to {total:.4g}, but the limit on this server is {self.max_norm:.4g}; use smaller weights."
+                )
+                raise ApiError(400, message, param=param)
+        return fusion
+
+
+def damaged_adapter(name: str, reason: str) -> ApiError:
+    """The 500 for an adapter whose row of the registry cannot be read."""
+    return ApiError(500, f"The record of adapter {name!r} is damaged: {reason}; delete and re-register it.")
+
+
+def damaged_profile(name: str, reason: str) -> ApiError:
+    """The 500 for a profile, or a version of it, that cannot be read or served."""
+    return ApiError(500, f"Profile {name!r} is damaged: {reason}; PUT or roll it back to a good version, or delete it.")

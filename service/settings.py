@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import tomllib
 from collections.abc import Mapping
@@ -23,6 +24,14 @@ class SettingsError(ValueError):
 
 START_FAILURE = "start-failure.txt"
 """In the data folder: why the last start failed, for the process that waits for it."""
+
+
+_POSITIVE = (
+    *("max_loras", "store_bytes", "registry_bytes", "max_upload_bytes", "max_body_bytes", "max_names", "max_requests"),
+    *("max_waiting", "wait_timeout_s", "client_timeout_s", "request_timeout_s", "database_timeout_s"),
+    *("loop_timeout_s", "stop_timeout_s"),
+)
+"""Settings that must be greater than 0."""
 
 
 def _say(default: Any, text: str) -> Any:
@@ -74,20 +83,67 @@ class Settings:
     )
     max_upload_bytes: int = _say(512 * 2**20, "largest uploaded adapter, in bytes, as sent and unpacked")
     max_names: int = _say(4096, "maximum number of adapters, and of profiles")
+    registry_bytes: int = _say(
+        256 * 2**20, "budget of what clients keep in the registry: profile versions and scorecards, in bytes"
+    )
+    client_templates: bool = _say(False, "allow profiles to set `defaults.chat_template`")
+    allowed_hosts: tuple[str, ...] = _say(
+        (),
+        "names that a request's `Host` may have besides IP addresses and `localhost`, separated by `,`; `*` allows any "
+        "name; if empty, no other name is allowed while `FUSION_HOST` is a loopback address, and any name otherwise",
+    )
+    public_metrics: bool = _say(False, "answer `/metrics` without the API key")
+    max_body_bytes: int = _say(2 * 2**20, "largest body of a request other than an upload, in bytes")
+    max_requests: int = _say(
+        512, "requests in progress, of which one client may have three quarters; more are answered 429"
+    )
+    max_waiting: int = _say(128, "requests that wait for a stack or a build; more are answered 503")
+    max_client_places: int = _say(
+        0,
+        "stacks and builds that one client (API key, else address) may hold or wait for at once; more are answered "
+        "429; 0: three quarters of `FUSION_MAX_CPU_LORAS`",
+    )
+    wait_timeout_s: float = _say(
+        30.0, "how long a request waits for its stack or build before it is answered 503, in seconds"
+    )
+    client_timeout_s: float = _say(
+        30.0,
+        "how long a client may take to send a request's head, the next part of its body, or to read the next part of "
+        "an answer, in seconds",
+    )
+    request_timeout_s: float = _say(3600.0, "how long an answer may take from first to last byte, in seconds")
+    database_timeout_s: float = _say(5.0, "how long the registry's database may take for one call, in seconds")
+    loop_timeout_s: float = _say(
+        30.0,
+        "how long the worker's event loop may stand still before it is killed and started afresh, in seconds; an "
+        "engine that answers nothing for 10 times as long is replaced",
+    )
+    stop_timeout_s: float = _say(
+        30.0,
+        "how long the server may take to stop before its processes are killed, in seconds; requests in flight get "
+        "this time less 10 s, but at least half of it",
+    )
     engine_args: tuple[str, ...] = _say((), "vLLM flags passed through, as on its command line")
+
+    @property
+    def client_places(self) -> int:
+        """`max_client_places`, its 0 resolved."""
+        return self.max_client_places or max(1, self.max_cpu_loras * 3 // 4)
 
     def __post_init__(self) -> None:
         slots = max(self.max_loras, 3)
         ranges = {
             "max_weight": (0 < self.max_weight < float("inf"), "a positive finite number"),
-            "store_bytes": (self.store_bytes > 0, "1 or more"),
-            "max_upload_bytes": (self.max_upload_bytes > 0, "1 or more"),
-            "max_names": (self.max_names > 0, "1 or more"),
-            "max_loras": (self.max_loras >= 1, "1 or more"),
+            "max_client_places": (self.max_client_places >= 0, "0 or more"),
             "max_cpu_loras": (self.max_cpu_loras >= slots, f"{slots} or more (at least FUSION_MAX_LORAS, at least 3)"),
             "port": (0 < self.port < 65536, "1 to 65535"),
             "max_lora_rank": (self.max_lora_rank in LORA_RANKS, f"one of {', '.join(map(str, LORA_RANKS))}"),
         }
+        for name in _POSITIVE:
+            ranges[name] = (0 < getattr(self, name) < float("inf"), "more than 0")
+        for host in self.allowed_hosts:
+            if host != "*" and not re.fullmatch(r"[A-Za-z0-9._-]+", host):
+                raise SettingsError(f"{variable('allowed_hosts')} has {host!r}: expected a name without port, or '*'")
         for name in ("adapters", "profiles"):
             for pair in getattr(self, name):
                 if not all(pair.partition("=")):
@@ -97,7 +153,10 @@ class Settings:
                 raise SettingsError(f"{variable(name)}={getattr(self, name)!r}: expected {expected}")
 
 
-_SEPARATORS = {"profiles": ";", "adapters": ",", "groups": ",", "adapter_roots": ":", "base_aliases": ","}
+_SEPARATORS = {"profiles": ";", "adapters": ",", "groups": ",", "adapter_roots": ":"}
+_SEPARATORS |= dict.fromkeys(("base_aliases", "allowed_hosts"), ",")
+_SECRETS = ("database", "engine_args")
+"""Settings that may hold a password or an API key, which no log may."""
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _TYPES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", Path: "a path"}
 
@@ -155,7 +214,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         try:
             values[name] = _parse(name, kinds[name], raw)
         except ValueError as error:
-            raise SettingsError(f"{variable(name)}={raw!r}: expected {error}") from error
+            shown = "..." if name in _SECRETS else f"{raw!r}"
+            raise SettingsError(f"{variable(name)}={shown}: expected {error}") from error
     return Settings(**values)
 
 

@@ -2,59 +2,105 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from adapters import AdapterError, Store
 from adapters.files import adapter_path
+from service.adapter_files import AdapterFiles
 from service.base_model import Shapes, read_dense_shapes
+from service.build_files import BuildFiles
 from service.catalog import Catalog
+from service.clients import ClientPlaces
 from service.data_folder import hold_data_folder, scratch_folder
 from service.engine.flags import EngineOptions
 from service.engine.proof import Proof, prove
 from service.engine.server import Engine, start_engine
 from service.errors import ApiError, api_error
+from service.exports import Exports
 from service.fusion_service import FusionService
 from service.groups import declared_groups, warn_of_idle_groups
 from service.materializer import Materializer
 from service.metrics import Metrics
-from service.placement import Limits
+from service.norms import Headroom
+from service.placement import Kind, Limits
 from service.pool import Pool
 from service.profiles import Profiles
 from service.registry import Registry
 from service.residency import Residency
 from service.resolve import Names
+from service.scorecards import Scorecards
 from service.settings import Settings
+from service.threads import Threads
 
 log = logging.getLogger("fusion")
 
+ENGINE_PATIENCE = 10
+"""An engine that answers nothing for this many times FUSION_LOOP_TIMEOUT_S counts as dead. Generous, since it answers
+between its steps only: on CPUs a long prefill of a large base takes many seconds.
+"""
+TEMPLATE_TEXT = 2
+"""How much longer than the largest body the text of a chat template may be."""
+
+
+@contextmanager
+def open_registry(settings: Settings) -> Iterator[Registry]:
+    """The registry, in a data folder held for this process; RuntimeError when another server holds it.
+
+    FileNotFoundError without a base, before anything else is waited for.
+    """
+    _check_base(settings.base)
+    with hold_data_folder(settings.data):
+        database = settings.database or f"sqlite:///{(settings.data / 'registry.sqlite').resolve()}"
+        registry = Registry(database, timeout_s=settings.database_timeout_s)
+        try:
+            yield registry
+        finally:
+            registry.close()
+
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[FusionService]:
+async def open_service(settings: Settings, registry: Registry, metrics: Metrics) -> AsyncIterator[FusionService]:
     """A service with its engine running, mixing proven (or off) and what ships registered; stopped at the end.
 
-    Raises RuntimeError when the data folder is another server's, mixing is required and not proven, or what the
-    settings name cannot be registered; FileNotFoundError without a base; ValueError for flags vLLM does not take.
+    Raises RuntimeError when the engine dies, mixing is required and not proven, or what the settings name cannot be
+    registered; ValueError for flags vLLM does not take and bases it cannot serve.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(hold_data_folder(settings.data))
-        _check_base(settings.base)
-        registry = Registry(settings.database or f"sqlite:///{(settings.data / 'registry.sqlite').resolve()}")
-        stack.callback(registry.close)
         shapes_task = asyncio.create_task(asyncio.to_thread(read_dense_shapes, settings.base))
         stack.callback(shapes_task.cancel)
         engine = await start_engine(_engine_options(settings))
         stack.push_async_callback(engine.close)
-        shapes = await shapes_task
-        proof = await _prove(settings, engine, shapes)
-        service = _assemble(settings, registry, engine, shapes, proof)
-        await _register_shipped(service)
-        await _warm(service)
-        warn_of_idle_groups(settings, registry)
+        for watch in (engine.watch(ENGINE_PATIENCE * settings.loop_timeout_s), registry.watch()):
+            stack.callback(asyncio.create_task(watch).cancel)
+        threads = Threads.start(waiting=settings.max_waiting, wait_timeout_s=settings.wait_timeout_s)
+        stack.callback(threads.close)
+        try:
+            service = await _fill(settings, registry, metrics, engine, await shapes_task, threads)
+        except Exception as error:
+            raise (
+                error if engine.alive else RuntimeError(f"the engine died while it started: {engine.death()}")
+            ) from error
+        check = asyncio.create_task(service.files.check(registry))
+        stack.callback(check.cancel)
         await stack.enter_async_context(engine.app.router.lifespan_context(engine.app))
         yield service
+
+
+async def _fill(
+    settings: Settings, registry: Registry, metrics: Metrics, engine: Engine, shapes: Shapes, threads: Threads
+) -> FusionService:
+    """The service around an engine that has just started."""
+    proof = await _prove(settings, engine, shapes)
+    service = _assemble(settings, registry, metrics, engine, shapes, proof, threads)
+    await delete_orphans(service)
+    await _register_shipped(service)
+    await _warm(service)
+    warn_of_idle_groups(settings, registry)
+    return service
 
 
 def _check_base(base: str) -> None:
@@ -73,6 +119,7 @@ def _engine_options(settings: Settings) -> EngineOptions:
         max_loras=settings.max_loras,
         max_cpu_loras=settings.max_cpu_loras,
         mixing=settings.mixed != "off",
+        template_bytes=TEMPLATE_TEXT * settings.max_body_bytes if settings.client_templates else None,
         extra=settings.engine_args,
     )
 
@@ -82,10 +129,12 @@ async def _prove(settings: Settings, engine: Engine, shapes: Shapes) -> Proof:
     if settings.mixed == "off":
         proof = Proof(False, "switched off by FUSION_MIXED=off", 0.0, 0.0)
     else:
-        async with scratch_folder(settings.data, "proof") as folder:
+        with scratch_folder(settings.data, "proof") as folder:
             try:
                 proof = await prove(engine, shapes, folder)
             except Exception as error:  # whatever the reason: without the proof nothing is mixed
+                if not engine.alive:
+                    raise
                 log.exception("the proof of mixing failed")
                 proof = Proof(False, f"the proof could not run: {error}", 0.0, 0.0)
     if settings.mixed == "required" and not proof.proven:
@@ -94,27 +143,87 @@ async def _prove(settings: Settings, engine: Engine, shapes: Shapes) -> Proof:
     return proof
 
 
-def _assemble(settings: Settings, registry: Registry, engine: Engine, shapes: Shapes, proof: Proof) -> FusionService:
-    metrics, writing = Metrics(), asyncio.Lock()
-    names = Names(settings.base_name, registry, max_weight=settings.max_weight)
-    materializer = Materializer(Store(settings.data / "adapters", budget_bytes=2**63 - 1), settings.max_lora_rank)
-    builds = Store(settings.data / "builds", budget_bytes=settings.store_bytes)
-    pool = Pool(
-        Residency(engine, builds, metrics, capacity=settings.max_cpu_loras),
+def _assemble(
+    settings: Settings,
+    registry: Registry,
+    metrics: Metrics,
+    engine: Engine,
+    shapes: Shapes,
+    proof: Proof,
+    threads: Threads,
+) -> FusionService:
+    for kind in get_args(Kind):
+        metrics.set_resident(kind, 0)  # an engine that died has lost them
+    write_lock, headroom = asyncio.Lock(), Headroom(engine.dtype)
+    engine.overflows.counter = metrics.overflows
+    names = Names(settings.base_name, registry, max_weight=settings.max_weight, max_norm=headroom.largest_norm)
+    sources = Store(settings.data / "adapters", budget_bytes=2**63 - 1)
+    materializer = Materializer(sources, settings.max_lora_rank, registry.describe, headroom)
+    builds = BuildFiles(Store(settings.data / "builds", budget_bytes=settings.store_bytes), threads)
+    files = AdapterFiles(materializer, builds, threads, registry.is_needed, timeout_s=settings.wait_timeout_s)
+    pool = _make_pool(settings, registry, metrics, engine, proof, materializer, builds, files)
+    catalog = Catalog(settings, registry, names, pool, engine, shapes, files, write_lock)
+    profiles = Profiles(settings, registry, names, pool, metrics, files, write_lock)
+    exports = Exports(settings.data, materializer, files, threads)
+    return FusionService(
+        settings,
+        engine,
+        proof,
+        registry,
+        names,
+        metrics,
+        pool,
+        catalog,
+        profiles,
+        Scorecards(settings, registry, write_lock),
+        materializer,
+        files,
+        exports,
+        threads,
+    )
+
+
+def _make_pool(
+    settings: Settings,
+    registry: Registry,
+    metrics: Metrics,
+    engine: Engine,
+    proof: Proof,
+    materializer: Materializer,
+    builds: BuildFiles,
+    files: AdapterFiles,
+) -> Pool:
+    residency = Residency(
+        engine,
+        builds,
+        metrics,
+        capacity=settings.max_cpu_loras,
+        max_waiting=settings.max_waiting,
+        wait_timeout_s=settings.wait_timeout_s,
+    )
+    return Pool(
+        residency,
         materializer,
         Limits(proof.proven, settings.max_lora_rank),
         partial(declared_groups, settings, registry),
+        hold=files.hold,
+        clients=ClientPlaces(metrics, limit=settings.client_places, max_waiting=settings.max_waiting),
     )
-    catalog = Catalog(settings, registry, names, materializer, pool, engine, shapes, writing)
-    profiles = Profiles(settings, registry, names, pool, metrics, writing)
-    return FusionService(settings, engine, proof, registry, names, metrics, pool, catalog, profiles, materializer)
+
+
+async def delete_orphans(service: FusionService) -> None:
+    """Delete the files of adapters without a record, as a server leaves them that is killed before it adds one."""
+    snapshot = service.registry.snapshot
+    if not snapshot.damaged_adapters and not snapshot.damaged_versions:  # a row that cannot be read may name them
+        entries = await service.threads.files.run(service.materializer.sources.entries)
+        await service.files.delete_unneeded([entry.key for entry in entries])
 
 
 async def _register_shipped(service: FusionService) -> None:
     """Register the adapters and profiles that the settings name, where their names are free."""
     for pair in service.settings.adapters:
         name, _, path = pair.partition("=")
-        if service.names.owner(name) is None:
+        if service.names.owner(name) is None or name in service.registry.snapshot.damaged_adapters:
             try:
                 await service.catalog.add(name, adapter_path(path))
             except (AdapterError, ApiError, OSError) as error:

@@ -1,14 +1,21 @@
 """Bodies from clients: strict types, no unknown keys, and one plain sentence for the first fault."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+NAME = re.compile(r"[a-z_][a-z0-9_]*|[0-9]+")
+"""What a key or an index looks like, unlike pydantic's names for branches."""
 MAX_QUOTED = 100
 """Characters of a wrong value that an error message repeats."""
+MAX_PATH = 16
+"""Keys and indices that name a place in a body."""
+MAX_MESSAGE = 1000
+"""Characters of pydantic's messages, some of which repeat a value."""
 
 
 class StrictModel(BaseModel):
@@ -29,12 +36,12 @@ def describe_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None
     """The first of pydantic's `errors` as a sentence, and the dotted name of the parameter it is about."""
     first = errors[0]
     # Two levels name a parameter; deeper ones are pydantic's names for the branches of a union.
-    path = [str(part) for part in first["loc"][:2]]
+    path = [str(part)[:MAX_QUOTED] for part in first["loc"][:2]]
     if first["type"] == "unknown_key":
-        path.append(str(first["ctx"]["key"]))
+        path.append(str(first["ctx"]["key"])[:MAX_QUOTED])
     if not path:
         return "The request body must be a JSON object.", None
-    name, message = ".".join(path), first["msg"].removeprefix("Value error, ")
+    name, message = ".".join(path), first["msg"].removeprefix("Value error, ")[:MAX_MESSAGE]
     match first["type"]:
         case "missing":
             return f"{name!r} is required.", name
@@ -46,3 +53,20 @@ def describe_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None
     if message.startswith(("Input should", "String should", "List should")):
         return f"{name!r} should{message.partition('should')[2]}, got {value}.", name
     return f"{name!r}: {message}.", name
+
+
+def describe_union_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """The fault of a body that may have one of several forms, as a sentence; and its parameter.
+
+    pydantic has an error for each form. The one that got deepest into the body is about the form that was meant.
+    """
+    paths = [[part[:MAX_QUOTED] for part in map(str, error["loc"][1:]) if NAME.fullmatch(part)] for error in errors]
+    depth = max(map(len, paths))
+    error, path = next((error, path) for error, path in zip(errors, paths, strict=True) if len(path) == depth)
+    cause = error.get("ctx", {}).get("error")
+    path = [part[:MAX_QUOTED] for part in path[:MAX_PATH]]
+    param = getattr(cause, "parameter", None) or ".".join(path) or None
+    message = str(cause.args[0] if getattr(cause, "args", ()) else error["msg"])[:MAX_MESSAGE].removesuffix(".")
+    value = json.dumps(error.get("input"), ensure_ascii=False, default=str)[:MAX_QUOTED]
+    place = f"{'.'.join(path)!r}: " if path else ""
+    return f"{place}{message}{'' if cause else f', got {value}'}.", param

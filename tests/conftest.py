@@ -128,3 +128,30 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(url, adapters, folder / "data", process, log)
     finally:
         stop(process)
+
+
+@pytest.fixture(scope="session")
+def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose limits are small and whose patience is short, to be attacked; it must stay healthy."""
+    folder = tmp_path_factory.mktemp("small-server")
+    log = folder / "server.log"
+    process, url = launch(
+        folder / "data",
+        ROOT / "examples/adapters",
+        log,
+        FUSION_ADAPTERS="task=shipped:task,safety=shipped:safety",
+        FUSION_MAX_CPU_LORAS="4",
+        FUSION_MAX_REQUESTS="32",
+        FUSION_MAX_WAITING="8",
+        FUSION_WAIT_TIMEOUT_S="3",
+        FUSION_CLIENT_TIMEOUT_S="3",
+        FUSION_LOOP_TIMEOUT_S="8",
+        FUSION_STOP_TIMEOUT_S="10",
+        FUSION_CLIENT_TEMPLATES="true",
+        VLLM_CPU_KVCACHE_SPACE="1",
+    )
+    try:
+        wait_ready(process, url, log)
+        yield Server(url, {}, folder / "data", process, log)
+    finally:
+        stop(process)

@@ -26,7 +26,7 @@ from training import load_recipe
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 LINKED = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "deploy/README.md"))]
-RUN, READ = ("bash", "console", "python", "toml"), ("json", "recipe", "text")
+RUN, READ = ("bash", "console", "python", "toml"), ("json", "recipe", "text", "yaml")
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<why>.+?) -->\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.MULTILINE
 )
@@ -252,3 +252,10 @@ def test_the_site_builds_without_a_warning_and_asks_nobody_outside(tmp_path: Pat
 
 def test_the_readme_stays_short() -> None:
     assert len(README.read_text().splitlines()) <= 140
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    promised = set(re.findall(r"`(test_\w+)`", (DOCS / "security.md").read_text()))
+    written = {m for file in (ROOT / "tests").rglob("*.py") for m in re.findall(r"def (test_\w+)", file.read_text())}
+    assert promised
+    assert promised <= written, promised - written

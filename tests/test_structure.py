@@ -29,7 +29,8 @@ ROOMS = {
     "adapters.recipes": {"adapters.recipes", "adapters.errors"},
     "adapters.algebra": {"adapters.recipes", "adapters.algebra", "adapters.adapter", "adapters.errors"},
     "adapters.files": {"adapters.files", "adapters.adapter", "adapters.errors"},
-    "service.engine": {"service.engine", "service.process", "adapters"},
+    "service.engine": {"service.engine", "service.logs", "service.process", "adapters"},
+    "service.edge": {"service.edge", "service.errors", "service.settings", "service.validation"},
     "eval_clients.scoring": {"eval_clients.scoring", "eval_clients.shares"},
 }
 """What the rooms that everything else rests on may import of ours."""

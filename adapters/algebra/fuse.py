@@ -1,16 +1,18 @@
 """Carry a recipe out, batch by batch: exactly where it can be, truncated to the best rank that fits elsewhere."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 
 from adapters.adapter import LoraAdapter, LoraModule, is_finite, make_adapter
 from adapters.algebra.bound import BoundRecipe, bind
+from adapters.algebra.combine import WeightedUpdate
 from adapters.algebra.factors import Device
 from adapters.algebra.lowrank import FactorPair
-from adapters.algebra.report import FusionReport, ReportBuilder
+from adapters.algebra.report import FusionReport, ModuleReport, ReportBuilder
 from adapters.algebra.strategy import STRATEGIES
-from adapters.errors import AdapterError, LossError
+from adapters.errors import AdapterError, LossError, quote
 from adapters.recipes import Recipe
 
 STRICT_TOLERANCE = 1e-6
@@ -32,7 +34,7 @@ def fuse(
 
     Raises:
         UnknownAdapterError: the recipe names an adapter that is not in `adapters`.
-        AdapterError: 'shape', 'base', or 'overflow' when float16 cannot hold the result.
+        AdapterError: 'shape', 'base', or 'overflow' when the result, or what is computed on the way, is not finite.
         LossError: `strict`, and the error is over STRICT_TOLERANCE.
         FusionError: a schedule gives a module no weight, or `max_rank` is not a rank.
     """
@@ -56,24 +58,49 @@ def plan(
 def _carry_out(bound: BoundRecipe, strict: bool, *, build: bool) -> tuple[dict[str, LoraModule], FusionReport]:
     strategy, builder, modules = STRATEGIES[bound.method.on], ReportBuilder(bound), {}
     for batch in bound.batches():
-        results = strategy.fuse_batch(bound, batch, build=build)
+        try:
+            results = strategy.fuse_batch(bound, batch, build=build)
+        except RuntimeError as error:  # a decomposition or a selection, of NaN
+            if not any(_may_overflow(parent) for parents in batch.parents.values() for parent in parents):
+                raise
+            raise _overflow(bound) from error
         for (name, parents), result in zip(batch.parents.items(), results, strict=True):
             builder.add(name, parents, result)
             if result.factors is not None:
                 modules[name] = _make_module(name, result.factors, bound.dtype)
     report = builder.finish()
+    if not (math.isfinite(report.error) and all(map(_is_finite_row, report.modules))):
+        raise _overflow(bound)
     if strict and report.error > STRICT_TOLERANCE:
         raise LossError(
-            f"{report.recipe!r} is not exact: {report.verdict}, and strict allows {STRICT_TOLERANCE:g}; "
+            f"{quote(report.recipe)} is not exact: {report.verdict}, and strict allows {STRICT_TOLERANCE:g}; "
             "raise the rank limit or drop strict"
         )
     return modules, report
 
 
+def _may_overflow(parent: WeightedUpdate) -> bool:
+    """Whether squares of the weighted update can leave float32's range: |w·s| |b| |a| rank is over its root."""
+    a, b = (float(factor.abs().max()) for factor in (parent.module.a, parent.module.b))
+    size = abs(parent.factor) * a * b * parent.module.rank
+    return not size < math.sqrt(torch.finfo(torch.float32).max)
+
+
+def _is_finite_row(row: ModuleReport) -> bool:
+    return all(map(math.isfinite, (row.error, row.energy, row.cosine or 0.0, row.conflict or 0.0, *row.norms.values())))
+
+
+def _overflow(bound: BoundRecipe) -> AdapterError:
+    return AdapterError(
+        "overflow",
+        f"{bound.recipe.format()!r:.120} cannot be computed: products of its adapters' numbers are infinite; expected "
+        "adapters with finite updates, so check lora_alpha and that the training did not diverge",
+    )
+
+
 def _make_module(name: str, factors: FactorPair, dtype: torch.dtype) -> LoraModule:
     b, a = (factor.to("cpu", dtype) for factor in factors)
     if not (is_finite(a) and is_finite(b)):
-        raise AdapterError(
-            "overflow", f"the fused module {name!r} does not fit into {dtype}: convert the adapters to bfloat16"
-        )
+        way_out = "convert the adapters to bfloat16" if dtype == torch.float16 else "check lora_alpha and the weights"
+        raise AdapterError("overflow", f"the fused module {name!r} does not fit into {dtype}: {way_out}")
     return LoraModule(a.contiguous(), b.contiguous(), 1.0)

@@ -10,7 +10,7 @@ from adapters.adapter import LoraAdapter
 from adapters.algebra.bound import bind
 from adapters.algebra.factors import Device
 from adapters.algebra.strategy import STRATEGIES
-from adapters.errors import FusionError
+from adapters.errors import FusionError, quote
 from adapters.recipes import Recipe
 
 
@@ -40,7 +40,9 @@ def smallest_rank(
     fits = (tails <= max_error**2 * total + floor).nonzero()[:, 0]
     if not len(fits):
         lost = math.sqrt(float(tails[-1]) / total)
-        raise FusionError(f"{recipe.format()!r} itself loses {lost:.3g}, over max_error={max_error:g}: raise its rank")
+        raise FusionError(
+            f"{quote(recipe.format())} itself loses {lost:.3g}, over max_error={max_error:g}: raise its rank"
+        )
     return max(1, int(fits[0]))
 
 

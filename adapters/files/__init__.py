@@ -2,7 +2,20 @@
 `adapters`.
 """
 
+from adapters.files.archive import unpack_adapter
+from adapters.files.checksums import BUSY, CHECKSUMS, is_whole, write_checksums
 from adapters.files.landing import atomic_folder, land_folder
 from adapters.files.shipped import SHIPPED, adapter_path, shipped_adapter
 
-__all__ = ["SHIPPED", "adapter_path", "atomic_folder", "land_folder", "shipped_adapter"]
+__all__ = [
+    "BUSY",
+    "CHECKSUMS",
+    "SHIPPED",
+    "adapter_path",
+    "atomic_folder",
+    "is_whole",
+    "land_folder",
+    "shipped_adapter",
+    "unpack_adapter",
+    "write_checksums",
+]

@@ -1,19 +1,24 @@
 """adapter_config.json: PEFT's description of an adapter, read with checks, and written."""
 
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Generic, TypedDict, TypeVar
 
 from adapters.adapter import LoraAdapter, LoraModule
 from adapters.errors import AdapterError, quote
+from adapters.files.json_text import read_object, to_json
+from adapters.files.matcher import PatternTable
+
+Number = TypeVar("Number", int, float)
 
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
 """Initializations that leave the base's weights unchanged; the others (PiSSA, OLoRA, LoRA-GA, …) change them."""
-MAX_KEYS, MAX_PATTERNS, MAX_REPEATS = 4096, 16, 2
+MAX_KEYS, MAX_KEY_CHARS = 4096, 2**19
+"""How many keys a pattern object has, and how many characters all of them."""
+MAX_BASE_CHARS = 1024
 
 UNSUPPORTED_KEYS = (
     ("use_dora", "dora", "DoRA rescales the whole weight"),
@@ -33,24 +38,31 @@ UNSUPPORTED_KEYS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Overrides(Generic[Number]):
+    """A number for each module: that of the first pattern that matches its name, else `default`."""
+
+    default: Number
+    patterns: PatternTable
+    numbers: tuple[Number, ...]
+
+    def find(self, module: str) -> Number:
+        """The number of one module; AdapterError 'bad_config' when the patterns take too long to match."""
+        index = self.patterns.find(module) if self.numbers else None
+        return self.default if index is None else self.numbers[index]
+
+
+@dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """The part of adapter_config.json that decides ranks and scalings."""
+    """The part of adapter_config.json that decides ranks and scalings, by module as PEFT reads them."""
 
-    r: int
-    alpha: float
+    ranks: Overrides[int]
+    alphas: Overrides[float]
     rslora: bool
-    ranks: tuple[tuple[re.Pattern[str], int], ...]
-    alphas: tuple[tuple[re.Pattern[str], float], ...]
     base: str | None
-
-    def rank(self, module: str) -> int:
-        """The rank PEFT gives that module: the first `rank_pattern` that matches, else r."""
-        return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.r)
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
-        alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
-        rank = self.rank(module)
+        alpha, rank = self.alphas.find(module), self.ranks.find(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
@@ -74,68 +86,40 @@ def read_config(text: bytes) -> LoraConfig:
             "convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
         )
     base = raw.get("base_model_name_or_path")
-    if base is not None and not isinstance(base, str):
-        raise AdapterError("bad_config", f"base_model_name_or_path is {quote(base)}: expected a string or null")
+    if base is not None and not (isinstance(base, str) and base.isprintable() and len(base) <= MAX_BASE_CHARS):
+        raise AdapterError(
+            "bad_config",
+            f"base_model_name_or_path is {quote(base)}: expected null or at most {MAX_BASE_CHARS} printable characters",
+        )
     rslora = raw.get("use_rslora", False)
     if not isinstance(rslora, bool | None):
         raise AdapterError("bad_config", f"use_rslora is {quote(rslora)}: expected true or false")
-    ranks = _read_patterns(raw.get("rank_pattern"), "rank_pattern")
-    alphas = _read_patterns(raw.get("alpha_pattern"), "alpha_pattern")
     return LoraConfig(
-        r=_check_rank(raw.get("r", 8), "r"),
-        alpha=_check_alpha(raw.get("lora_alpha", 8), "lora_alpha"),
+        ranks=_read_overrides(raw, "r", "rank_pattern", _check_rank),
+        alphas=_read_overrides(raw, "lora_alpha", "alpha_pattern", _check_alpha),
         rslora=bool(rslora),
-        ranks=tuple((pattern, _check_rank(value, "rank_pattern")) for pattern, value in ranks),
-        alphas=tuple((pattern, _check_alpha(value, "alpha_pattern")) for pattern, value in alphas),
         base=base or None,
     )
 
 
-def read_object(text: bytes, name: str, reason: str = "bad_config") -> dict[str, object]:
-    """A JSON object without repeated keys, NaN or Infinity; AdapterError otherwise."""
-
-    def reject_repeats(items: list[tuple[str, object]]) -> dict[str, object]:
-        unique = dict(items)
-        if len(unique) < len(items):
-            ((repeated, _),) = Counter(key for key, _ in items).most_common(1)
-            raise ValueError(f"the key {quote(repeated)} appears twice")
-        return unique
-
-    def reject_constant(token: str) -> object:
-        raise ValueError(f"{token} is not a JSON number")
-
-    try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=reject_repeats, parse_constant=reject_constant)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(reason, f"{name} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise AdapterError(reason, f"{name} holds {quote(content)}: expected a JSON object")
-    return content
-
-
-def _read_patterns(raw: object, name: str) -> list[tuple[re.Pattern[str], object]]:
-    """PEFT's rule: a key matches a module whose name ends with it at a dot. Keys are regular expressions."""
-    if raw is None:
-        return []
-    if not isinstance(raw, dict):
-        raise AdapterError("bad_config", f"{name} is {quote(raw)}: expected an object of module name to number")
-    # The keys are untrusted: nested or many repeats could keep the matcher busy forever.
-    if len(raw) > MAX_KEYS or sum(re.search(r"[*+{]", key) is not None for key in raw) > MAX_PATTERNS:
+def _read_overrides(
+    raw: Mapping[str, object], key: str, pattern_key: str, check: Callable[[object, str], Number]
+) -> Overrides[Number]:
+    """The number under `key`, and those under `pattern_key`, whose keys are regular expressions (see `matcher`)."""
+    default, patterns = check(raw.get(key, 8), key), raw.get(pattern_key)
+    if patterns is None:
+        patterns = {}
+    if not isinstance(patterns, dict):
         raise AdapterError(
-            "bad_config", f"{name} has too many keys: expected at most {MAX_KEYS}, with at most {MAX_PATTERNS} patterns"
+            "bad_config", f"{pattern_key} is {quote(patterns)}: expected an object of module name to number"
         )
-    return [(_compile_pattern(key, name), value) for key, value in raw.items()]
-
-
-def _compile_pattern(key: str, name: str) -> re.Pattern[str]:
-    if len(key) > 1024 or re.search(r"\)[*+{]", key) or len(re.findall(r"(?<!\\)[*+{]", key)) > MAX_REPEATS:
-        raise AdapterError("bad_config", f"{name} has the key {quote(key)}: expected a module name or a simple pattern")
-    try:
-        return re.compile(rf"(.*\.)?({key})$")
-    except (re.error, OverflowError, RecursionError) as error:
+    if len(patterns) > MAX_KEYS or sum(map(len, patterns)) > MAX_KEY_CHARS:
         raise AdapterError(
-            "bad_config", f"{name} has the key {quote(key)}, which is not a valid pattern: {error}"
-        ) from error
+            "bad_config",
+            f"{pattern_key} is too large: expected at most {MAX_KEYS} keys of together {MAX_KEY_CHARS} characters",
+        )
+    numbers = tuple(check(value, pattern_key) for value in patterns.values())
+    return Overrides(default, PatternTable(tuple(patterns), pattern_key), numbers)
 
 
 def _check_rank(value: object, name: str) -> int:
@@ -191,11 +175,6 @@ def write_config(adapter: LoraAdapter, details: PeftDetails | None = None) -> by
         "use_rslora": rslora,
     }
     return to_json(config)
-
-
-def to_json(content: Mapping[str, object]) -> bytes:
-    """Sorted, indented JSON with a final newline."""
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _anchor(module: str) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from adapters.adapter import LoraAdapter, make_adapter
 from adapters.errors import AdapterError
-from adapters.files.config import PeftDetails, read_config, to_json, write_config
+from adapters.files.config import PeftDetails, read_config, write_config
+from adapters.files.json_text import to_json
 from adapters.files.landing import atomic_folder
-from adapters.files.weights_file import WEIGHTS, FileModules, write_weights
+from adapters.files.layout import CONFIG, PROVENANCE, WEIGHTS
+from adapters.files.weights_file import FileModules, write_weights
 
-CONFIG = "adapter_config.json"
-PROVENANCE = "fusion.json"
 MAX_CONFIG_BYTES = 4 << 20
 
 

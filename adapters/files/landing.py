@@ -64,12 +64,17 @@ def land_folder(scratch: Path, out: str | os.PathLike[str], *, replace: bool = F
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A folder in `parent` that is removed at the end; its name says which process owns it (see `remove_stale`)."""
-    folder = parent / f"{SCRATCH_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(8)}"
-    folder.mkdir()
+    folder = new_scratch_path(parent)
     try:
+        folder.mkdir()
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_scratch_path(parent: Path) -> Path:
+    """A path in `parent` that is not taken; `remove_stale` deletes what is there once this process is gone."""
+    return parent / f"{SCRATCH_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def remove_stale(parent: Path) -> None:

@@ -4,7 +4,7 @@ from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, quote
 
 SHIPPED = "shipped:"
 CHECKOUT = Path(__file__).resolve().parents[2] / "examples" / "adapters"
@@ -22,7 +22,7 @@ def shipped_adapter(name: str) -> Path:
     folders = _folders()
     if name not in folders:
         known = ", ".join(f"{SHIPPED}{known}" for known in sorted(folders)) or "none"
-        raise AdapterError("shipped", f"there is no adapter {SHIPPED + name!r}; bundled adapters: {known}")
+        raise AdapterError("shipped", f"there is no adapter {quote(SHIPPED + name)}; bundled adapters: {known}")
     return folders[name]
 
 

@@ -3,12 +3,13 @@
 import contextlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.files.landing import atomic_folder, remove_stale, scratch_folder
+from adapters.files.landing import atomic_folder, new_scratch_path, remove_stale
 
 KEY_PATTERN = re.compile(r"[0-9a-f]{16,64}")
 
@@ -66,9 +67,10 @@ class Store:
 
     def remove(self, key: str) -> None:
         """Remove `key` from view at once, then delete its files. A key that is not there is not an error."""
-        target = self._path(key)
-        with scratch_folder(self.root) as scratch, contextlib.suppress(FileNotFoundError):
-            target.rename(scratch / key)
+        scratch = new_scratch_path(self.root)  # renamed, not moved into a folder: a full disk has no room for one
+        with contextlib.suppress(FileNotFoundError):
+            self._path(key).rename(scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def entries(self) -> list[Entry]:
         """Every landed folder, least recently used first."""
@@ -101,6 +103,14 @@ class Store:
                     removed.append(entry.key)
                     excess -= entry.bytes
             return removed
+
+    def remove_oldest(self, keep: Collection[str], count: int) -> list[str]:
+        """Remove up to `count` folders, least recently used first and none in `keep`; returns their keys."""
+        with self._lock:
+            oldest = [entry.key for entry in self.entries() if entry.key not in keep][:count]
+            for key in oldest:
+                self.remove(key)
+            return oldest
 
     def _path(self, key: str) -> Path:
         if not isinstance(key, str) or KEY_PATTERN.fullmatch(key) is None:

@@ -1,28 +1,24 @@
 """The weights of an adapter on disk: adapter_model.safetensors, checked by its header, read module by module."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, ItemsView, Iterator, Mapping
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from adapters.adapter import LoraAdapter, LoraModule, ModuleFacts, empty, is_finite
 from adapters.errors import AdapterError, quote
-from adapters.files.config import LoraConfig, read_object
+from adapters.files.config import LoraConfig
+from adapters.files.header import DTYPES, TensorEntry, read_header
+from adapters.files.layout import WEIGHTS
 
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-MAX_HEADER_BYTES = 64 << 20
 
 _TENSOR_NAME = re.compile(r"base_model\.model\.([\w.-]{1,256})\.lora_(A|B)\.weight", re.ASCII)
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WRITE_ORDER = ("F64", "F32", "BF16", "F16")
 """The order in which safetensors writes dtypes."""
 UNSUPPORTED_TENSORS = (
@@ -33,26 +29,16 @@ UNSUPPORTED_TENSORS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where a tensor lies in the file: dtype, shape, its first byte and the one after its last."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 class FileModules(Mapping[str, LoraModule]):
     """Modules of a safetensors file, sorted by name, each read on access; `facts` come from the header, which is
     checked at once. AdapterError when the header or a module is not valid.
     """
 
     def __init__(self, file: Path, size: int, config: LoraConfig) -> None:
-        self._entries = _check_header(file, size)
+        self._entries = read_header(file, size)
         self.facts = _check_modules(self._entries, config)
+        self._scalings = {module: config.scaling(module) for module in self.facts}
         self._file = file
-        self._config = config
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.facts)
@@ -105,7 +91,7 @@ class FileModules(Mapping[str, LoraModule]):
             if not (finite or is_finite(factors[-1])):
                 raise AdapterError("nan", f"tensor {name!r} holds NaN or infinite values: the training diverged")
         a, b = factors
-        return LoraModule(a, b, self._config.scaling(module))
+        return LoraModule(a, b, self._scalings[module])
 
 
 def write_weights(adapter: LoraAdapter, file: Path) -> None:
@@ -118,7 +104,7 @@ def write_weights(adapter: LoraAdapter, file: Path) -> None:
         for letter, factor in (("A", module.a), ("B", module.b))
     }
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    order = [(kind, name) for kind in _WRITE_ORDER for name in sorted(tensors) if tensors[name].dtype == _DTYPES[kind]]
+    order = [(kind, name) for kind in _WRITE_ORDER for name in sorted(tensors) if tensors[name].dtype == DTYPES[kind]]
     end = 0
     for kind, name in order:
         start, end = end, end + tensors[name].nbytes
@@ -130,60 +116,6 @@ def write_weights(adapter: LoraAdapter, file: Path) -> None:
             os.posix_fallocate(stream.fileno(), 0, 8 + len(head) + end)
         stream.write(len(head).to_bytes(8, "little") + head)
         stream.writelines(tensors[name].reshape(-1).view(torch.uint8).numpy().data for _, name in order)
-
-
-def _check_header(file: Path, size: int) -> Mapping[str, TensorEntry]:
-    """Every tensor's place. Our checks: a whole header, no repeated name, float dtypes, shapes that fill their
-    bytes; the library's: no gaps, no overlaps.
-    """
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or (8 + length > size and length <= MAX_HEADER_BYTES):
-            raise AdapterError(
-                "truncated", f"{WEIGHTS} has {size} bytes and ends inside its header: copy the file again"
-            )
-        if length > MAX_HEADER_BYTES:
-            raise AdapterError(
-                "not_safetensors", f"{WEIGHTS} is not in safetensors format: its header would have {length} bytes"
-            )
-        header = read_object(stream.read(length), f"the header of {WEIGHTS}", "not_safetensors")
-    header.pop("__metadata__", None)
-    entries = {name: _read_entry(name, entry, 8 + length) for name, entry in header.items()}
-    end = max((entry.stop for entry in entries.values()), default=0)
-    if end > size:
-        raise AdapterError("truncated", f"{WEIGHTS} has {size} bytes: its header says {end}, copy the file again")
-    try:
-        with safe_open(file, framework="pt"):
-            return entries
-    except Exception as error:  # the library raises many types; whatever it rejects, the file is at fault
-        raise AdapterError("not_safetensors", f"{WEIGHTS} cannot be read: {error}") from error
-
-
-def _read_entry(name: str, entry: object, data_start: int) -> TensorEntry:
-    """One tensor of the header; the data start at byte `data_start`."""
-
-    def fail() -> AdapterError:
-        return AdapterError(
-            "not_safetensors",
-            f"{WEIGHTS} describes {quote(name)} as {quote(entry)}: expected dtype, shape and matching data_offsets",
-        )
-
-    if not isinstance(entry, dict):
-        raise fail()
-    lists: list[list[int]] = []
-    for numbers in (entry.get("shape"), entry.get("data_offsets")):
-        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-            raise fail()
-        lists.append(numbers)
-    shape, offsets = lists
-    kind = entry.get("dtype")
-    if not isinstance(kind, str) or kind not in _DTYPES:
-        raise AdapterError("dtype", f"tensor {quote(name)} is {quote(kind)}: expected one of {tuple(_DTYPES)}")
-    dtype = _DTYPES[kind]
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-        raise fail()
-    return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
 def _check_modules(entries: Mapping[str, TensorEntry], config: LoraConfig) -> dict[str, ModuleFacts]:
@@ -203,7 +135,7 @@ def _check_factors(name: str, pair: Mapping[str, TensorEntry], config: LoraConfi
     if len(pair) != 2:
         have, lack = ("A", "B") if "A" in pair else ("B", "A")
         raise AdapterError("missing_weights", f"module {name!r} has lora_{have} but no lora_{lack}")
-    a, b, rank = pair["A"].shape, pair["B"].shape, config.rank(name)
+    a, b, rank = pair["A"].shape, pair["B"].shape, config.ranks.find(name)
     if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank or 0 in (*a, *b):
         raise AdapterError(
             "shape",

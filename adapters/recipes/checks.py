@@ -61,7 +61,9 @@ def find_method(name: object, position: int | None) -> Method:
     """The row of that name; RecipeError naming the known ones."""
     method = METHODS.get(name) if isinstance(name, str) else None
     if method is None:
-        hint = did_you_mean(str(name), METHODS) or f"known methods are {', '.join(METHODS)}"
+        hint = (
+            did_you_mean(name, METHODS) if isinstance(name, str) else ""
+        ) or f"known methods are {', '.join(METHODS)}"
         raise RecipeError(f"unknown method {quote(name)}: {hint}", position)
     return method
 
@@ -71,7 +73,9 @@ def find_option(method: Method, name: object, position: int | None) -> Option:
     for option in method.options:
         if option.name == name:
             return option
-    hint = did_you_mean(str(name), method.kinds) or f"its options are {', '.join(method.kinds) or 'none'}"
+    hint = (
+        did_you_mean(name, method.kinds) if isinstance(name, str) else ""
+    ) or f"its options are {', '.join(method.kinds) or 'none'}"
     raise RecipeError(f"method {method.name!r} has no option {quote(name)}: {hint}", position)
 
 

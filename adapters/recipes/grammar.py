@@ -10,7 +10,7 @@ option = NAME "=" ( NUMBER | NAME )
 import re
 from itertools import starmap
 
-from adapters.errors import RecipeError, quote
+from adapters.errors import RecipeError, clip, quote
 from adapters.recipes import checks
 from adapters.recipes.method import Value
 from adapters.recipes.methods import DEFAULT_METHOD
@@ -31,7 +31,14 @@ RAMP = "ramp"
 
 def parse(text: str, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
     """Read a recipe's text; RecipeError, with the position, for anything outside the grammar or the bounds."""
-    return _Parser(text, max_weight).recipe()
+    return check_length(_Parser(text, max_weight).recipe())
+
+
+def check_length(recipe: Recipe) -> Recipe:
+    """The recipe; RecipeError unless its canonical text can be read back."""
+    if (length := len(recipe.format())) > MAX_TEXT:
+        raise RecipeError(f"a recipe has at most {MAX_TEXT} characters in canonical form, got {length}")
+    return recipe
 
 
 class _Parser:
@@ -92,7 +99,7 @@ class _Parser:
     def _term(self) -> tuple[Weight, str, int]:
         schedule = self._schedule()
         if schedule is not None:
-            self._expect("*", f"expected '*' between {schedule} and an adapter's name")
+            self._expect("*", f"expected '*' between {clip(str(schedule))} and an adapter's name")
             name_at = self._skip()
             return schedule, self._name(), name_at
         number = _NUMBER.match(self.text, self.at)
@@ -100,7 +107,7 @@ class _Parser:
             raise RecipeError(self._unexpected("expected digits after the sign, as in '-1*task'"), self.at)
         if number is not None:
             self.at = number.end()
-            self._expect("*", f"expected '*' between the weight {number.group()} and an adapter's name")
+            self._expect("*", f"expected '*' between the weight {clip(number.group())} and an adapter's name")
         name_at = self._skip()
         name = self._name()
         after = self._char_after(self.at)

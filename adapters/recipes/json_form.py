@@ -6,7 +6,7 @@ from itertools import starmap
 
 from adapters.errors import RecipeError, quote
 from adapters.recipes import checks
-from adapters.recipes.grammar import PATTERN, RAMP
+from adapters.recipes.grammar import PATTERN, RAMP, check_length
 from adapters.recipes.method import Value
 from adapters.recipes.methods import DEFAULT_METHOD
 from adapters.recipes.recipe import Recipe, Term
@@ -35,7 +35,7 @@ def from_json(obj: object, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
             option = checks.find_option(method, key, None)
             options[option.name] = checks.check_option(option, value, weights, None)
     checks.check_arity(method, options, len(weights), None)
-    return Recipe(method.name, tuple(starmap(Term, weights.items())), tuple(options.items()))
+    return check_length(Recipe(method.name, tuple(starmap(Term, weights.items())), tuple(options.items())))
 
 
 def _read_weight(value: object, where: str) -> Weight:

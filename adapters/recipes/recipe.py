@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.errors import RecipeError, UnknownAdapterError
+from adapters.errors import RecipeError, UnknownAdapterError, quote
 from adapters.recipes.checks import check_arity
 from adapters.recipes.method import Value
 from adapters.recipes.methods import DEFAULT_METHOD, METHODS
@@ -76,7 +76,7 @@ class Recipe:
         try:
             check_arity(method, options, len(terms), None)
         except RecipeError as error:
-            raise RecipeError(f"{self.format()!r} is not valid without {adapter!r}: {error}") from error
+            raise RecipeError(f"{quote(self.format())} is not valid without {adapter!r}: {error}") from error
         return Recipe(self.method, terms, tuple(options.items()))
 
     def rename(self, names: Mapping[str, str]) -> "Recipe":
@@ -88,7 +88,7 @@ class Recipe:
         kinds = METHODS[self.method].kinds
         new = {name: check_name(names.get(name, name)) for name in self.adapters}
         if len(set(new.values())) < len(new):
-            raise RecipeError(f"{self.format()!r} has adapters that would share a name: {new!r}")
+            raise RecipeError(f"{quote(self.format())} has adapters that would share a name: {quote(new)}")
         terms = tuple(Term(new[term.adapter], term.weight) for term in self.terms)
         named = ("term", "adapter")
         return Recipe(self.method, terms, tuple((n, new[str(v)] if kinds[n] in named else v) for n, v in self.options))

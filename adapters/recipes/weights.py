@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
-from adapters.errors import FusionError
+from adapters.errors import FusionError, clip
+from adapters.recipes.globs import matches
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -43,9 +43,9 @@ class ByModule:
     def at(self, module: str, layers: tuple[int, int]) -> float:
         """The weight in `module`; FusionError when no pattern matches."""
         for pattern, weight in self.rules:
-            if fnmatchcase(module, pattern):
+            if matches(pattern, module):
                 return weight
-        raise FusionError(f"no pattern of {self} matches the module {module!r}: add '*' as the last one")
+        raise FusionError(f"no pattern of {clip(str(self))} matches the module {module!r}: add '*' as the last one")
 
     def __str__(self) -> str:
         return "{" + ", ".join(f"{pattern}: {number_text(weight)}" for pattern, weight in self.rules) + "}"

@@ -5,29 +5,42 @@ import json
 import logging
 import os
 import signal
-from contextlib import AsyncExitStack
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import Any
 
 import bentoml
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import settings
-from service.bento import patches
+from service.bento import patches, supervisor
+from service.edge.access import BENTOML_PATHS
+from service.edge.bodies import LimitBodies
+from service.edge.clients import LimitRequests
+from service.edge.connections import Connections, derive_limits
+from service.edge.faults import Faults
+from service.edge.hosts import Hosts
+from service.edge.keys import RequireKey
+from service.edge.media_types import MediaTypes
+from service.edge.origins import Cors, Origins
+from service.edge.paths import Paths
+from service.edge.request_ids import RequestIds
+from service.errors import RETRY_AFTER_S
 from service.front import Front
-from service.process import end_with_parent
-
-if TYPE_CHECKING:  # vLLM takes seconds to import; the supervisor, which only imports this file, needs none of it
-    from service.engine.server import Engine
+from service.life import keep_service
+from service.logs import escape_records
+from service.process import kill_descendants
+from service.pulse import PULSE_FD, Pulse
 
 log = logging.getLogger("fusion")
 
-SHUTDOWN_GRACE_S = 10
-"""Grace period for in-flight responses once the engine has died."""
-
+escape_records()
 front = Front()
 patches.install(front.metric_path)
+configuration = settings.read_settings()
+patches.bound_connections(Connections(lambda: derive_limits(configuration)))
+supervisor.install()
 running_app: ContextVar[Starlette] = ContextVar("running_app")
 """BentoML's own app while it starts."""
 
@@ -42,11 +55,14 @@ class Readiness:
         """200 or 503 with `Front.readiness`; everything else is passed on."""
         if scope["type"] == "lifespan":
             running_app.set(scope["app"])
+            patches.remove_routes(scope["app"])
         if scope["type"] != "http" or scope["path"] != "/readyz":
             await self.app(scope, receive, send)
             return
         state = front.readiness()
         headers = [(b"content-type", b"application/json")]
+        if not state["ready"]:
+            headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
         await send({"type": "http.response.start", "status": 200 if state["ready"] else 503, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(state).encode()})
 
@@ -58,56 +74,57 @@ def _end_server() -> None:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
-async def _exit_with_engine(engine: "Engine") -> None:
-    """End this worker once its engine has died; the supervisor then starts a fresh one."""
-    while engine.alive:
-        await asyncio.sleep(1)
-    log.error("the engine has died; this worker exits and is restarted")
-    os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.sleep(SHUTDOWN_GRACE_S)
-    os._exit(1)  # what still waits for that engine would keep it forever
+async def _live(configuration: settings.Settings, pulse: Pulse) -> None:
+    """Keep the service running; when that fails, end the whole server with the reason."""
+    try:
+        await keep_service(configuration, front, pulse)
+    except Exception as error:
+        log.error("could not run", exc_info=error)
+        front.stop("ended", "the server is ending")
+        with suppress(OSError):  # the log has it
+            (configuration.data / settings.START_FAILURE).write_text(f"{error or type(error).__name__}")
+        _end_server()
 
 
-@bentoml.service(name="lora-fusion", workers=1, traffic={"timeout": 24 * 3600, "max_concurrency": 4096})
+@bentoml.service(name="lora-fusion", workers=1, traffic={"timeout": 24 * 3600})
 @bentoml.asgi_app(front, path="/")
 class LoraFusion:
     """Serve any weighted combination of LoRA adapters, the weights being request data."""
 
     def __init__(self) -> None:
-        self._opened = AsyncExitStack()
-        self._engine: Engine | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's are
     async def start(self) -> None:
-        """Start the engine; a failure ends the whole server with its reason."""
-        from service.startup import open_service
-
-        end_with_parent()
+        """Have the engine started; until it is, requests are answered 503."""
         log.disabled = False  # BentoML's set-up of logging disables the loggers that existed before it
         log.setLevel(logging.INFO)
-        configuration = settings.read_settings()
-        try:
-            patches.check_effect(running_app.get(None))
-            service = await self._opened.enter_async_context(open_service(configuration))
-            front.start(service)
-        except BaseException as error:
-            log.error("could not start", exc_info=error)
-            (configuration.data / settings.START_FAILURE).write_text(f"{error or type(error).__name__}")
-            await self.stop()
-            _end_server()
-            raise
-        self._engine = service.engine
-        self._opened.callback(asyncio.create_task(_exit_with_engine(service.engine)).cancel)
-        log.info("ready")
+        patches.check_effect(running_app.get(None))
+        pulse = Pulse(configuration.loop_timeout_s, int(os.environ[PULSE_FD]) if PULSE_FD in os.environ else None)
+        self._tasks = [asyncio.create_task(pulse.run()), asyncio.create_task(_live(configuration, pulse))]
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML's are
     async def stop(self) -> None:
-        """Stop the engine; the server has drained its requests before."""
+        """Stop the engine, also one that is still starting; the server has drained its requests before."""
         front.stop()
-        await self._opened.aclose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        kill_descendants()
 
-    async def __is_alive__(self) -> bool:
-        return self._engine is None or self._engine.alive
 
-
-LoraFusion.add_asgi_middleware(Readiness)  # type: ignore[attr-defined]  # from BentoML's decorator
+edge: Any = LoraFusion  # what BentoML's decorator makes of the class
+# The first is the outermost.
+edge.add_asgi_middleware(Cors, access=lambda: front.access)
+edge.add_asgi_middleware(Faults)
+edge.add_asgi_middleware(Paths)
+edge.add_asgi_middleware(Hosts, access=lambda: front.access)
+edge.add_asgi_middleware(Origins, access=lambda: front.access)
+edge.add_asgi_middleware(RequestIds)
+edge.add_asgi_middleware(RequireKey, access=lambda: front.access)
+edge.add_asgi_middleware(MediaTypes)
+edge.add_asgi_middleware(LimitBodies, settings=configuration)
+edge.add_asgi_middleware(
+    LimitRequests, exempt=(*BENTOML_PATHS, "/health", "/ping"), max_requests=configuration.max_requests
+)
+edge.add_asgi_middleware(Readiness)

@@ -3,12 +3,13 @@
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
+import vllm
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -18,6 +19,7 @@ from service.engine.seam import SEAM_VERSION
 FEW_CORES = 4
 CPU_KERNELS = 128
 CPU_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
+SCHEDULER = "service.engine.scheduler.make_scheduler"
 LISTENING = {
     "--host": "set FUSION_HOST",
     "--port": "set FUSION_PORT",
@@ -37,6 +39,8 @@ class EngineOptions:
     max_loras: int
     max_cpu_loras: int
     mixing: bool
+    template_bytes: int | None = None
+    """Largest text of a client's chat template; None: clients bring none."""
     extra: tuple[str, ...] = ()
 
 
@@ -77,18 +81,55 @@ def parse_flags(options: EngineOptions) -> Any:
         *("--max-loras", str(options.max_loras), "--max-cpu-loras", str(options.max_cpu_loras)),
         # Also when nothing is mixed: on CPUs the seam's kernels are the faster and the safer ones.
         *("--worker-extension-cls", "service.engine.worker.FusionWorker"),
+        *("--scheduler-cls", SCHEDULER),
+        *("--allowed-origins", "[]"),  # no web page of another site; the user's own flag comes later and wins
         *("--additional-config", json.dumps({"fusion_seam": SEAM_VERSION})),
         *(("--dtype", "float32") if slow_bfloat16() else ()),  # the user's own --dtype comes later and wins
     ]
     try:
         args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
     except SystemExit as error:  # argparse has printed what is wrong
-        extra = " ".join(options.extra)
+        extra = " ".join(_hide_keys(options.extra))
         raise ValueError(f"vLLM rejects FUSION_ENGINE_ARGS={extra!r}; its message is above") from error
+    if args.structured_outputs_config.backend == "auto":
+        # The one backend with limits on a grammar's states and steps. xgrammar, vLLM's first choice, compiles 400 times
+        # `.*` in a row for minutes, in the engine's only thread for it, and nothing ends that.
+        args.structured_outputs_config.backend = "guidance"
+        args.structured_outputs_config.disable_any_whitespace = True  # small bases would go on with line feeds
     validate_parsed_serve_args(args)
+    if args.scheduler_cls != SCHEDULER:
+        raise ValueError("--scheduler-cls cannot be set: this service's own ends requests whose numbers overflow")
+    if args.trust_request_chat_template:
+        raise ValueError(
+            "--trust-request-chat-template cannot be set: a request's template would run without limits; "
+            "set FUSION_CLIENT_TEMPLATES, and the template in a profile"
+        )
     if options.mixing and (conflict := _mixing_conflict(args)):
         raise ValueError(f"{conflict} cannot be combined with mixing; set FUSION_MIXED=off or drop the flag")
     return args
+
+
+def _hide_keys(extra: Sequence[str]) -> Iterator[str]:
+    """`extra` without the values of `--api-key`, which no log may hold."""
+    hidden = False
+    for part in extra:
+        if part.startswith("-"):
+            flag, equals, _ = part.partition("=")
+            hidden = flag.replace("_", "-").startswith("--api")  # argparse takes beginnings of flags, too
+            yield f"{flag}=..." if hidden and equals else part
+        else:
+            yield "..." if hidden else part
+
+
+def check_base(config: Any) -> None:
+    """ValueError when this vLLM cannot serve adapters on the base of `config`, its full configuration."""
+    has_experts = config.model_config.is_moe and config.lora_config.target_modules is None
+    if has_experts and current_platform.is_cpu():
+        raise ValueError(
+            f"the base {config.model_config.model!r} has experts (mixture of experts), and vLLM {vllm.__version__} "
+            "computes adapters on experts with Triton kernels, which its CPU build lacks; serve it on a GPU, or choose "
+            "a dense base"
+        )
 
 
 def _mixing_conflict(args: Any) -> str | None:

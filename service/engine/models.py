@@ -5,8 +5,10 @@ both read the fusion the service resolved for this request (a context variable),
 registered under the reserved names, unknown names leave no trace, and answers echo the text as typed.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +19,6 @@ from vllm.lora.request import LoRARequest
 from service.engine.names import mix_name
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
-Preprocess = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,10 @@ def mix_request(resident: Any, key: str, spans: Sequence[tuple[int, float]] | No
 
 
 class UsageSink(Protocol):
-    """Counts the tokens of each generation, when it ends."""
+    """Counts the generations of a request, and the tokens of each when it ends."""
+
+    def begin_usage(self) -> None:
+        """A generation begins; `record_usage` follows, at times only after the request has been answered."""
 
     def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         """Tokens of the prompt and of all answers; `time.monotonic()` of the first token when known."""
@@ -47,42 +51,35 @@ class UsageSink(Protocol):
 
 served_model: ContextVar[ServedModel | None] = ContextVar("fusion_served", default=None)
 meter: ContextVar[UsageSink | None] = ContextVar("fusion_meter", default=None)
+start_turns: ContextVar[asyncio.Lock | None] = ContextVar("fusion_start_turns", default=None)
+"""Held while a generation of the request at hand starts: the event loop serves others between two starts."""
 
 
 def count_usage(generate: Generate) -> Generate:
     """vLLM's `generate`, reporting to the `UsageSink` of the request it runs for."""
 
     async def counted(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        outputs, sink = generate(*args, **kwargs), meter.get()
-        start, first, prompt, completion = time.monotonic(), None, 0, 0
+        sink = meter.get()
+        first, prompt, completion = None, 0, 0
+        if sink is not None:
+            sink.begin_usage()
         try:
-            async for output in outputs:
-                prompt = len(output.prompt_token_ids or ())
-                completion += sum(len(answer.token_ids) for answer in output.outputs)
-                if first is None and completion and output.metrics is not None:
-                    first = start + output.metrics.first_token_latency
-                yield output
+            # vLLM checks and tokenizes parameters when a generation starts, and starts all of a request at once.
+            async with start_turns.get() or asyncio.Lock():
+                await asyncio.sleep(0)
+            start = time.monotonic()
+            async with aclosing(generate(*args, **kwargs)) as outputs:
+                async for output in outputs:
+                    prompt = len(output.prompt_token_ids or ())
+                    completion += sum(len(answer.token_ids) for answer in output.outputs)
+                    if first is None and completion and output.metrics is not None:
+                        first = start + output.metrics.first_token_latency
+                    yield output
         finally:
-            await outputs.aclose()
             if sink is not None:
                 sink.record_usage(prompt, completion, first)
 
     return counted
-
-
-def apply_template(preprocess: Preprocess) -> Preprocess:
-    """vLLM's `OnlineRenderer.preprocess_chat`, its default template being that of the request's profile.
-
-    A template in the request's body would not do: vLLM distrusts those, and two of its routes take none.
-    """
-
-    async def chat(self: Any, *args: Any, **kwargs: Any) -> Any:
-        current = served_model.get()
-        if current is not None and current.chat_template is not None:
-            kwargs["default_template"] = current.chat_template
-        return await preprocess(self, *args, **kwargs)
-
-    return chat
 
 
 class _RequestLora(Mapping[str, LoRARequest]):
@@ -120,9 +117,9 @@ __all__ = [
     "LoRARequest",
     "ServedModel",
     "UsageSink",
-    "apply_template",
     "count_usage",
     "meter",
     "mix_request",
     "served_model",
+    "start_turns",
 ]

@@ -8,6 +8,8 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.serve import instrumentator
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from service.engine.routes import keep_served
+
 SWAGGER_UI = Path(instrumentator.__file__).parent / "static"
 """The folder of `swagger-ui-bundle.js` and `swagger-ui.css`, which vLLM ships for `--enable-offline-docs`."""
 
@@ -15,5 +17,6 @@ SWAGGER_UI = Path(instrumentator.__file__).parent / "static"
 def text_routes() -> list[BaseRoute]:
     """The routes that vLLM serves for a text model; no engine is started."""
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    routes: list[BaseRoute] = build_app(args, ("generate",)).routes
-    return routes
+    app = build_app(args, ("generate",))
+    keep_served(app)
+    return list(app.routes)

@@ -7,13 +7,24 @@ checked first: another vLLM is rejected with an error that names what is missing
 from functools import cache
 from typing import Any
 
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.launchers.api_server import app_state
-from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.renderers import hf
 from vllm.v1.engine import output_processor
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.metrics.stats import LoRARequestStates
 
-from service.engine.models import FusionModels, apply_template, count_usage
-from service.engine.supported import require
+from service.engine.bodies import bound_grammars
+from service.engine.chat import choose_format, open_template, render_apart
+from service.engine.core_process import run_engine_core
+from service.engine.models import FusionModels, count_usage
+from service.engine.overflow import Overflows, raise_overflows
+from service.engine.stream_errors import pass_on, send_message_errors, send_response_errors
+from service.engine.supported import UnknownVllmError, require
+from service.engine.templates import TemplateRenderer
 
 
 class _NoLoraStates(LoRARequestStates):
@@ -25,16 +36,58 @@ class _NoLoraStates(LoRARequestStates):
 
 @cache
 def install() -> None:
-    """Replace vLLM's model table, adapter statistics and chat rendering; once, however often this is called."""
+    """Replace vLLM's model table, adapter statistics, look at templates, errors in streams and the engine core's
+    start; once, however often this is called.
+    """
     require(app_state, "OpenAIServingModels", "init_app_state")
     require(output_processor, "LoRARequestStates")
-    require(OnlineRenderer, "preprocess_chat")
+    require(hf, "resolve_chat_template_content_format")
+    require(EngineCoreProc, "run_engine_core")
     app_state.OpenAIServingModels = FusionModels  # type: ignore[misc]  # a class takes a class's place
     output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]  # as above
-    OnlineRenderer.preprocess_chat = apply_template(OnlineRenderer.preprocess_chat)  # type: ignore[method-assign]  # as above
+    # By reference, as it goes to the new process, where vLLM's own is in its place.
+    EngineCoreProc.run_engine_core = staticmethod(run_engine_core)  # type: ignore[method-assign]  # as above
+    hf.resolve_chat_template_content_format = choose_format(hf.resolve_chat_template_content_format)  # type: ignore[assignment]  # as above
+    _install_stream_errors()
 
 
-def count_client(client: Any) -> None:
-    """Have the engine client's `generate` report each generation to the request it runs for."""
+def _install_stream_errors() -> None:
+    responses: Any = OpenAIServingResponses
+    messages: Any = AnthropicServingMessages
+    converter = "_convert_generation_error_to_streaming_response"
+    require(responses, "responses_stream_generator", converter)
+    require(messages, "message_stream_converter")
+    responses.responses_stream_generator = send_response_errors(responses.responses_stream_generator)
+    setattr(responses, converter, pass_on)
+    messages.message_stream_converter = send_message_errors(messages.message_stream_converter)
+
+
+def remove_cors(app: FastAPI) -> None:
+    """Take vLLM's CORS headers away: the edge adds them to all answers, not to those of vLLM's routes alone."""
+    cors: object = CORSMiddleware
+    remaining = [middleware for middleware in app.user_middleware if middleware.cls is not cors]
+    if len(remaining) != len(app.user_middleware) - 1:
+        raise UnknownVllmError("vLLM's app has not one CORSMiddleware: install the pins in requirements/")
+    app.user_middleware[:] = remaining
+    app.middleware_stack = None  # vLLM has built it already; it is built again at the first request
+
+
+def watch_client(client: Any) -> Overflows:
+    """Have the engine client's `generate` bound each request's grammar, report its tokens to the request it runs for,
+    and raise when its numbers overflowed; returns the count of those.
+    """
     require(client, "generate")
-    client.generate = count_usage(client.generate)
+    overflows = Overflows()
+    client.generate = raise_overflows(count_usage(bound_grammars(client.generate)), overflows)
+    return overflows
+
+
+def render_client_templates(chats: Any, templates: TemplateRenderer | None) -> None:
+    """Have vLLM's `OnlineRenderer` render profiles' chat templates by `templates`; None refuses them."""
+    require(chats, "preprocess_chat", "renderer")
+    # Other renderers than Hugging Face's have no templates.
+    usable = templates if isinstance(chats.renderer, hf.HfRenderer) else None
+    chats.preprocess_chat = open_template(chats.preprocess_chat, usable)
+    if usable is not None:
+        require(chats.renderer, "_apply_chat_template_async")
+        chats.renderer._apply_chat_template_async = render_apart(chats.renderer._apply_chat_template_async, usable)

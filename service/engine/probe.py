@@ -1,5 +1,6 @@
 """A probe: what one prompt's likeliest next tokens are under an adapter, and how far two probes lie apart."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from vllm.sampling_params import SamplingParams
@@ -20,6 +21,11 @@ def probe_sampling(forced: int, logprobs: int) -> SamplingParams:
     return SamplingParams(
         temperature=0.0, max_tokens=STEPS, logprobs=logprobs, allowed_token_ids=[forced], ignore_eos=True
     )
+
+
+def is_finite(probe: Probe) -> bool:
+    """Whether all log-probabilities are finite."""
+    return all(math.isfinite(value) for step in probe for value in step.values())
 
 
 def distance(one: Probe, other: Probe) -> float:

@@ -21,13 +21,15 @@ def unit_rows(max_tokens: int, lora_config: Any, device: torch.device | str) -> 
 class PackedLayer:
     """One adapter's factors of one layer, all slices together.
 
-    `a_t` [d_in, slices*rank] and `b_t` [slices*rank, d_out], block-diagonal over the slices.
+    `a_t` [d_in, slices*rank] and `b_t` [slices*rank, d_out], block-diagonal over the slices. `may_overflow` says
+    whether x A^T can be infinite for a token that does not use the adapter.
     """
 
     a_t: torch.Tensor
     b_t: torch.Tensor
     slices: int
     rank: int
+    may_overflow: bool
 
 
 def pack(
@@ -45,7 +47,17 @@ def pack(
         b_t[i * rank : (i + 1) * rank, start : start + width] = block.t()
         start += width
     a_t = torch.cat([f[slot, 0, :rank] for f in a]).t().contiguous()
-    return PackedLayer(a_t, b_t, len(a), rank)
+    return PackedLayer(a_t, b_t, len(a), rank, may_overflow(a_t))
+
+
+def may_overflow(a_t: torch.Tensor) -> bool:
+    """Whether the product of an input with `a_t` [d_in, rank] can leave the range of its dtype.
+
+    |x·a| <= |x| |a|, and an input of a sound base is far below the root of float32's and bfloat16's largest number,
+    1.8e19. In float16 it is not, so there every product may.
+    """
+    largest = float(a_t.float().square().sum(0).max())
+    return not largest < torch.finfo(a_t.dtype).max or a_t.dtype == torch.float16
 
 
 class MixedPunicaCPU(PunicaWrapperCPU):
@@ -104,7 +116,10 @@ class MixedPunicaCPU(PunicaWrapperCPU):
                 continue
             inputs, weights = (x, rows) if index is None else (x[index], rows[index])
             coordinates = (inputs @ layer.a_t).float().view(-1, layer.slices, layer.rank)
-            coordinates.mul_(weights[:, None, : layer.rank])
+            weights = weights[:, None, : layer.rank]
+            coordinates.mul_(weights)
+            if layer.may_overflow:  # zero times infinity would be NaN
+                coordinates.masked_fill_(weights == 0, 0.0)
             if scale != 1.0:
                 coordinates.mul_(scale)
             update = coordinates.view(-1, layer.slices * layer.rank).to(y.dtype)
@@ -139,7 +154,7 @@ def cuda_wrapper() -> type:
     from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
 
     class MixedPunicaGPU(PunicaWrapperGPU):  # type: ignore[misc]  # final upstream for typing only
-        """vLLM's Triton kernels with one elementwise multiply between shrink and expand."""
+        """vLLM's Triton kernels with one elementwise step between shrink and expand."""
 
         def __init__(
             self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
@@ -155,8 +170,10 @@ def cuda_wrapper() -> type:
             scale: float,
             **kwargs: Any,
         ) -> None:
-            """y [slices, tokens, rank] float32 = (x A^T) * scale * rows."""
+            """y [slices, tokens, rank] float32 = (x A^T) * scale * rows, and 0 where the row is 0."""
             super().add_shrink(y, x, lora_a_stacked, scale, **kwargs)
-            y.mul_(self.fusion_rows[: y.size(1), : y.size(2)])
+            rows = self.fusion_rows[: y.size(1), : y.size(2)]
+            # A plain product would be NaN where x A^T is infinite. The compiler makes one kernel of this.
+            y.copy_(torch.where(rows == 0, 0.0, y * rows))
 
     return MixedPunicaGPU

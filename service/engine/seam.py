@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.engine import runners
 from service.engine.names import weight_row
 from service.engine.supported import UnknownVllmError, check_version, require
 
-SEAM_VERSION = 1  # in the engine's additional_config: compiled caches of other seams are not reused
+SEAM_VERSION = 2  # in the engine's additional_config: compiled caches of other seams are not reused
 
 
 def step_rows(requests: Sequence[Any], num_tokens: NDArray[np.integer[Any]], width: int) -> NDArray[np.float32]:
@@ -128,3 +129,4 @@ def install() -> None:
     _patch_wrapper(current_platform)
     patch_runner(LoRAModelRunnerMixin)
     patch_v2_state(LoraState)
+    runners.install(cpu=current_platform.is_cpu())

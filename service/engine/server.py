@@ -4,10 +4,10 @@ The API layer runs here; vLLM's engine core and workers run in processes of thei
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,31 +17,53 @@ import vllm
 from fastapi import FastAPI
 from vllm import envs
 from vllm.entrypoints.launchers.api_server import app_state
-from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
-from service.engine import patches
+from service.engine import patches, routes
+from service.engine.bodies import bound_text, bound_validation
+from service.engine.core import Core, start_core
 from service.engine.flags import EngineOptions, parse_flags, prepare_cpu
 from service.engine.names import SERVER_PID
+from service.engine.overflow import Overflows
 from service.engine.probe import probe_sampling
 from service.engine.supported import check_version
+from service.engine.templates import SWITCHED_OFF, TemplateError, TemplateRenderer
 from service.process import return_freed_memory
+
+DROP_TIMEOUT_S = 120.0
+"""How long an adapter that failed to load may take to be freed."""
+MAX_N = 128
+"""Answers to one prompt (`n`), unless VLLM_MAX_N_SEQUENCES says otherwise; vLLM's own limit is 16,384."""
+
+
+class _Server:
+    """In the place of uvicorn's server, to which vLLM's error handlers say that the engine has died.
+
+    `Engine.alive` says so too, and another engine is started.
+    """
+
+    should_exit = False
 
 
 class Engine:
     """A running engine and its OpenAI app; adapters are known by integer ids, never reused."""
 
-    def __init__(self, client: Any, app: FastAPI, args: Any, stack: AsyncExitStack) -> None:
-        self.client = client
+    def __init__(
+        self, core: Core, app: FastAPI, args: Any, overflows: Overflows, templates: TemplateRenderer | None
+    ) -> None:
+        self.client = core.client
+        self.overflows = overflows
         self.app = app
         self.args = args
-        self._exit = stack
+        self.templates = templates
+        self._core = core
         self._ids = itertools.count(1000)  # vLLM's warm-up uses small ids
         self._requests = itertools.count()
+        self._dropping: set[asyncio.Task[None]] = set()
 
     @property
     def config(self) -> Any:
@@ -55,23 +77,63 @@ class Engine:
         return AuthenticationMiddleware(self.app, known) if known else None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What adapters are computed in: of the model's dtype and theirs, the one with the smaller range."""
+        kinds: list[torch.dtype] = [self.config.model_config.dtype, self.config.lora_config.lora_dtype]
+        return min(kinds, key=lambda kind: torch.finfo(kind).max)
+
+    @property
+    def cors(self) -> dict[str, Any]:
+        """vLLM's flags for web pages of other sites, as Starlette's `CORSMiddleware` takes them."""
+        return {
+            "allow_origins": tuple(self.args.allowed_origins),
+            "allow_credentials": self.args.allow_credentials,
+            "allow_methods": self.args.allowed_methods,
+            "allow_headers": self.args.allowed_headers,
+        }
+
+    @property
     def alive(self) -> bool:
         """False once an engine process has died."""
-        return not self.client.errored
+        return self._core.alive
+
+    def death(self) -> str:
+        """Why the engine died, as far as it could say."""
+        return self._core.death()
+
+    async def watch(self, limit_s: float) -> None:
+        """Kill the engine when it answers nothing for `limit_s` seconds; returns once it is dead."""
+        await self._core.watch(limit_s)
 
     async def load(self, path: Path, name: str) -> LoRARequest:
         """Load the adapter folder at `path` into every worker, before any request names it.
 
-        Raises RuntimeError when a worker loads none of its layers; with pipeline stages only when all do.
+        Raises RuntimeError when a worker loads none of its layers (with pipeline stages only when all do), or numbers
+        that are not finite in the served dtype.
         """
         request = LoRARequest(name, next(self._ids), str(path))
-        await self.client.add_lora(request)
+        try:
+            await self.client.add_lora(request)
+            await self._check_loaded(request)
+        except BaseException:  # some workers may have it, or get it when the engine goes on
+            self._dropping.add(task := asyncio.create_task(self._drop(request)))
+            task.add_done_callback(self._dropping.discard)
+            raise
+        return request
+
+    async def _check_loaded(self, request: LoRARequest) -> None:
         layers = await self.layers(request)
         staged = self.config.parallel_config.pipeline_parallel_size > 1
         if not (any(layers) if staged else all(layers)):
-            await self.unload(request)
             raise RuntimeError("a worker loaded none of the adapter's layers; check its target_modules")
-        return request
+        infinite = await self.client.collective_rpc("fusion_infinite_layers", args=(request.lora_int_id,))
+        if any(infinite):
+            raise RuntimeError(f"the adapter's numbers overflow {self.dtype} in {next(filter(None, infinite))[0]!r}")
+
+    async def _drop(self, request: LoRARequest) -> None:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(DROP_TIMEOUT_S):
+                await self.unload(request)
 
     async def unload(self, request: LoRARequest) -> None:
         """Free the adapter in every worker; the caller has drained its requests."""
@@ -99,9 +161,20 @@ class Engine:
         assert final.outputs[0].logprobs is not None
         return [{t: entry.logprob for t, entry in step.items()} for step in final.outputs[0].logprobs]
 
+    async def check_template(self, text: str) -> None:
+        """Raise `TemplateError` unless a client's chat template may be used, and renders a short conversation.
+
+        `TemplatesBusyError` when too many others are being rendered.
+        """
+        if self.templates is None:
+            raise TemplateError(SWITCHED_OFF)
+        await self.templates.check(text)
+
     async def close(self) -> None:
-        """Stop the engine processes."""
-        await asyncio.shield(self._exit.aclose())
+        """Stop the engine processes, and those that render templates."""
+        if self.templates is not None:
+            await asyncio.shield(self.templates.close())
+        await asyncio.shield(self._core.close())
 
 
 async def start_engine(options: EngineOptions) -> Engine:
@@ -109,20 +182,46 @@ async def start_engine(options: EngineOptions) -> Engine:
     check_version(vllm.__version__)
     os.environ[SERVER_PID] = str(os.getpid())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # As vLLM's own server does: a process with threads must not fork.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_MAX_N_SEQUENCES", str(MAX_N))
     prepare_cpu(options.extra)
     return_freed_memory()
     os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
     args = parse_flags(options)
     patches.install()
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(build_async_engine_client(args))
+    core = await start_core(args)
+    try:
         if current_platform.is_cpu():
             # The engine's threads hold all cores: a second thread of a fusion would wait for a core at every product.
             # Under load a sum took 0.2 to 10 s with two threads, 0.1 to 0.4 s with one. The engine's own processes
             # have started.
             torch.set_num_threads(1)
-        patches.count_client(client)
-        tasks = await client.get_supported_tasks()
-        app = build_app(args, tasks, client.model_config)
-        await app_state.init_app_state(client, app.state, args, tasks)
-        return Engine(client, app, args, stack.pop_all())
+        overflows = patches.watch_client(core.client)
+        tasks = await core.client.get_supported_tasks()
+        app = build_app(args, tasks, core.client.model_config)
+        routes.keep_served(app)
+        patches.remove_cors(app)
+        await app_state.init_app_state(core.client, app.state, args, tasks)
+        app.state.server = _Server()
+        bound_validation(app.routes)
+        renderer = core.client.renderer
+        bound_text(renderer, core.client.model_config.max_model_len * renderer.get_tokenizer().max_chars_per_token)
+        templates = await _start_templates(options.template_bytes)
+        patches.render_client_templates(app.state.online_renderer, templates)
+    except BaseException:
+        await asyncio.shield(core.close())
+        raise
+    return Engine(core, app, args, overflows, templates)
+
+
+async def _start_templates(max_bytes: int | None) -> TemplateRenderer | None:
+    if max_bytes is None:
+        return None
+    templates = TemplateRenderer(max_bytes)
+    try:
+        await templates.start()
+    except BaseException:
+        await templates.close()
+        raise
+    return templates

@@ -7,15 +7,28 @@ model and its LoRA layers are made.
 import os
 from typing import Any
 
+import torch
+
 from service.engine import seam
+from service.engine.death import record_errors
 from service.engine.names import SERVER_PID
 from service.engine.supported import require
-from service.process import exit_when_gone, return_freed_memory
+from service.logs import escape_records
+from service.process import end_with_parent, exit_when_gone, return_freed_memory
 
+escape_records()
+if server := os.environ.get(SERVER_PID):
+    end_with_parent(os.getppid())
+    exit_when_gone(int(server))  # where the kernel does not do it
+record_errors()
 seam.install()
 return_freed_memory()
-if server := os.environ.get(SERVER_PID):
-    exit_when_gone(int(server))
+
+
+def _is_finite(factors: Any) -> bool:
+    """Whether all numbers are finite; `factors` is a tensor, or for packed layers one per slice, None for none."""
+    tensors = factors if isinstance(factors, list) else [factors]
+    return all(bool(torch.isfinite(torch.stack(torch.aminmax(t))).all()) for t in tensors if t is not None)
 
 
 class FusionWorker:
@@ -31,3 +44,13 @@ class FusionWorker:
         lora = manager.get_adapter(lora_id)
         layers = {} if lora is None else {n: manager.modules.get(n) for n in lora.loras}
         return {name: lora.loras[name].rank for name, layer in layers.items() if layer is not None}
+
+    def fusion_infinite_layers(self, lora_id: int) -> list[str]:
+        """The layers of adapter `lora_id` whose factors are not finite in the served dtype.
+
+        Such an adapter would spoil tokens of its batches that do not use it: zero times infinity is NaN.
+        """
+        require(self.model_runner.lora_manager, "_adapter_manager")
+        lora = self.model_runner.lora_manager._adapter_manager.get_adapter(lora_id)
+        loras = {} if lora is None else lora.loras
+        return [name for name, factors in loras.items() if not all(map(_is_finite, (factors.lora_a, factors.lora_b)))]

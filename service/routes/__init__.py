@@ -9,6 +9,9 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
 
+from service.body import parse_body
+from service.clients import identify_client
+from service.errors import ApiError
 from service.routes.schemas import ErrorAnswer
 
 if TYPE_CHECKING:
@@ -27,26 +30,33 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """The parsed body; 400 when it is not such JSON."""
         try:
-            body = json.loads(await self.body())
+            body = parse_body(await self.body() or b"null")
             json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        except ApiError as error:
+            raise HTTPException(error.status, error.message) from error  # the only kind that FastAPI lets through
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, f"The request body is not valid JSON: {error}.") from error
         return body
 
 
 class OwnRoute(APIRoute):
-    """A route whose body is JSON whatever the content type says (curl's default says form); GET answers HEAD too."""
+    """A route whose body must be good JSON; GET answers HEAD too. One client gets a share of what all of them wait
+    for: the database, the threads, the registry's lock.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, its body read by `JsonRequest`."""
+        """FastAPI's handler, its body read by `JsonRequest`; 429 when the client has its share in progress."""
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
-            scope = request.scope
-            if self.body_field is not None:
-                headers = [(key, value) for key, value in scope["headers"] if key != b"content-type"]
-                scope = {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
-            return await handle(JsonRequest(scope, request.receive))
+            shares, client = request.app.state.shares, await get_client(request)
+            if not shares.take(client):
+                message = "Too many management requests are in progress, or most are from this client; try again."
+                raise ApiError(429, message)
+            try:
+                return await handle(JsonRequest(request.scope, request.receive))
+            finally:
+                shares.free(client)
 
         return handle_json
 
@@ -69,4 +79,11 @@ async def get_service(request: Request) -> "FusionService":
     return service
 
 
+async def get_client(request: Request) -> str:
+    """Who sends the request."""
+    service: FusionService = request.app.state.service
+    return identify_client(request.scope, keyed=service.engine.keys is not None)
+
+
+Client = Annotated[str, Depends(get_client)]
 Service = Annotated["FusionService", Depends(get_service)]

@@ -21,19 +21,23 @@ def add_routes(app: FastAPI, engine: "Engine", assets_path: str) -> None:
     """Describe what `app` and the engine's app behind it answer; vLLM's `--disable-fastapi-docs` turns it off."""
     if engine.args.disable_fastapi_docs:
         return
-    document = cache(lambda: build_document(app.routes, engine.app.routes))
+    render = cache(lambda: bytes(JSONResponse(build_document(app.routes, engine.app.routes)).body))
+    lock = asyncio.Lock()  # it is built once, however many ask at the same time
 
     async def show_document(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(document))
+        async with lock:
+            return Response(await asyncio.to_thread(render), media_type="application/json")
 
     async def show_page(request: Request) -> Response:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="openapi.json",
             title=TITLE,
             swagger_js_url=f".{assets_path}/swagger-ui-bundle.js",
             swagger_css_url=f".{assets_path}/swagger-ui.css",
             swagger_favicon_url="data:,",  # FastAPI's own is a request to its site
         )
+        page.headers["content-security-policy"] = "frame-ancestors 'none'"  # its buttons send requests
+        return page
 
     app.mount(assets_path, StaticFiles(directory=SWAGGER_UI))
     app.add_route("/openapi.json", show_document)

@@ -1,38 +1,39 @@
 """`/v1/fusions`: profiles, their versions and export, and the dry run of a fusion."""
 
-import asyncio
-import io
-import tarfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import Response
 
-from service.data_folder import scratch_folder
+from service.engine.templates import TemplateError, TemplatesBusyError
 from service.errors import ApiError
-from service.registry import ProfileVersion
-from service.routes import Service, make_router
-from service.routes.schemas import Listing, Plan, PlanBody, Profile, ProfileBody, RollbackBody
+from service.exports import ExportResponse
+from service.records import ProfileVersion
+from service.registry import to_json
+from service.routes import Client, Service, make_router
+from service.routes.paging import MAX_LIMIT, After, Limit, page_names
+from service.routes.schemas import Damaged, Page, Plan, PlanBody, Profile, ProfileBody, RollbackBody
+from service.scorecards import MAX_PAGE_BYTES
+
+if TYPE_CHECKING:
+    from service.fusion_service import FusionService
 
 TAR = "application/x-tar"
 
 router = make_router("Fusions", "/v1/fusions")
 
 
-def profile_card(version: ProfileVersion) -> Profile:
-    """The JSON form of a profile version."""
-    return Profile(name=version.name, object="fusion", version=version.version, **version.body())
+def profile_card(version: ProfileVersion, missing: str | None = None) -> Profile:
+    """The JSON form of a profile version; `missing` is its first adapter without a record."""
+    card = Profile(name=version.name, object="fusion", version=version.version, **version.body())
+    if missing is not None:
+        card.state, card.reason = "damaged", f"no adapter is registered with the content of its {missing!r}"
+    return card
 
 
-def archive(folder: Path) -> bytes:
-    """An uncompressed .tar of the folder's files, the same bytes for the same files."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for file in sorted(folder.iterdir()):
-            info = tarfile.TarInfo(f"{folder.name}/{file.name}")
-            info.size = file.stat().st_size
-            with file.open("rb") as content:
-                tar.addfile(info, content)
-    return buffer.getvalue()
+def damaged_card(service: "FusionService", name: str) -> Damaged:
+    """The JSON form of a profile without a current version that can be read."""
+    reason = service.registry.snapshot.damaged_profiles[name]
+    return Damaged(name=name, object="fusion", state="damaged", reason=reason)
 
 
 @router.post("/plan")
@@ -42,31 +43,60 @@ async def plan_fusion(body: PlanBody, service: Service) -> Plan:
     if fusion is None:
         raise ApiError(400, "The base model alone is not a fusion; name a recipe or a profile.", param="fusion")
     placement = service.pool.place(fusion)
-    return Plan(**await asyncio.to_thread(service.materializer.plan, fusion, placement))
+    async with service.files.hold(fusion.parents.values()):
+        return Plan(**await service.threads.plans.run(service.materializer.plan, fusion, placement))
 
 
 @router.get("", response_model_exclude_unset=True)
-async def list_profiles(service: Service) -> Listing[Profile]:
-    """List all profiles."""
-    profiles = sorted(service.registry.profiles.items())
-    return Listing[Profile](object="list", data=[profile_card(profile) for _, profile in profiles])
+async def list_profiles(service: Service, limit: Limit = MAX_LIMIT, after: After = "") -> Page[Profile | Damaged]:
+    """List profiles by name."""
+    snapshot = service.registry.snapshot
+    names, has_more = page_names({*snapshot.profiles, *snapshot.damaged_profiles}, limit, after)
+    data: list[Profile | Damaged] = []
+    size = 0
+    for name in names:
+        if size >= MAX_PAGE_BYTES:
+            has_more = True
+            break
+        if name in snapshot.profiles:
+            version = snapshot.profiles[name]
+            size += len(to_json(version.body()))
+            data.append(profile_card(version, service.names.find_missing(version)))
+        else:
+            data.append(damaged_card(service, name))
+    last = data[-1].name if data else None
+    return Page[Profile | Damaged](object="list", data=data, last_id=last, has_more=has_more)
 
 
-@router.get("/{profile}")
-async def show_profile(profile: str, service: Service) -> Profile:
+@router.get("/{profile}", response_model_exclude_unset=True)
+async def show_profile(profile: str, service: Service) -> Profile | Damaged:
     """Show a profile, or one version of it as `name@3`."""
+    if profile in service.registry.snapshot.damaged_profiles:
+        return damaged_card(service, profile)
     version = service.names.profile(profile, param="profile")
-    card = profile_card(version)
-    card.versions = sorted(service.registry.versions[version.name])
+    card = profile_card(version, service.names.find_missing(version))
+    card.versions = sorted(service.registry.version_numbers(version.name))
     return card
 
 
+async def check_template(service: Service, template: str) -> None:
+    """Raise `ApiError` unless the profile may have this chat template and it can be rendered within the limits."""
+    try:
+        await service.engine.check_template(template)
+    except TemplateError as error:
+        raise ApiError(400, f"'defaults.chat_template': {error}.", param="defaults.chat_template") from error
+    except TemplatesBusyError as error:
+        raise ApiError(503, f"{str(error).capitalize()}.") from error
+
+
 @router.put("/{profile}", response_model_exclude_unset=True, responses={201: {"model": Profile}})
-async def put_profile(profile: str, body: ProfileBody, service: Service, response: Response) -> Profile:
+async def put_profile(profile: str, body: ProfileBody, service: Service, client: Client, response: Response) -> Profile:
     """Make a new version the current one; requests in flight finish on the old one."""
-    defaults = body.defaults.model_dump(exclude_none=True) if body.defaults else None
+    defaults = body.defaults.model_dump(exclude_none=True) if body.defaults else {}
+    if template := defaults.get("chat_template"):
+        await check_template(service, template)
     version, new = await service.profiles.put(
-        profile, body.fusion, defaults=defaults, description=body.description or ""
+        profile, body.fusion, defaults=defaults, description=body.description or "", client=client
     )
     response.status_code = 201 if new else 200
     return profile_card(version)
@@ -89,9 +119,7 @@ async def export_profile(profile: str, service: Service) -> Response:
     """Download the fusion as one PEFT adapter, an uncompressed .tar."""
     version = service.names.profile(profile, param="profile")
     fusion = service.names.resolve_profile(version)
-    async with scratch_folder(service.settings.data, "export") as scratch:
-        folder = await asyncio.to_thread(service.materializer.export, fusion, scratch)
-        content = await asyncio.to_thread(archive, folder)
+    tar = await service.exports.make(fusion)
     name = f"{version.name}-{version.version}.tar"
     headers = {"content-disposition": f'attachment; filename="{name}"', "x-fusion-digest": version.digest}
-    return Response(content, media_type=TAR, headers=headers)
+    return ExportResponse(tar, media_type=TAR, headers=headers)

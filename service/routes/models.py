@@ -1,15 +1,24 @@
 """`/v1/models`: the base first, then adapters and profiles, each with its `fusion` object."""
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
 from adapters import parse
+from service.errors import ApiError
 from service.resolve import Fusion
 from service.routes import Service, make_router
-from service.routes.schemas import FusionState, Listing, Model
+from service.routes.schemas import DamagedState, FusionState, Listing, Model
 
 if TYPE_CHECKING:
     from service.fusion_service import FusionService
+
+PART_BYTES = 64 * 2**10
+"""A list is made and sent in parts of about this: it is never in memory as a whole, and other requests go on."""
 
 router = make_router("Models", "/v1/models")
 
@@ -17,12 +26,15 @@ router = make_router("Models", "/v1/models")
 def fusion_state(service: "FusionService", fusion: Fusion) -> FusionState:
     """What is known about `fusion` now."""
     state, reason = service.pool.state(fusion)
+    damage = service.materializer.damage
+    if state != "warm" and (damaged := next((digest for digest in fusion.ranks if digest in damage), None)):
+        state, reason = "damaged", f"the stored files of an adapter: {damage[damaged]}"
     card = FusionState(
         recipe=fusion.recipe.format(),
         digest=fusion.digest,
         rank=fusion.rank,
         state=state,
-        scorecards=service.registry.scorecard_counts.get(fusion.digest, 0),
+        scorecards=service.registry.snapshot.scorecard_counts.get(fusion.digest, 0),
     )
     if reason is not None:
         card.reason = reason
@@ -46,19 +58,59 @@ def model_card(service: "FusionService", name: str, created: str, fusion: Fusion
     return card
 
 
-@router.get("", response_model_exclude_unset=True)
-async def list_models(service: Service) -> Listing[Model]:
+def damaged_card(service: "FusionService", name: str, reason: str) -> Model:
+    """The model object of a name whose record, or that of its adapters, cannot be read."""
+    state = DamagedState(state="damaged", reason=reason)
+    return Model(id=name, object="model", created=0, owned_by="lora-fusion", parent=service.names.base, fusion=state)
+
+
+def model_cards(service: "FusionService") -> Iterator[Model]:
+    """Everything a request may name, when the first one is asked for and still when its turn comes."""
+    names, snapshot = service.names, service.registry.snapshot
+    adapters = sorted({*snapshot.adapters, *snapshot.damaged_adapters})
+    profiles = sorted({*snapshot.profiles, *snapshot.damaged_profiles})
+    yield model_card(service, names.base, "", None)
+    for name in adapters:
+        if name in snapshot.damaged_adapters:
+            yield damaged_card(service, name, snapshot.damaged_adapters[name])
+        elif (record := snapshot.adapters.get(name)) is not None:
+            yield model_card(service, name, record.created, names.bind(parse(name), [record]))
+    for name in profiles:
+        if name in snapshot.damaged_profiles:
+            yield damaged_card(service, name, snapshot.damaged_profiles[name])
+        elif (profile := snapshot.profiles.get(name)) is not None:
+            try:
+                card = model_card(service, name, profile.created, names.resolve_profile(profile))
+            except ApiError as error:  # an adapter of it has no record
+                card = damaged_card(service, name, error.message)
+            yield card
+
+
+async def _write_list(cards: Iterator[Model]) -> AsyncIterator[str]:
+    part, comma = '{"object":"list","data":[', ""
+    for card in cards:
+        part += comma + card.model_dump_json(exclude_unset=True)
+        comma = ","
+        if len(part) > PART_BYTES:
+            yield part
+            await asyncio.sleep(0)
+            part = ""
+    yield part + "]}"
+
+
+@router.get("", response_class=Response, responses={200: {"model": Listing[Model]}})
+async def list_models(service: Service) -> Response:
     """List everything a request may name."""
-    names, registry = service.names, service.registry
-    adapters = [(n, r.created, names.resolve_recipe(parse(n))) for n, r in sorted(registry.adapters.items())]
-    profiles = [(n, p.created, names.resolve_profile(p)) for n, p in sorted(registry.profiles.items())]
-    entries = [(names.base, "", None), *adapters, *profiles]
-    return Listing[Model](object="list", data=[model_card(service, *entry) for entry in entries])
+    return StreamingResponse(_write_list(model_cards(service)), media_type="application/json")
 
 
 @router.get("/{name:path}", response_model_exclude_unset=True)
 async def show_model(name: str, service: Service) -> Model:
     """Show what a name or a recipe stands for."""
+    snapshot = service.registry.snapshot
+    for damaged in (snapshot.damaged_profiles, snapshot.damaged_adapters):
+        if name in damaged:
+            return damaged_card(service, name, damaged[name])
     fusion = service.names.look_up(name)
     created = "" if fusion is None or fusion.profile is None else fusion.profile.created
     return model_card(service, name, created, fusion)

@@ -22,8 +22,8 @@ VERSION = "0.1.0"
 DESCRIPTION = """\
 OpenAI's API for any weighted combination of LoRA adapters. A request names a fusion in `model`, as a recipe
 (`0.6*task + 0.4*safety`) or a profile (`balanced`, `balanced@3`), or in `fusion` beside the base model.
-Errors have OpenAI's shape. With an API key set, every route requires it except the health checks, `/metrics` and this
-description.
+Errors have OpenAI's shape. With an API key set, every route requires it except the health checks and this
+description. Bodies must have the content type `application/json`.
 """
 OWN_ROUTERS = (adapters.router, fusions.router, models.router, scorecards.router)
 TAGS = [
@@ -33,7 +33,7 @@ TAGS = [
     {"name": "Scorecards", "description": "Measured results of a fusion."},
     {"name": "Inference", "description": "vLLM's routes that run a model; all of them take a fusion."},
     {"name": "Engine", "description": "vLLM's other routes."},
-    {"name": "Health", "description": "For load balancers and Prometheus; no API key needed."},
+    {"name": "Health", "description": "For load balancers, without an API key, and for Prometheus."},
 ]
 FUSION_HEADERS = {
     "x-fusion-digest": "identity of the fusion, the same for all spellings",
@@ -100,17 +100,19 @@ def _add_fusion(operation: dict[str, Any]) -> None:
 def _health_paths() -> dict[str, Any]:
     """BentoML's routes, which it describes nowhere."""
 
-    def get(summary: str, *statuses: int, media: str = "text/plain", **schema: Any) -> dict[str, Any]:
+    def get(summary: str, media: str = "text/plain", **schema: Any) -> dict[str, Any]:
         answer = {"description": summary, "content": {media: {"schema": schema}}}
-        answers = {str(status): answer for status in statuses}
-        return {"get": {"tags": ["Health"], "summary": summary, "responses": answers, "security": []}}
+        return {"get": {"tags": ["Health"], "summary": summary, "responses": {"200": answer, "503": answer}}}
+
+    def get_open(summary: str, media: str = "text/plain", **schema: Any) -> dict[str, Any]:
+        return {"get": get(summary, media, **schema)["get"] | {"security": []}}
 
     readiness = {"$ref": f"{REF}{Readiness.__name__}"}
     return {
-        "/livez": get("Report whether the engine is alive", 200, 503),
-        "/healthz": get("Same as /livez", 200, 503),
-        "/readyz": get("Report whether requests are accepted", 200, 503, media="application/json", **readiness),
-        "/metrics": get("Prometheus series", 200),
+        "/livez": get_open("Report whether the server is alive"),
+        "/healthz": get_open("Same as /livez"),
+        "/readyz": get_open("Report whether requests are accepted", "application/json", **readiness),
+        "/metrics": get("Prometheus series"),
     }
 
 

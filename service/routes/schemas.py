@@ -49,6 +49,13 @@ class Listing(BaseModel, Generic[T]):
     data: list[T]
 
 
+class Page(Listing[T]):
+    """A part of a list, in the order of names or of time; `last_id` as `after` asks for the next part."""
+
+    last_id: str | None = Field(description="null when there is nothing in this part")
+    has_more: bool
+
+
 class FusionKeys(BaseModel):
     """What a request may say on top of vLLM's keys, beside the base model in `model`."""
 
@@ -101,6 +108,15 @@ class RollbackBody(StrictModel):
     version: int
 
 
+class Damaged(BaseModel):
+    """An entry whose record cannot be read. It can be deleted, and made again."""
+
+    name: str
+    object: Literal["adapter", "fusion"]
+    state: Literal["damaged"]
+    reason: str
+
+
 class Adapter(BaseModel):
     """A registered adapter."""
 
@@ -113,8 +129,13 @@ class Adapter(BaseModel):
     bytes: int
     dtype: str
     fusion_digest: Digest
-    effect: float = Field(description="largest change of a log-probability on the probe prompt")
+    effect: float | None = Field(default=None, description="largest change of a log-probability on the probe prompt")
+    norm: float | None = Field(
+        default=None, description="bound of the update's norm: the largest ‖A‖ ‖scaling·B‖ of a module"
+    )
     profiles: list[str] = Field(default=[], description="profiles that use it")
+    state: Literal["", "damaged"] = Field(default="", description="only of adapters whose stored files have changed")
+    reason: str = Field(default="", description="of the damage")
 
 
 class Profile(BaseModel):
@@ -130,6 +151,8 @@ class Profile(BaseModel):
     description: str
     created: Created
     versions: list[int] = Field(default=[], description="all versions there are")
+    state: Literal["", "damaged"] = Field(default="", description="only of profiles that cannot be served")
+    reason: str = Field(default="", description="of the damage")
 
 
 class Plan(BaseModel):
@@ -153,10 +176,19 @@ class FusionState(BaseModel):
     recipe: str
     digest: Digest
     rank: int
-    state: str = Field(json_schema_extra={"enum": ["warm", "queued", "fusing", "loading", "evicted", "failed"]})
+    state: str = Field(
+        json_schema_extra={"enum": ["warm", "queued", "fusing", "loading", "evicted", "failed", "damaged"]}
+    )
     scorecards: int
-    reason: str = Field(default="", description="of a failure")
+    reason: str = Field(default="", description="of a failure or damage")
     version: int = Field(default=0, description="of a profile")
+
+
+class DamagedState(BaseModel):
+    """What is said of a fusion whose record cannot be read."""
+
+    state: Literal["damaged"]
+    reason: str
 
 
 class Model(BaseModel):
@@ -167,7 +199,7 @@ class Model(BaseModel):
     created: int = Field(description="Unix time in seconds; 0 for the base")
     owned_by: str
     parent: str | None
-    fusion: FusionState | None
+    fusion: FusionState | DamagedState | None
     max_model_len: int = Field(default=0, description="of the base")
 
 
@@ -175,15 +207,22 @@ class Scorecard(BaseModel):
     """A measured result as it was attached."""
 
     digest: Digest
+    scorecard_id: int
     scorecard: dict[str, Any]
 
 
-class ScorecardList(BaseModel):
-    """All results of one fusion, oldest first, each with the time it was attached."""
+class ScorecardPage(Page[dict[str, Any]]):
+    """Results of one fusion, oldest first, each with its `scorecard_id` and the time it was attached."""
 
-    object: Literal["list"]
     digest: Digest
-    data: list[dict[str, Any]]
+
+
+class ScorecardCount(BaseModel):
+    """How many results a fusion has."""
+
+    digest: str
+    count: int
+    bytes: int
 
 
 class Mixing(BaseModel):
@@ -195,11 +234,23 @@ class Mixing(BaseModel):
     effect: float
 
 
+class Nonfinite(BaseModel):
+    """Requests that were ended because their numbers overflowed."""
+
+    requests: int = Field(description="how many since the engine started")
+    last: str | None = Field(description="when the last one was, in UTC")
+
+
 class Readiness(BaseModel):
     """Whether requests are answered."""
 
     ready: bool
-    mixing: Mixing | None = None
+    state: Literal["starting", "restarting", "stopping", "ended"] | None = Field(
+        default=None, description="when not ready"
+    )
+    reason: str = Field(default="", description="when not ready")
+    mixing: Mixing | None = Field(default=None, description="when ready")
+    nonfinite: Nonfinite | None = Field(default=None, description="when ready")
 
 
 class ErrorDetail(BaseModel):

@@ -1,33 +1,65 @@
-"""`/v1/scorecards/{digest}`: measured results of a fusion."""
+"""`/v1/scorecards`: measured results of fusions."""
 
-import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Path, Query, Request
 
 from service.errors import ApiError
 from service.routes import Service, make_router
-from service.routes.schemas import Digest, Scorecard, ScorecardList
+from service.routes.paging import MAX_LIMIT, After, Limit, page_names
+from service.routes.schemas import Digest, Page, Scorecard, ScorecardCount, ScorecardPage
+from service.scorecards import MAX_SCORECARD_BYTES
 
-MAX_SCORECARD_BYTES = 64 * 1024
-MAX_SCORECARDS = 1000
+CardId = Annotated[int, Path(ge=1, le=2**31 - 1)]
+AfterId = Annotated[int, Query(ge=0, le=2**31 - 1, description="`last_id` of the part before")]
 
 router = make_router("Scorecards", "/v1/scorecards")
 
 
+@router.get("")
+async def count_scorecards(service: Service, limit: Limit = MAX_LIMIT, after: After = "") -> Page[ScorecardCount]:
+    """List the fusions that have results, and how many."""
+    snapshot = service.registry.snapshot
+    digests, has_more = page_names(snapshot.scorecard_counts, limit, after)
+    data = [
+        ScorecardCount(digest=digest, count=snapshot.scorecard_counts[digest], bytes=snapshot.scorecard_bytes[digest])
+        for digest in digests
+    ]
+    last = digests[-1] if digests else None
+    return Page[ScorecardCount](object="list", data=data, last_id=last, has_more=has_more)
+
+
 @router.post("/{digest}", status_code=201)
 async def attach_scorecard(digest: Digest, body: dict[str, Any], request: Request, service: Service) -> Scorecard:
-    """Attach a JSON object of any keys to a fusion."""
+    """Attach a JSON object of any keys to a fusion; its key `fusion` may hold the recipe."""
     if len(await request.body()) > MAX_SCORECARD_BYTES:
         raise ApiError(413, f"A scorecard may have at most {MAX_SCORECARD_BYTES} bytes.")
-    if service.registry.scorecard_counts[digest] >= MAX_SCORECARDS:
-        raise ApiError(409, f"This fusion already has {MAX_SCORECARDS} scorecards, the maximum.")
-    await asyncio.to_thread(service.registry.add_scorecard, digest, body)
-    return Scorecard(digest=digest, scorecard=body)
+    if not service.names.knows(digest):
+        fusion = None if (recipe := body.get("fusion")) is None else service.names.resolve_field(recipe)
+        if fusion is None or fusion.digest != digest:
+            message = "There is no fusion with this digest: add its recipe as 'fusion', over adapters that there are."
+            raise ApiError(404, message, param="digest")
+    number = await service.scorecards.add(digest, body)
+    return Scorecard(digest=digest, scorecard_id=number, scorecard=body)
 
 
 @router.get("/{digest}")
-async def list_scorecards(digest: Digest, service: Service) -> ScorecardList:
-    """List all results of a fusion."""
-    data = await asyncio.to_thread(service.registry.scorecards, digest)
-    return ScorecardList(object="list", digest=digest, data=data)
+async def list_scorecards(
+    digest: Digest, service: Service, limit: Limit = MAX_LIMIT, after: AfterId = 0
+) -> ScorecardPage:
+    """List results of a fusion, oldest first."""
+    cards, has_more = await service.scorecards.read(digest, limit=limit, after=after)
+    last = str(cards[-1]["scorecard_id"]) if cards else None
+    return ScorecardPage(object="list", digest=digest, data=cards, last_id=last, has_more=has_more)
+
+
+@router.delete("/{digest}", status_code=204)
+async def remove_scorecards(digest: Digest, service: Service) -> None:
+    """Delete all results of a fusion."""
+    await service.scorecards.remove(digest)
+
+
+@router.delete("/{digest}/{scorecard_id}", status_code=204)
+async def remove_scorecard(digest: Digest, scorecard_id: CardId, service: Service) -> None:
+    """Delete one result of a fusion."""
+    await service.scorecards.remove(digest, scorecard_id)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters import AdapterError, LoraModule, load, make_adapter, save
+from adapters import AdapterError, load, save
 from tests.adapters.samples import CONFIG, WEIGHTS, adapter, same
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -76,10 +76,15 @@ REFUSED: list[tuple[str, Spoil]] = [
     ("bad_config", config(rank_pattern=["q_proj"])),
     ("bad_config", config(rank_pattern={"q_proj": "3"})),
     ("bad_config", config(rank_pattern={"(": 3})),
-    ("bad_config", config(rank_pattern={"(a+)+b": 3})),
-    ("bad_config", config(rank_pattern={"(.*.*.*|1)!": 3})),
-    ("bad_config", config(rank_pattern={f".*{n}": 3 for n in range(17)})),
+    ("bad_config", config(rank_pattern={"(?=q)": 3})),
+    ("bad_config", config(rank_pattern={".*(((q{250}){250}){250}){250}": 3})),
     ("bad_config", config(rank_pattern={f"q{n}": 3 for n in range(4097)})),
+    ("bad_config", config(rank_pattern={f"{n}{'q' * 1000}": 3 for n in range(600)})),
+    ("bad_config", config(base_model_name_or_path="a" * 1025)),
+    ("bad_config", config(base_model_name_or_path="\ud800")),
+    ("bad_config", config(base_model_name_or_path="a\nb")),
+    ("bad_config", config(new_key=[0] * 140_000)),
+    ("bad_config", raw(CONFIG, lambda text: text.replace(b'"r": 3', b'"r": ' + b"3" * 401))),
     ("bad_config", config(alpha_pattern={"q_proj": None})),
     ("not_lora", config(peft_type="LOHA")),
     ("not_lora", config(peft_type=None)),
@@ -130,7 +135,15 @@ REFUSED: list[tuple[str, Spoil]] = [
     ("dtype", header('{"a":{"dtype":["F32"],"shape":[1],"data_offsets":[0,4]}}', bytes(4))),
     ("not_safetensors", header(f'{{"a":{ENTRY},"a":{ENTRY}}}', bytes(4))),
     ("not_safetensors", header(f'{{"a":{ENTRY},"b":{ENTRY}}}', bytes(4))),
+    ("not_safetensors", header('{"a":{"dtype":"F32","shape":[140737488355327,1],"data_offsets":[0,4]}}', bytes(4))),
+    ("not_safetensors", header(f'{{"a":{{"dtype":"F32","shape":[{"1," * 8}1],"data_offsets":[0,4]}}}}', bytes(4))),
+    ("not_safetensors", header(f'{{"a":{ENTRY}}} x', bytes(4))),
+    ("not_safetensors", header(f'{{"a":{ENTRY},}}', bytes(4))),
+    ("not_safetensors", header(f'{{"__metadata__":{{"a":1}},"a":{ENTRY}}}', bytes(4))),
+    ("not_safetensors", header(f'{{"__metadata__":{{"a":"{"x" * 2**20}"}},"a":{ENTRY}}}', bytes(4))),
+    ("not_safetensors", header("{" + ",".join(f'"{n}":{ENTRY}' for n in range(2**16 + 1)) + "}", bytes(4))),
     ("missing_weights", header("{}")),
+    ("missing_weights", header(' { "__metadata__" : { "a" : "{\\"}}" } } ')),
 ]
 
 
@@ -143,6 +156,7 @@ def test_what_is_refused_by_reason(tmp_path: Path, reason: str, spoil: Spoil) ->
         load(tmp_path / "bad")
     assert caught.value.reason == reason, caught.value
     assert str(tmp_path) not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
@@ -171,13 +185,3 @@ def test_harmless_settings_are_accepted(tmp_path: Path) -> None:
         tmp_path / "one"
     )
     assert same(load(tmp_path / "one"), adapter(1))
-
-
-def test_a_hostile_pattern_takes_no_time(tmp_path: Path) -> None:
-    long = "a" * 200
-    module = LoraModule(torch.ones(2, 3), torch.ones(4, 2), 1.0)
-    save(make_adapter({long: module}, None), tmp_path / "one")
-    for pattern in ("(a|a)*b", "(?:a*)*b", "a*a*a*a*a*b", "((a+)?)+b"):
-        config(rank_pattern={pattern: 2})(tmp_path / "one")
-        with pytest.raises(AdapterError, match="simple pattern"):
-            load(tmp_path / "one")

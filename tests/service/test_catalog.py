@@ -1,19 +1,29 @@
 """The catalog and profiles over a fake engine: what is registered, what is refused, what is left behind."""
 
 import asyncio
+import math
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from adapters import AdapterError, Store, save
+from adapters import AdapterError, LoraAdapter, Store, load, save
 from adapters.files.shipped import CHECKOUT
+from service.adapter_files import AdapterFiles
+from service.build_files import BuildFiles
 from service.catalog import Catalog
+from service.clients import ClientPlaces
+from service.edge.clients import Shares
 from service.errors import ApiError
+from service.front import answer_error
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.placement import Limits
@@ -22,7 +32,10 @@ from service.profiles import Profiles
 from service.registry import Registry
 from service.residency import Residency
 from service.resolve import Names
+from service.routes import adapters as routes
 from service.settings import Settings
+from service.startup import delete_orphans
+from service.threads import Threads
 from tests.adapters import samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
@@ -35,8 +48,16 @@ class Engine:
     effect: float = 1.0
     noise: float = 0.0
     probes: int = 0
+    gate: asyncio.Event | None = None
+
+    def hold(self) -> asyncio.Event:
+        """Nothing is loaded until the event is set."""
+        self.gate = asyncio.Event()
+        return self.gate
 
     async def load(self, path: Path, name: str) -> Any:
+        if self.gate is not None:
+            await self.gate.wait()
         return SimpleNamespace(lora_name=name, lora_int_id=1, lora_path=str(path))
 
     async def unload(self, request: object) -> None:
@@ -55,24 +76,35 @@ class Shop:
     profiles: Profiles
     engine: Engine
     root: Path
+    sources: Store
 
 
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
     root = tmp_path / "root"
     settings = Settings(data=tmp_path, base_name=samples.BASE, adapter_roots=(str(root),), max_names=3, max_lora_rank=8)
-    registry, engine = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}"), Engine()
+    registry, engine = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5), Engine()
     metrics, writing = Metrics(CollectorRegistry()), asyncio.Lock()
-    names = Names(samples.BASE, registry, max_weight=16.0)
+    names = Names(samples.BASE, registry, max_weight=16.0, max_norm=math.inf)
     materializer = Materializer(Store(tmp_path / "adapters", budget_bytes=2**40), 8)
-    residency = Residency(engine, Store(tmp_path / "builds", budget_bytes=2**40), metrics, capacity=4)
-    pool = Pool(residency, materializer, Limits(mixing=True, max_rank=8))
-    catalog = Catalog(settings, registry, names, materializer, pool, engine, samples.SHAPES, writing)
-    profiles = Profiles(settings, registry, names, pool, metrics, writing)
+    threads = Threads.start(waiting=10, wait_timeout_s=settings.wait_timeout_s)
+    builds = BuildFiles(Store(tmp_path / "builds", budget_bytes=2**40), threads)
+    files = AdapterFiles(materializer, builds, threads, registry.is_needed, timeout_s=settings.wait_timeout_s)
+    residency = Residency(engine, builds, metrics, capacity=4, max_waiting=128, wait_timeout_s=settings.wait_timeout_s)
+    pool = Pool(
+        residency,
+        materializer,
+        Limits(mixing=True, max_rank=8),
+        hold=files.hold,
+        clients=ClientPlaces(metrics, limit=9, max_waiting=9),
+    )
+    catalog = Catalog(settings, registry, names, pool, engine, samples.SHAPES, files, writing)
+    profiles = Profiles(settings, registry, names, pool, metrics, files, writing)
     for seed, name in enumerate(("wide", "narrow", "third", "fourth")):
         save(samples.adapter(seed, 3), root / name)
     save(samples.adapter(9, 9), root / "large")
-    yield Shop(catalog, profiles, engine, root)
+    yield Shop(catalog, profiles, engine, root, materializer.sources)
+    threads.close()
     registry.close()
 
 
@@ -89,7 +121,7 @@ async def test_an_adapter_without_effect_is_refused_and_leaves_no_files(shop: Sh
     with pytest.raises(AdapterError, match="the adapter has no effect: probe log-probabilities moved by"):
         await shop.catalog.add("wide", shop.root / "wide")
     assert not shop.catalog.registry.adapters
-    assert not shop.catalog.materializer.sources.entries()
+    assert not shop.sources.entries()
 
 
 async def test_what_this_server_cannot_serve_is_refused(shop: Shop) -> None:
@@ -108,7 +140,7 @@ async def test_a_pinned_adapter_stays_until_its_profiles_go(shop: Shop) -> None:
         await shop.catalog.remove("wide")
     await shop.profiles.remove("even")
     await shop.catalog.remove("wide")
-    assert not shop.catalog.materializer.sources.entries()
+    assert not shop.sources.entries()
     with pytest.raises(ApiError, match="There is no model 'wide'"):
         await shop.catalog.remove("wide")
 
@@ -116,10 +148,10 @@ async def test_a_pinned_adapter_stays_until_its_profiles_go(shop: Shop) -> None:
 async def test_two_names_share_one_adapter_s_files(shop: Shop) -> None:
     for name in ("one", "other"):
         await shop.catalog.add(name, shop.root / "wide")
-    assert len(shop.catalog.materializer.sources.entries()) == 1
+    assert len(shop.sources.entries()) == 1
     await shop.catalog.remove("one")
     assert shop.catalog.names.look_up("other") is not None
-    assert len(shop.catalog.materializer.sources.entries()) == 1
+    assert len(shop.sources.entries()) == 1
 
 
 async def test_a_profile_gets_versions_and_rolls_back(shop: Shop) -> None:
@@ -148,3 +180,73 @@ async def test_paths_are_allowed_inside_the_roots_and_for_what_ships(shop: Shop,
         assert caught.value.status == 400
     with pytest.raises(AdapterError, match="bundled adapters: shipped:safety, shipped:task"):
         shop.catalog.resolve_path("shipped:../task")
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "Multipart/Form-Data"])
+async def test_an_upload_may_come_in_chunks_of_unknown_number(kind: str) -> None:
+    app = FastAPI()
+    app.include_router(routes.router)
+    names: list[str] = []
+
+    async def add_read(name: str, read: object, *, client: str) -> None:
+        names.append(name)
+        raise ApiError(409, "as far as this test goes")
+
+    app.state.service = SimpleNamespace(
+        catalog=SimpleNamespace(add_read=add_read), settings=Settings(), engine=SimpleNamespace(keys=None)
+    )
+    app.state.shares = Shares(9)
+    app.add_exception_handler(ApiError, answer_error)
+    body = b'--x\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\nwide\r\n'
+    parts = [body % (b"name", b""), body % (b"file", b'; filename="a.tar"'), b"--x--\r\n"]
+
+    async def send_parts() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
+        answer = await http.post("/v1/adapters", content=send_parts(), headers={"content-type": f"{kind}; boundary=x"})
+    assert (answer.status_code, names) == (409, ["wide"]), answer.text
+
+
+async def test_a_client_s_registrations_keep_no_other_client_out(shop: Shop) -> None:
+    stalled, wide = threading.Event(), partial(load, shop.root / "wide")
+
+    def read_slowly() -> LoraAdapter:
+        stalled.wait(30)
+        return wide()
+
+    slow = [asyncio.create_task(shop.catalog.add_read("wide", read_slowly, client="one")) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        assert (await shop.catalog.add("narrow", shop.root / "narrow", client="other"))[1]
+    stalled.set()
+    assert sorted(new for _, new in await asyncio.gather(*slow)) == [False] * 4 + [True]
+    assert not shop.catalog.client_locks
+
+
+async def test_files_of_adapters_without_a_record_are_deleted_at_the_start(shop: Shop) -> None:
+    record, _ = await shop.catalog.add("wide", shop.root / "wide")
+    shop.sources.land("f" * 64, lambda folder: (folder / "half").touch())
+    threads = Threads.start(waiting=9, wait_timeout_s=9)
+    service: Any = SimpleNamespace(
+        registry=shop.catalog.registry,
+        threads=threads,
+        materializer=SimpleNamespace(sources=shop.sources),
+        files=shop.catalog.files,
+    )
+    damaged = shop.catalog.registry.snapshot.damaged_adapters
+    damaged["other"] = "unreadable"
+    await delete_orphans(service)
+    assert len(shop.sources.entries()) == 2, "the row that cannot be read may name them"
+    damaged.clear()
+    await delete_orphans(service)
+    assert [entry.key for entry in shop.sources.entries()] == [record.digest]
+    threads.close()
+
+
+async def test_no_folder_outside_the_roots_is_listed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shop.root / "out").symlink_to("/usr")
+    monkeypatch.setattr(Path, "iterdir", lambda path: pytest.fail(f"{path} was listed"))
+    with pytest.raises(ApiError, match="is not a folder inside"):
+        shop.catalog.resolve_path(str(shop.root / "out"))

@@ -1,16 +1,18 @@
 """A profile's defaults: how each route spells them, and what a request says itself."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import ValidationError
+from hypothesis import given, strategies as st
+from pydantic import BaseModel, ValidationError
 
 from service.defaults import with_defaults
 from service.routes.schemas import ProfileBody
-from service.validation import describe_fault
+from service.validation import describe_fault, describe_union_fault
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+PATHS = st.sampled_from((CHAT, COMPLETIONS, RESPONSES, MESSAGES, f"{CHAT}/batch", "/tokenize"))
 USER, SYSTEM = {"role": "user", "content": "Hi."}, {"role": "system", "content": "Be brief."}
 
 
@@ -56,5 +58,45 @@ def test_a_wrong_default_names_its_key_and_value() -> None:
     assert param == "defaults.temperature"
 
 
-def test_a_template_that_cannot_be_parsed_is_refused_with_its_line() -> None:
-    assert "not a valid Jinja template, line 2" in refuse(chat_template="ok\n{% for")[0]
+class Choice(BaseModel):
+    """One of two kinds of bodies."""
+
+    kind: Literal["a", "b"]
+    value: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    "body", [{"kind": "x" * 9999}, {"kind": "a", "value": {"k" * 9999: "x"}}, {"kind": "a", "value": {"k": "x" * 9999}}]
+)
+def test_an_error_repeats_little_of_a_body(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Choice.model_validate(body)
+    errors = caught.value.errors()
+    for message, param in (
+        describe_fault(errors),
+        describe_union_fault([{**e, "loc": (0, *e["loc"])} for e in errors]),
+    ):
+        assert len(message) < 400
+        assert len(param or "") < 200
+    message, param = refuse(**{"k" * 9999: 1})
+    assert len(message) < 400
+    assert len(param or "") < 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["role", "content", "messages", "input"]), inner),
+)
+EVERYTHING = {"system": "Be brief.", "temperature": 0.5, "top_p": 0.9, "max_tokens": 3, "stop": "x"}
+
+
+@given(body=st.dictionaries(st.sampled_from(["messages", "input", "stop", "system", "max_tokens"]), JSON), path=PATHS)
+def test_defaults_take_any_json(body: dict[str, Any], path: str) -> None:
+    merged = with_defaults(body, EVERYTHING, path)
+    assert merged.keys() >= body.keys()
+
+
+def test_each_conversation_of_a_batch_gets_the_system_turn() -> None:
+    body = {"messages": [[USER], [SYSTEM, USER], "x"]}
+    merged = with_defaults(body, {"system": "Be brief."}, "/v1/chat/completions/batch")
+    assert merged["messages"] == [[SYSTEM, USER], [SYSTEM, USER], "x"]

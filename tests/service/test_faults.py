@@ -66,7 +66,9 @@ def test_without_the_seam_the_server_builds_instead_of_mixing(server: Server, ba
 
 def builds(http: httpx.Client) -> list[str]:
     """The lines of /metrics that count builds."""
-    return [line for line in http.get("/metrics").text.splitlines() if line.startswith("fusion_builds_total")]
+    return [
+        line for line in http.get("/metrics", headers=KEY).text.splitlines() if line.startswith("fusion_builds_total")
+    ]
 
 
 def test_a_key_is_asked_for_before_anything_is_answered_or_built(bare: str) -> None:
@@ -88,8 +90,9 @@ def test_a_key_is_asked_for_before_anything_is_answered_or_built(bare: str) -> N
                 assert "Authorization: Bearer KEY" in answer.json()["error"]["message"]
         assert builds(http) == before
         assert http.get("/v1/adapters/wide", headers=KEY).status_code == 200
-        for path in ("/livez", "/readyz", "/metrics", "/health"):
+        for path in ("/livez", "/readyz", "/health"):
             assert http.get(path).status_code == 200
+        assert http.get("/metrics").status_code == 401
     keyed = openai.OpenAI(base_url=f"{bare}/v1", api_key="first", max_retries=0)
     assert {"wide", "narrow"} <= {model.id for model in keyed.models.list()}
     with pytest.raises(openai.AuthenticationError):
@@ -119,7 +122,7 @@ def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(serv
         wait_until_gone(everyone)
     finally:
         stop(first)
-    second, url = launch(tmp_path / "data", roots, log, VLLM_PLUGINS="nothing")
+    second, url = launch(tmp_path / "data", roots, log, VLLM_PLUGINS="nothing", FUSION_STOP_TIMEOUT_S="90")
     try:
         wait_ready(second, url, log)
         with httpx.Client(base_url=url, timeout=300) as http:
@@ -130,15 +133,18 @@ def test_a_killed_server_comes_back_with_all_it_promised_and_drains_on_term(serv
             # Half a request, and away: it must not hold up the end.
             address = httpx.URL(url)
             with socket.create_connection((address.host, address.port or 80)) as gone:
-                gone.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{")
+                head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+                gone.sendall(head + b"content-length: 100\r\n\r\n{")
             stream = {**CHAT, "model": "kept", "max_tokens": 80, "stream": True, "ignore_eos": True}
             with http.stream("POST", "/v1/chat/completions", json=stream) as answer:
                 lines = answer.iter_lines()
                 next(lines)
                 second.send_signal(signal.SIGTERM)
-                assert [line for line in lines if line][-1] == "data: [DONE]"
+                chunks = [line for line in lines if line]
+                assert chunks[-1] == "data: [DONE]"
+                assert any('"finish_reason":"length"' in chunk for chunk in chunks), "it was cut short"
         everyone = family(second.pid)
-        assert second.wait(60) == 0
+        assert second.wait(100) == 0
         wait_until_gone(everyone)
     finally:
         stop(second)

@@ -37,6 +37,16 @@ def test_a_flag_that_vllm_does_not_know_is_named() -> None:
         parse_flags(options("--no-such-flag"))
 
 
+def test_another_scheduler_is_refused_since_ours_ends_overflows() -> None:
+    with pytest.raises(ValueError, match="--scheduler-cls cannot be set"):
+        parse_flags(options("--scheduler-cls", "vllm.v1.core.sched.scheduler.Scheduler"))
+
+
+def test_templates_of_requests_are_refused() -> None:
+    with pytest.raises(ValueError, match="--trust-request-chat-template cannot be set"):
+        parse_flags(options("--trust-request-chat"))
+
+
 @pytest.mark.parametrize("flag", ["--port", "--ssl-certfile=a", "--ssl_keyfile", "--uds", "--host"])
 def test_a_flag_that_would_do_nothing_is_refused(flag: str) -> None:
     with pytest.raises(ValueError, match=f"{flag} in FUSION_ENGINE_ARGS has no effect"):
@@ -66,3 +76,11 @@ def test_the_cpu_cache_takes_a_quarter_of_free_memory(
     environment["VLLM_CPU_KVCACHE_SPACE"] = "7"
     prepare_cpu(extra)
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("extra", "backend"),
+    [((), "guidance"), (("--structured-outputs-config", '{"backend": "xgrammar"}'), "xgrammar")],
+)
+def test_forms_of_answers_are_checked_by_the_backend_with_limits(extra: tuple[str, ...], backend: str) -> None:
+    assert parse_flags(options(*extra)).structured_outputs_config.backend == backend

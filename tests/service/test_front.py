@@ -1,26 +1,35 @@
 """The front before a tiny app: keys, methods, bodies, errors, metric labels, the docs page."""
 
+import asyncio
+import math
 import re
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Body, FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
+from service.edge.access import Access
+from service.engine.overflow import Overflows
 from service.front import Front
 from service.metrics import Metrics
-from service.registry import AdapterRecord, Registry, now
+from service.records import AdapterRecord, now
+from service.registry import Registry
 from service.resolve import Names
+from service.scorecards import Scorecards
 from service.settings import Settings
 from tests.conftest import ROOT
+from tests.service.conftest import adapter_info, fill
 
+JSON = {"content-type": "application/json"}
 KEY = {"authorization": "Bearer right"}
 DIGEST = "0" * 64
 
@@ -34,18 +43,27 @@ def service(tmp_path: Path) -> Any:
     async def version() -> dict[str, str]:
         return {"version": "0"}
 
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}")
-    info = {"rank": 2, "modules": 1, "bytes": 8, "dtype": "float32", "fusion_digest": DIGEST, "effect": 1.0}
-    registry.add_adapter(AdapterRecord("a", DIGEST, info, now()))
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
+    fill(registry, AdapterRecord("a", DIGEST, adapter_info(rank=2, norm=2.0), now()))
     config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048))
-    engine = SimpleNamespace(app=vllm, keys=None, alive=True, config=config, args=Namespace(disable_fastapi_docs=False))
+    engine = SimpleNamespace(
+        app=vllm,
+        keys=None,
+        alive=True,
+        config=config,
+        args=Namespace(disable_fastapi_docs=False),
+        cors={"allow_origins": ()},
+        overflows=Overflows(count=2, last="2026-01-31T12:00:00+00:00"),
+    )
     return SimpleNamespace(
         engine=engine,
         registry=registry,
-        names=Names("base", registry, max_weight=16),
+        names=Names("base", registry, max_weight=16, max_norm=math.inf),
         pool=SimpleNamespace(state=lambda fusion: ("evicted", None), rank=lambda digest: 2),
         metrics=Metrics(CollectorRegistry()),
         settings=Settings(),
+        scorecards=Scorecards(Settings(), registry, asyncio.Lock()),
+        materializer=SimpleNamespace(damage={}),
         proof=SimpleNamespace(proven=True, reason="", error=0.0, effect=1.0),
     )
 
@@ -69,44 +87,92 @@ def test_importing_the_app_imports_neither_torch_nor_vllm() -> None:
 
 
 def test_all_is_503_before_start_and_after_stop(front: Front, service: Any) -> None:
-    assert front.readiness() == {"ready": True, "mixing": vars(service.proof)}
+    nonfinite = {"requests": 2, "last": "2026-01-31T12:00:00+00:00"}
+    assert front.readiness() == {"ready": True, "mixing": vars(service.proof), "nonfinite": nonfinite}
     front.stop()
-    for one in (front, Front()):
+    for one, state, reason in (
+        (front, "stopping", "the server is stopping"),
+        (Front(), "starting", "the engine is starting"),
+    ):
         answer = TestClient(one).get("/v1/models")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, 503)
-        assert one.readiness() == {"ready": False}
+        assert int(answer.headers["retry-after"]) > 0
+        assert reason in answer.json()["error"]["message"].lower()
+        assert one.readiness() == {"ready": False, "state": state, "reason": reason}
 
 
-def test_a_dead_engine_is_not_ready(front: Front, service: Any) -> None:
+def test_a_dead_engine_is_not_ready_and_is_asked_nothing(front: Front, service: Any) -> None:
     service.engine.alive = False
-    assert front.readiness()["ready"] is False
+    assert front.readiness() == {"ready": False, "state": "restarting", "reason": "the engine died"}
+    answer = TestClient(front).get("/version")  # the engine's routes would fail, or hang
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "engine died" in answer.json()["error"]["message"]
 
 
-def test_keys_guard_all_but_health_docs_and_preflight(service: Any) -> None:
+def test_the_access_is_the_settings_and_the_flags(service: Any) -> None:
     service.engine.keys = AuthenticationMiddleware(service.engine.app, ["right"])
     front = Front()
+    assert front.access == Access()
     front.start(service)
-    http = TestClient(front)
-    for path in ("/v1/models", "/v1/adapters", "/version", "/nowhere", "/docs/../v1/models"):
-        assert http.get(path).status_code == 401
-        assert http.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
-        assert http.get(path, headers=KEY).status_code != 401
-    for path in ("/health", "/ping", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"):
-        assert http.get(path).status_code != 401
-    assert http.options("/version").status_code != 401
-
-
-def test_an_open_path_does_not_lead_a_post_to_the_gate_without_a_key(service: Any) -> None:
-    service.engine.keys = AuthenticationMiddleware(service.engine.app, ["right"])
-    front = Front()
-    front.start(service)
-    for path in ("/health", "/ping", "/docs", "/docs/assets/x"):
-        assert TestClient(front).post(path, json={"model": "1*a"}).status_code == 401
+    started = front.access
+    assert started.verify is not None
+    assert started.verify(Headers(KEY))
+    assert not started.verify(Headers({"authorization": "Bearer wrong"}))
+    assert started.hosts == frozenset({"localhost", "127.0.0.1"})
+    assert started.cors is service.engine.cors
+    front.stop()
+    assert front.access is started
 
 
 def test_what_is_no_own_route_is_vllms(http: TestClient) -> None:
     assert http.get("/version").json() == {"version": "0"}
-    assert http.get("/nowhere").json() == {"detail": "Not Found"}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "BREW"])
+@pytest.mark.parametrize("path", ["/nowhere", "/version/", "/", "//version", "/docs.json", "/docs/assets/../x"])
+def test_what_is_no_route_is_404_in_the_shape_of_all_errors(http: TestClient, method: str, path: str) -> None:
+    answer = http.request(method, path, json={"model": "svd(1*a, rank=1)"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "NotFoundError")
+
+
+def test_only_routes_reach_the_gate(http: TestClient, service: Any) -> None:
+    service.pool = None  # a lease would fail
+    assert http.post("/version", json={"model": "1*a"}).status_code == 405
+    assert http.post("/nowhere", json={"model": "1*a"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "/nowhere", 404, "No route"),
+        ("POST", "/version", 405, "expected GET"),
+        ("POST", "/body", 400, "'sizes.1': Input should be a valid integer"),
+        ("POST", "/value", 500, "(ZeroDivisionError); see the server log"),
+        ("POST", "/type", 400, "wrong type"),
+    ],
+)
+def test_vllms_errors_have_the_one_shape_and_show_nothing_of_the_inside(
+    service: Any, method: str, path: str, status: int, words: str
+) -> None:
+    vllm: FastAPI = service.engine.app
+
+    @vllm.post("/body")
+    async def body(sizes: Annotated[list[int], Body(embed=True)]) -> None: ...
+
+    @vllm.post("/value")
+    async def value() -> float:
+        return 1 / 0
+
+    @vllm.post("/type")
+    async def wrong_type() -> None:
+        raise TypeError("f() got multiple values for keyword argument 'x'")
+
+    front = Front()
+    front.start(service)
+    answer = TestClient(front, raise_server_exceptions=False).request(method, path, json={"sizes": [1, "x", "y"]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, status)
+    assert words in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +183,8 @@ def test_what_is_no_own_route_is_vllms(http: TestClient) -> None:
         ("POST", "/v1/fusions/p", "DELETE, GET, PUT"),
         ("DELETE", "/v1/models", "GET"),
         ("HEAD", "/v1/fusions/p/rollback", "POST"),
+        ("POST", "/version", "GET"),
+        ("POST", "/livez", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method_is_told_every_right_one(http: TestClient, method: str, path: str, allowed: str) -> None:
@@ -186,15 +254,9 @@ JSON_ROUTES = {(method, path.replace("xyz", DIGEST)) for method, path, *_ in BOD
     [b"", b"{", b"\xff\xfe", b"[1, 2]", b"7", b"[" * 100_000, b'{"x": NaN}', b'{"x": 1e999}', b'{"x": "\\ud800"}'],
 )
 def test_what_is_no_json_object_is_400_everywhere(http: TestClient, method: str, path: str, raw: bytes) -> None:
-    answer = http.request(method, path, content=raw)
+    answer = http.request(method, path, content=raw, headers=JSON)
     assert answer.status_code == 400, answer.text
     assert "JSON" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
-def test_bodies_are_json_whatever_their_type_says(http: TestClient, kind: str) -> None:
-    answer = http.post(f"/v1/scorecards/{DIGEST}", content=b'{"exact": 0.5}', headers={"content-type": kind})
-    assert (answer.status_code, answer.json()["scorecard"]) == (201, {"exact": 0.5})
 
 
 def test_scorecards_are_bounded(http: TestClient) -> None:
@@ -202,7 +264,7 @@ def test_scorecards_are_bounded(http: TestClient) -> None:
 
 
 def test_our_own_faults_are_500_in_the_shape_of_all_errors(http: TestClient, service: Any) -> None:
-    service.registry.adapters = None
+    service.registry.snapshot = None
     answer = http.get("/v1/adapters")
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "InternalServerError")
 
@@ -220,6 +282,7 @@ def test_the_docs_page_asks_nothing_of_other_sites(http: TestClient) -> None:
     page = http.get("/docs").text
     links = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
     assert "openapi.json" in page
+    assert http.get("/docs").headers["content-security-policy"] == "frame-ancestors 'none'"
     assert "://" not in re.sub(r"(?s)<!--.*?-->", "", page)
     for link in links:
         if not link.startswith("data:"):

@@ -75,7 +75,9 @@ def test_the_plain_base_has_no_fusion_headers(http: httpx.Client) -> None:
 def test_a_request_in_the_same_packet_as_a_fusion_gets_the_plain_base(http: httpx.Client, server: Server) -> None:
     address = httpx.URL(server.url)
     bodies = [json.dumps({**CHAT, "model": model}).encode() for model in ("-6*wide", BASE_NAME)]
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: {}\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: {}\r\n"
+    )
     sent = [
         (head.format(then) + f"content-length: {len(body)}\r\n\r\n").encode() + body
         for then, body in zip(("keep-alive", "close"), bodies, strict=True)

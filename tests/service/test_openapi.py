@@ -1,34 +1,23 @@
 """The one document of the API: valid, whole, and made without an engine."""
 
+import asyncio
 import json
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from service.edge.access import BENTOML_PATHS, OPEN_PATHS
 from service.engine.openapi import text_routes
-from service.front import HEALTH_PATHS, OPEN_PATHS
+from service.routes import docs
 from service.routes.openapi import OWN_ROUTERS, build_document
 from tests.conftest import ROOT
-
-HIDDEN = {
-    "/openapi.json",  # the document itself, and the pages that show it
-    "/docs",
-    "/docs/oauth2-redirect",
-    "/redoc",
-    "/metrics/{path}",  # vLLM's mount, behind BentoML's /metrics
-    "/v1/chat/completions/render",  # vLLM's own choice: parts of its disaggregated serving
-    "/v1/messages/render",
-    "/v1/completions/render",
-    "/v1/responses/render",
-    "/v1/chat/completions/derender",
-    "/v1/completions/derender",
-    "/inference/v1/generate",
-    "/inference/v1/abort_requests",
-}
-"""Routes that the document leaves out."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +29,8 @@ def test_the_document_is_valid_openapi_and_holds_every_route(document: dict[str,
     OpenAPIV31SpecValidator(document).validate()
     routes = [*text_routes(), *(route for router in OWN_ROUTERS for route in router.routes)]
     paths = {getattr(route, "path_format", "") or getattr(route, "path", "") for route in routes}
-    assert paths - document["paths"].keys() == HIDDEN
+    assert document["paths"].keys() - paths == set(BENTOML_PATHS)
+    assert not paths - document["paths"].keys()
 
 
 def test_the_document_describes_errors_keys_and_what_a_fusion_adds(document: dict[str, Any]) -> None:
@@ -53,7 +43,7 @@ def test_the_document_describes_errors_keys_and_what_a_fusion_adds(document: dic
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     paths = document["paths"]
     keyless = {path for path in paths if any(one.get("security") == [] for one in paths[path].values())}
-    assert keyless == {*HEALTH_PATHS, *OPEN_PATHS} & paths.keys()
+    assert keyless == {*OPEN_PATHS} & paths.keys()
     for path, operations in paths.items():
         for method, operation in operations.items():
             assert {"summary", "tags"} <= operation.keys(), (method, path)
@@ -71,3 +61,21 @@ def test_the_command_line_writes_the_same_routes(document: dict[str, Any]) -> No
     assert done.returncode == 0, done.stderr
     # Not the whole: pydantic names equal models of one name by what the process has seen before.
     assert json.loads(done.stdout)["paths"].keys() == document["paths"].keys()
+
+
+async def test_the_document_is_made_once_for_all_who_ask(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+
+    def build(*routes: object) -> dict[str, Any]:
+        built.append(1)
+        time.sleep(0.1)
+        return {"openapi": "3.1.0"}
+
+    monkeypatch.setattr(docs, "build_document", build)
+    app = FastAPI(openapi_url=None)
+    engine: Any = SimpleNamespace(app=FastAPI(), args=SimpleNamespace(disable_fastapi_docs=False))
+    docs.add_routes(app, engine, "/docs/assets")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
+        answers = await asyncio.gather(*(http.get("/openapi.json") for _ in range(20)))
+    assert [answer.json() for answer in answers] == [{"openapi": "3.1.0"}] * 20
+    assert len(built) == 1

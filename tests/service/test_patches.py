@@ -3,16 +3,25 @@
 from typing import Any
 
 import pytest
+import uvicorn.config
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.bento import patches
-from service.bento.app import LoraFusion
+from service.bento.app import LoraFusion, front
+from service.edge.access import BENTOML_PATHS, Access
+from service.edge.connections import Connections, derive_limits
+from service.settings import Settings
+from tests.service.edge_app import CORS, SITE
 
+BENTOML_PAGES = ("/", "/docs.json", "/schema.json", "/static_content/swagger-ui.css")
 HTTP = "bentoml._internal.server.http"
 PLACES = {
-    name: f"{HTTP}.{room}.{name}" for name, room in ((patches.METRICS, "instruments"), (patches.TIMEOUT, "traffic"))
+    name: f"{HTTP}.{room}.{name}"
+    for name, room in ((patches.METRICS, "instruments"), (patches.TIMEOUT, "traffic"), (patches.ACCESS, "access"))
 }
 
 
@@ -20,8 +29,13 @@ def built_app() -> Starlette:
     """BentoML's app around the service, its middleware built as for a first request."""
     service: Any = LoraFusion  # what BentoML's decorator makes of the class
     app: Starlette = service.to_asgi()
+    patches.remove_routes(app)
     app.middleware_stack = app.build_middleware_stack()
     return app
+
+
+def test_bentoml_s_app_keeps_the_listed_routes_only() -> None:
+    assert sorted(getattr(route, "path", "?") for route in built_app().routes) == ["", *sorted(BENTOML_PATHS)]
 
 
 def test_every_replacement_takes_effect_in_bentomls_own_app() -> None:
@@ -36,7 +50,7 @@ def test_a_bentoml_that_runs_its_own_class_is_refused(name: str, monkeypatch: py
         patches.check_effect(built_app())
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", [patches.METRICS, patches.TIMEOUT])  # the access log may be off
 def test_a_bentoml_that_runs_neither_class_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         def __init__(self, app: Any, **options: Any) -> None:
@@ -81,12 +95,66 @@ def test_another_version_is_refused() -> None:
         patches.check_version("9.9")
 
 
+def test_uvicorn_with_a_protocol_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "uvicorn.protocols.http.auto:AutoHTTPProtocol")
+    with pytest.raises(patches.UnsupportedBentoMLError, match="does not make its connections"):
+        patches.check_effect(built_app())
+
+
+@pytest.mark.parametrize("name", ["on_body", "_unsupported_upgrade_warning"])
+def test_a_uvicorn_without_an_extended_method_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(HttpToolsProtocol, name)
+    with pytest.raises(patches.UnsupportedBentoMLError, match=name):
+        patches.bound_connections(Connections(lambda: derive_limits(Settings())))
+
+
+def test_a_uvicorn_without_a_field_that_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestResponseCycle, "__init__", lambda self: None)
+    with pytest.raises(patches.UnsupportedBentoMLError, match="has no transport"):
+        patches.bound_connections(Connections(lambda: derive_limits(Settings())))
+
+
+@pytest.mark.anyio
+async def test_no_client_is_believed_to_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", uvicorn.config.HTTP_PROTOCOLS["auto"])
+    patches.bound_connections(Connections(lambda: derive_limits(Settings())))
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"][0])
+
+    config = uvicorn.Config(app)
+    trust = ProxyHeadersMiddleware(app, config.forwarded_allow_ips)
+    for host in ("127.0.0.1", "::1", ""):
+        scope: Any = {"type": "http", "client": (host, 1), "headers": [(b"x-forwarded-for", b"10.0.0.1")]}
+        await trust(scope, None, None)  # type: ignore[arg-type]  # not used
+    assert seen == ["127.0.0.1", "::1", ""]
+
+
+def test_bentoml_refuses_no_request_in_a_shape_of_its_own() -> None:
+    layer, names = built_app().middleware_stack, []
+    while layer is not None:
+        names.append(type(layer).__name__)
+        layer = getattr(layer, "app", None)
+    assert {"LimitBodies", "LimitRequests"} <= set(names)
+    assert "MaxConcurrencyMiddleware" not in names
+
+
+@pytest.mark.parametrize(("files", "connections"), [(20_000, 2048), (1024, 512)])
+def test_connections_take_at_most_half_of_the_files(
+    files: int, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (files, files))
+    assert derive_limits(Settings()).connections == connections
+
+
 @pytest.fixture(scope="module")
 def http() -> TestClient:
     return TestClient(built_app())  # one only: its metrics are registered at the first request, once a process
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/docs.json", "/openapi.json", "/static_content/swagger-ui.css"])
+@pytest.mark.parametrize("path", [*BENTOML_PAGES, "/docs", "/openapi.json", "/assets/x"])
 def test_bentomls_own_pages_are_hidden_by_the_front(http: TestClient, path: str) -> None:
     answer = http.get(path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, 503)  # the front's, before its start
@@ -94,11 +162,35 @@ def test_bentomls_own_pages_are_hidden_by_the_front(http: TestClient, path: str)
 
 def test_readyz_is_the_front_s_readiness(http: TestClient) -> None:
     answer = http.get("/readyz")
-    assert (answer.status_code, answer.json()) == (503, {"ready": False})
+    assert (answer.status_code, answer.json()["state"]) == (503, "starting")
+    assert int(answer.headers["retry-after"]) > 0
 
 
-def test_request_metrics_are_counted_under_bounded_paths(http: TestClient) -> None:
+def test_request_metrics_are_counted_under_bounded_paths(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "access", Access(started=True))
     http.get("/invented/by/a/client")
     text = http.get("/metrics").text
     assert 'endpoint="(other)"' in text
     assert "invented" not in text
+
+
+def test_a_content_type_of_any_bytes_gets_its_whole_answer(http: TestClient) -> None:
+    answer = http.get("/v1/models", headers={b"content-type": b"\xff\xfe"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, 503)
+
+
+def test_the_whole_app_asks_for_the_key_and_lets_allowed_origins_read(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = Access(started=True, verify=lambda headers: headers.get("authorization") == "Bearer right", cors=CORS)
+    monkeypatch.setattr(front, "access", access)
+    site, key = {"origin": SITE}, {"authorization": "Bearer right"}
+    for path, known in (("/metrics", 200), ("/schema.json", 503), ("/v1/models", 503)):
+        for headers, status in ((site, 401), (site | key, known)):
+            answer = http.get(path, headers=headers)
+            assert (answer.status_code, answer.headers.get_list("access-control-allow-origin")) == (status, [SITE])
+        assert http.get(path, headers=key | {"origin": "https://evil.example"}).status_code == 403
+    for path in ("/livez", "/readyz", "/healthz"):
+        assert http.get(path, headers=site).headers["access-control-allow-origin"] == SITE
+    asked = {"access-control-request-method": "GET", "access-control-request-headers": "authorization"}
+    assert http.options("/v1/models", headers=site | asked).status_code == 200

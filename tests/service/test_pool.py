@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from adapters import AdapterError, load
+from adapters import load
 from service.errors import ApiError
 from service.residency import ADAPTER
 from tests.service.conftest import World
@@ -75,20 +75,21 @@ async def test_strict_refuses_what_loses_and_passes_what_does_not(world: Callabl
 async def test_a_removed_adapter_leaves_the_engine_once_it_is_idle(world: Callable[..., World]) -> None:
     w = world()
     lease = await w.pool.acquire(w.fusion("1*a + 1*b"))
-    await w.pool.forget(w.adapters["a"].digest)
+    w.pool.forget(w.adapters["a"].digest)
     assert w.engine.loaded, "the running request keeps what it has"
     assert not w.residency.residents
     async with w.pool.lease(w.fusion("1*b")) as other:
         assert other.resident is not lease.resident
-    await w.pool.release(lease)
+    w.pool.release(lease)
+    await w.settle()
     assert list(w.engine.loaded) == [other.resident.request]
 
 
 async def test_a_damaged_parent_fails_with_its_own_error(world: Callable[..., World]) -> None:
     w = world()
     fusion = w.fusion("1*a + 1*b")
-    path = w.materializer.source(fusion.parents["a"]) / "adapter_model.safetensors"
+    path = w.materializer.sources.root / fusion.parents["a"] / "adapter/adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(AdapterError):
+    with pytest.raises(ApiError, match="The stored files of adapter '.*' are damaged.*ends inside its header"):
         await w.pool.acquire(fusion)
     assert w.pool.state(fusion)[0] == "failed"

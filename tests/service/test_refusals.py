@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import BASE_NAME, Server
 
 CHAT = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1, "temperature": 0}
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_bad_names_and_recipes_are_refused(http: httpx.Client, body: dict[str, A
         ({"defaults": {"top_p": 0}}, "defaults.top_p"),
         ({"defaults": {"max_tokens": True}}, "defaults.max_tokens"),
         ({"defaults": {"stop": [1]}}, "defaults.stop"),
-        ({"defaults": {"chat_template": "{% for"}}, "line 1"),
+        ({"defaults": {"chat_template": "{{ x }}"}}, "FUSION_CLIENT_TEMPLATES"),
         ({"defaults": {"stopp": "x"}}, "known keys are system, chat_template"),
         ({"defaults": ["x"]}, "defaults"),
         ({"default": {}}, "'default'"),
@@ -77,7 +78,7 @@ def test_invalid_profiles_are_refused(http: httpx.Client, body: dict[str, Any], 
 
 @pytest.mark.parametrize("raw", [b"{", b"[1, 2]", b'{"model": "wide"', b"\xff\xfe", b"[" * 100_000])
 def test_bodies_that_are_not_json_are_refused(http: httpx.Client, raw: bytes) -> None:
-    answer = http.post("/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
+    answer = http.post("/v1/chat/completions", content=raw, headers=JSON)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
 
@@ -85,9 +86,9 @@ def test_bodies_that_are_not_json_are_refused(http: httpx.Client, raw: bytes) ->
 @pytest.mark.parametrize("value", [b"NaN", b"1e999", b'"\\ud800"'])
 def test_what_could_never_be_answered_with_is_not_stored(http: httpx.Client, value: bytes) -> None:
     body = b'{"fusion": "1*wide", "description": ' + value + b"}"
-    assert http.put("/v1/fusions/never", content=body).status_code == 400
+    assert http.put("/v1/fusions/never", content=body, headers=JSON).status_code == 400
     digest = "0" * 64
-    refused = http.post(f"/v1/scorecards/{digest}", content=b'{"harm": ' + value + b"}")
+    refused = http.post(f"/v1/scorecards/{digest}", content=b'{"harm": ' + value + b"}", headers=JSON)
     assert refused.status_code == 400
     assert "JSON" in refused.json()["error"]["message"]
     assert http.get(f"/v1/scorecards/{digest}").json()["data"] == []
@@ -112,7 +113,7 @@ def test_other_methods_are_refused_in_the_shape_of_all_errors(http: httpx.Client
 
 def test_nan_weights_in_json_are_refused(http: httpx.Client) -> None:
     raw = json.dumps({**CHAT, "model": BASE_NAME, "fusion": {"adapters": [{"name": "wide", "weight": "x"}]}})
-    answer = http.post("/v1/chat/completions", content=raw.replace('"x"', "NaN"))
+    answer = http.post("/v1/chat/completions", content=raw.replace('"x"', "NaN"), headers=JSON)
     assert answer.status_code == 400
 
 

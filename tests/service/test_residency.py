@@ -29,26 +29,6 @@ async def test_many_waiters_share_one_making_and_outlive_the_first(world: Callab
     assert w.pool.state(fusion) == ("warm", None)
 
 
-async def test_what_is_evicted_before_its_waiters_wake_is_loaded_once_more(world: Callable[..., World]) -> None:
-    w = world()
-    w.engine.wait = asyncio.Event()
-    waiting = [asyncio.create_task(w.pool.acquire(w.fusion("1*a"))) for _ in range(2)]
-    while not w.residency.states:
-        await asyncio.sleep(0.01)
-    (task,) = w.residency._tasks.values()  # noqa: SLF001 - the moment between landing and waking shows nowhere else
-
-    def evict(_: object) -> None:
-        w.residency.residents.clear()
-        w.engine.loaded.clear()
-
-    task.add_done_callback(evict)
-    w.engine.wait.set()
-    one, other = await asyncio.gather(*waiting)
-    assert (one.source, other.source) == ("loaded", "loaded")
-    assert one.resident is other.resident
-    assert list(w.engine.loaded) == [one.resident.request]
-
-
 async def test_eviction_waits_for_leases_and_takes_the_least_recently_used(world: Callable[..., World]) -> None:
     w = world(capacity=2)
     held = await w.pool.acquire(w.fusion("1*a"))
@@ -61,8 +41,8 @@ async def test_eviction_waits_for_leases_and_takes_the_least_recently_used(world
     back = await waiting
     assert back.source == "loaded", "its files were kept"
     assert {resident.rank for resident in w.residency.residents.values()} == {4, 2}
-    await w.pool.release(held)
-    await w.pool.release(back)
+    w.pool.release(held)
+    w.pool.release(back)
 
 
 async def test_what_was_found_in_the_store_is_not_evicted_before_it_is_loaded(world: Callable[..., World]) -> None:
@@ -82,25 +62,7 @@ async def test_what_was_found_in_the_store_is_not_evicted_before_it_is_loaded(wo
     for task in (making, asked):
         lease = await task
         assert lease.resident.path.is_dir()
-        await w.pool.release(lease)
-
-
-async def test_an_adapter_is_forgotten_while_its_stacks_are_evicted(world: Callable[..., World]) -> None:
-    w = world()
-    await w.warm("1*a + 1*b", "1*a + 1*c")
-    unload = w.engine.unload
-
-    async def slow(request: object) -> None:
-        await asyncio.sleep(0.1)
-        await unload(request)
-
-    w.engine.unload = slow  # type: ignore[method-assign]  # a busy engine
-    forgetting = asyncio.create_task(w.pool.forget(w.adapters["a"].digest))
-    await asyncio.sleep(0.05)
-    (other,) = w.residency.residents.values()
-    await asyncio.gather(forgetting, w.residency.evict(other))
-    assert not w.residency.residents
-    assert not w.engine.loaded
+        w.pool.release(lease)
 
 
 async def test_a_failure_keeps_its_reason_and_can_be_tried_again(world: Callable[..., World]) -> None:

@@ -1,5 +1,6 @@
 """Names and what they resolve to, over a registry of its own."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 
 from adapters import parse
 from service.errors import ApiError
-from service.registry import AdapterRecord, ProfileVersion, Registry
+from service.records import AdapterRecord, ProfileVersion
+from service.registry import Registry
 from service.resolve import Fusion, Names
+from tests.service.conftest import adapter_info, fill
 
 DIGESTS = {"wide": "a" * 64, "narrow": "b" * 64}
 RANKS = {"wide": 8, "narrow": 2}
@@ -17,15 +20,14 @@ RANKS = {"wide": 8, "narrow": 2}
 
 @pytest.fixture
 def names(tmp_path: Path) -> Iterator[Names]:
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}")
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
     for name, digest in DIGESTS.items():
-        registry.add_adapter(AdapterRecord(name, digest, {"rank": RANKS[name]}, ""))
-    names = Names("base", registry, max_weight=16.0)
+        fill(registry, AdapterRecord(name, digest, adapter_info(rank=RANKS[name]), ""))
+    names = Names("base", registry, max_weight=16.0, max_norm=math.inf)
     for version, text in enumerate(("1*wide", "0.5*wide + 0.5*narrow"), 1):
         fusion = names.resolve_recipe(parse(text))
-        registry.add_version(
-            ProfileVersion("even", version, text, dict(fusion.parents), fusion.digest, {"max_tokens": 2})
-        )
+        parents = dict(fusion.parents)
+        fill(registry, ProfileVersion("even", version, text, parents, fusion.digest, {"max_tokens": 2}))
     yield names
     registry.close()
 

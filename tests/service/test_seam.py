@@ -95,6 +95,26 @@ def test_rows_weigh_the_coordinates_and_base_tokens_get_nothing() -> None:
         assert torch.allclose(y[i], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("ids", "tokens"), [([7], [7, 0, 7]), ([7, 8], [7, 0, 8])])
+def test_an_adapter_that_overflows_does_not_reach_tokens_that_do_not_use_it(
+    dtype: torch.dtype, ids: list[int | None], tokens: list[int]
+) -> None:
+    a, b = slots(len(ids), dtype)
+    for factor in a:
+        factor[0, 0, : RANK // 2] = torch.finfo(dtype).max
+    punica = wrapper(MixedPunicaCPU, ids, tokens)
+    rows = torch.ones(len(tokens), RANK)
+    rows[1] = 0.0  # the base
+    rows[2, : RANK // 2] = 0.0  # a mix with weight 0 for the adapter of huge numbers
+    punica.fusion_rows[: len(tokens)] = rows
+    x, y = torch.rand(len(tokens), D_IN).to(dtype) + 1, torch.zeros(len(tokens), sum(SLICES), dtype=dtype)
+    punica.add_lora_linear(y, x, a, b, 1.0, SLICES)
+    assert not y[0].isfinite().any()
+    assert not y[1].any()
+    assert y[2].isfinite().all()
+
+
 def test_a_slot_with_another_adapter_is_packed_again() -> None:
     a, b = slots(1, torch.float32)
     x = torch.randn(2, D_IN)

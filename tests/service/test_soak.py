@@ -36,6 +36,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         folder / "adapters",
         folder / "log",
         FUSION_MAX_CPU_LORAS=str(ROOM),
+        FUSION_MAX_CLIENT_PLACES=str(2 * ROOM),
         FUSION_STORE_BYTES=str(STORE_BYTES),
         FUSION_ADAPTERS=",".join(f"{name}={path}" for name, path in adapters.items()),
     )

@@ -12,10 +12,12 @@ from adapters.files import adapter_path, shipped, shipped_adapter
 from service import data_folder
 from service.data_folder import hold_data_folder, scratch_folder
 from service.groups import declared_groups, warn_of_idle_groups
-from service.registry import AdapterRecord, Registry
+from service.records import AdapterRecord
+from service.registry import Registry
 from service.settings import Settings
-from service.startup import open_service
-from tests.conftest import ROOT
+from service.startup import open_registry
+from tests.conftest import BASE, ROOT
+from tests.service.conftest import adapter_info, fill
 
 
 def test_a_data_folder_has_one_server_and_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,14 +33,12 @@ def test_a_data_folder_has_one_server_and_is_swept(tmp_path: Path, monkeypatch: 
         pass
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("prefix", data_folder.SCRATCH_PREFIXES)
-async def test_a_scratch_folder_ends_with_its_block(prefix: str, tmp_path: Path) -> None:
-    with pytest.raises(KeyError):
-        async with scratch_folder(tmp_path, prefix) as folder:
-            (folder / "file").touch()
-            assert folder.match(f"{prefix}-*")
-            raise KeyError
+def test_a_scratch_folder_ends_with_its_block(prefix: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyError), scratch_folder(tmp_path, prefix) as folder:
+        (folder / "file").touch()
+        assert folder.match(f"{prefix}-*")
+        raise KeyError
     assert not list(tmp_path.iterdir())
 
 
@@ -64,10 +64,10 @@ def test_shipped_adapters_are_found_in_an_installed_package(tmp_path: Path, monk
 
 
 def test_groups_wait_for_their_adapters_and_warn_when_idle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}")
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
     settings = Settings(groups=("a + b", "b+c"), max_lora_rank=8)
     for name, digest in (("a", "x"), ("b", "y")):
-        registry.add_adapter(AdapterRecord(name, digest, {"rank": 5}, ""))
+        fill(registry, AdapterRecord(name, digest, adapter_info(rank=5), ""))
     assert declared_groups(settings, registry) == [{"x": 5, "y": 5}]
     with caplog.at_level(logging.WARNING, "fusion"):
         warn_of_idle_groups(settings, registry)
@@ -77,13 +77,17 @@ def test_groups_wait_for_their_adapters_and_warn_when_idle(tmp_path: Path, caplo
     registry.close()
 
 
-@pytest.mark.anyio
-async def test_a_start_that_fails_names_the_next_step_and_releases_what_it_held(tmp_path: Path) -> None:
+def test_a_start_without_a_base_names_the_next_step(tmp_path: Path) -> None:
     settings = Settings(base="./no-such-base", data=tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match=r"python -m training.base ./no-such-base"), open_registry(settings):
+        pass
+
+
+def test_a_registry_that_fails_to_open_releases_the_data_folder(tmp_path: Path) -> None:
+    settings = Settings(base=str(BASE), data=tmp_path / "data", database="nonsense://")
     for _ in range(2):
-        with pytest.raises(FileNotFoundError, match=r"python -m training.base ./no-such-base"):
-            async with open_service(settings):
-                pass
+        with pytest.raises(ValueError, match="cannot be kept"), open_registry(settings):
+            pass
     with hold_data_folder(settings.data):
         pass
 

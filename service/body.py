@@ -1,0 +1,130 @@
+"""What a JSON body may hold, checked before anything else reads it: no size of body may hold up the event loop.
+
+The costs of vLLM's validation grow with the objects and lists in a body, and each is some hundred times the cost of
+the checks here, which end at the first that is too many.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from service.errors import ApiError
+from service.validation import MAX_QUOTED
+
+MAX_CONTAINERS = 16_384
+"""Objects and lists in a body."""
+MAX_ITEMS = 4096
+"""Objects and lists in one list: messages, items of `input`, parts of a content, tools."""
+MAX_KEYS = 65_536
+"""Keys of one object."""
+MAX_DEPTH = 100
+MAX_CHARS = {"stop": 65_536, "stop_sequences": 65_536, "bad_words": 16_384}
+"""All texts of a key together: each token is compared with each `stop`, each bad word is tokenized for each prompt."""
+MAX_SEQUENCES = 1024
+"""Prompts (or conversations) of one request, times `n`."""
+MAX_PARAMETERS = 4 * 2**20
+"""Bytes of a body without its prompts, times the sequences: each gets its own copy of the parameters."""
+PROMPTS = ("prompt", "prompt_embeds", "messages")
+TOO_MANY = f"The JSON body has more than {MAX_CONTAINERS} objects and lists; send less at once."
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""A string, or one without an end: where a match begins it never fails, so that no part is read twice."""
+LONG_NUMBER = re.compile(rb"(?<![0-9.])-?[0-9]{19,}+(?![.eE])")
+"""An integer that may be outside 64 bits."""
+
+
+def parse_body(raw: bytes) -> Any:
+    """The JSON value of a body; `ApiError` 400 when it is none, not in UTF-8, or holds too much."""
+    if not raw:
+        return {}
+    # Building too many objects takes longer than seeing that there are too many.
+    if _count_brackets(raw) > MAX_CONTAINERS and _count_brackets(STRING.sub(b"", raw)) > MAX_CONTAINERS:
+        raise ApiError(400, TOO_MANY)
+    try:
+        if LONG_NUMBER.search(raw):
+            _check_integers(STRING.sub(b"", raw))
+        body = json.loads(raw.decode("utf-8-sig"))
+        if b"\\ud" in raw or b"\\uD" in raw:
+            json.dumps(body, ensure_ascii=False).encode()  # refuses half surrogates
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"The request body is not valid JSON: {error}.") from error
+    _check_size(body)
+    return body
+
+
+def _count_brackets(raw: bytes) -> int:
+    return raw.count(b"{") + raw.count(b"[")
+
+
+def _check_integers(raw: bytes) -> None:
+    for match in LONG_NUMBER.finditer(raw):
+        text = match[0]
+        if len(text) > len(str(-(2**63))) or not -(2**63) <= int(text) < 2**63:
+            raise ValueError(f"the integer {text[:MAX_QUOTED].decode()} is outside 64 bits")
+
+
+def _check_size(body: Any) -> None:
+    """Raise 400 when a value holds too many containers, or too deep; level by level, up to the first too many."""
+    level, count = [body] if isinstance(body, dict | list) else [], 0
+    for _depth in range(MAX_DEPTH):
+        below = []
+        for container in level:
+            if isinstance(container, dict):
+                if len(container) > MAX_KEYS:
+                    raise ApiError(400, f"An object in the body has {len(container)} keys; the limit is {MAX_KEYS}.")
+                below += [value for value in container.values() if isinstance(value, dict | list)]
+                continue
+            inner = [value for value in container if isinstance(value, dict | list)]
+            if len(inner) > MAX_ITEMS:
+                message = f"A list in the body has {len(inner)} objects or lists; the limit is {MAX_ITEMS}."
+                raise ApiError(400, message)
+            below += inner
+            if count + len(below) > MAX_CONTAINERS:
+                break
+        count += len(below)
+        if count > MAX_CONTAINERS:
+            raise ApiError(400, TOO_MANY)
+        if not below:
+            return
+        level = below
+    raise ApiError(400, f"The JSON body is nested more than {MAX_DEPTH} deep.")
+
+
+def check_counts(body: Mapping[str, Any]) -> None:
+    """Raise 400 for more sequences, more text to compare with, or more parameters than one request may ask for."""
+    for key, limit in MAX_CHARS.items():
+        texts = body.get(key)
+        texts = texts if isinstance(texts, list) else [texts]
+        if sum(len(text) for text in texts if isinstance(text, str)) > limit:
+            raise ApiError(400, f"{key!r} has more than {limit} characters; send shorter ones.", param=key)
+    answers = _read_n(body.get("n"))
+    prompts, param = max((_count_prompts(body.get(key)), key) for key in PROMPTS)
+    if prompts * answers > MAX_SEQUENCES:
+        message = f"{prompts} × {answers} answers (prompts × 'n') exceed the limit of {MAX_SEQUENCES}; ask for fewer."
+        raise ApiError(400, message, param=param if prompts > answers else "n")
+    if prompts * answers > 1:
+        rest = len(json.dumps({key: value for key, value in body.items() if key not in PROMPTS}))
+        if prompts * answers * rest > MAX_PARAMETERS:
+            message = f"{prompts} prompts × {answers} answers with {rest} bytes of parameters exceed the limit of"
+            raise ApiError(400, f"{message} {MAX_PARAMETERS} bytes; send fewer at once.")
+
+
+def _read_n(n: object) -> int:
+    """`n` as pydantic reads it; 1 for what it refuses."""
+    try:
+        return max(1, int(float(n))) if isinstance(n, int | float | str) else 1
+    except (ValueError, OverflowError):
+        return 1
+
+
+def _count_prompts(value: object) -> int:
+    """A list of texts or of lists is many prompts; one of numbers, or of messages, is one."""
+    return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else 1
+
+
+def check_arguments(body: Mapping[str, Any], reserved: frozenset[str]) -> None:
+    """Raise 400 for a key of `chat_template_kwargs` that is among the `reserved` ones."""
+    arguments = body.get("chat_template_kwargs")
+    if isinstance(arguments, dict) and (wrong := sorted(arguments.keys() & reserved)):
+        message = f"'chat_template_kwargs' must hold variables of the chat template, but {wrong[0]!r} is not one."
+        raise ApiError(400, message, param="chat_template_kwargs")

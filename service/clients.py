@@ -1,0 +1,77 @@
+"""Who a request comes from, and how many places of the engine each client takes."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from service.edge.clients import client_name
+from service.errors import ApiError
+from service.metrics import Metrics
+
+
+def identify_client(scope: Scope, *, keyed: bool) -> str:
+    """Who sent a request: its API key, hashed, on a server that has keys, else its peer's address."""
+    if keyed:
+        _, _, key = Headers(scope=scope).get("authorization", "").partition(" ")  # its scheme is in any case of letters
+        return "key " + sha256(key.encode()).hexdigest()
+    return client_name(scope)
+
+
+class ClientPlaces:
+    """Counts the stacks and builds that each client holds or waits for, and its requests that wait.
+
+    None is the server itself, which has no limits. One client can fill neither the engine nor the queue.
+    """
+
+    def __init__(self, metrics: Metrics, *, limit: int, max_waiting: int) -> None:
+        self._metrics = metrics
+        self._limit = limit
+        self._max_waiting = max(1, max_waiting * 7 // 8)
+        self._uses: dict[str, Counter[str]] = {}
+        self._waiting: Counter[str] = Counter()
+
+    def take(self, client: str | None, key: str) -> None:
+        """Count one more use of `key`; `ApiError` 429 when the client has `limit` other ones in use."""
+        if client is None:
+            return
+        uses = self._uses.get(client, Counter())
+        if key not in uses and len(uses) >= self._limit:
+            raise self._refuse(f"uses {len(uses)} stacks and builds at once, the limit (FUSION_MAX_CLIENT_PLACES)")
+        uses[key] += 1
+        self._uses[client] = uses
+
+    def give_back(self, client: str | None, key: str) -> None:
+        """Count one use less."""
+        if client is None:
+            return
+        uses = self._uses[client]
+        uses[key] -= 1
+        if not uses[key]:
+            del uses[key]
+        if not uses:
+            del self._uses[client]
+
+    @contextmanager
+    def wait(self, client: str | None) -> Iterator[None]:
+        """Count one request that waits for the block; `ApiError` 429 when an eighth of the queue is left for others."""
+        if client is None:
+            yield
+            return
+        if self._waiting[client] >= self._max_waiting:
+            raise self._refuse(f"has {self._waiting[client]} requests that wait, the limit (7/8 of FUSION_MAX_WAITING)")
+        self._waiting[client] += 1
+        try:
+            yield
+        finally:
+            self._waiting[client] -= 1
+            if not self._waiting[client]:
+                del self._waiting[client]
+
+    def _refuse(self, what: str) -> ApiError:
+        self._metrics.record_refusal("client")
+        message = f"This client {what}; try again when one of its requests has ended."
+        return ApiError(429, message)

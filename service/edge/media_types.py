@@ -1,0 +1,61 @@
+"""The content type of bodies: none that a web page may send without asking this server first.
+
+Browsers send forms, plain text and bodies without a type to any site; for JSON, and for a header of our own, they
+ask with a preflight request (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
+"""
+
+from starlette.types import Scope
+
+from service.edge.check import Check, header_values
+from service.errors import ApiError
+from service.validation import MAX_QUOTED
+
+UPLOAD = ("POST", "/v1/adapters")
+UPLOAD_HEADER = b"x-fusion-upload"
+MULTIPART = "multipart/form-data"
+
+
+class MediaTypes(Check):
+    """Answers 415 to bodies that are neither JSON nor an upload with its header."""
+
+    def check(self, scope: Scope) -> None:
+        """Raise `ApiError` when the request has a body of another type."""
+        method = scope["method"]
+        if method in ("GET", "HEAD", "OPTIONS") or not has_body(scope):
+            return
+        kind = media_type(scope)
+        if is_json(kind):
+            return
+        if is_upload(scope):
+            if header_values(scope, UPLOAD_HEADER) == [b"1"]:
+                return
+            raise ApiError(415, f"An upload ({MULTIPART}) must have the header 'X-Fusion-Upload: 1'.")
+        types = [value.decode("latin-1") for value in header_values(scope, b"content-type")]
+        problem = (
+            f"has the content type {types[0][:MAX_QUOTED]!r}" if len(types) == 1 else f"has {len(types)} content types"
+        )
+        upload = f", or '{MULTIPART}' with the header 'X-Fusion-Upload: 1'" if (method, scope["path"]) == UPLOAD else ""
+        raise ApiError(415, f"The body {problem}; expected the header 'Content-Type: application/json'{upload}.")
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether the head announces a body."""
+    if header_values(scope, b"transfer-encoding"):
+        return True
+    return any(value.strip(b" \t0") for value in header_values(scope, b"content-length"))
+
+
+def media_type(scope: Scope) -> str:
+    """The media type of the body (lower case, without parameters); empty without just one."""
+    types = header_values(scope, b"content-type")
+    return types[0].decode("latin-1").partition(";")[0].strip().lower() if len(types) == 1 else ""
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether a request uploads an adapter."""
+    return (scope["method"], scope["path"]) == UPLOAD and media_type(scope) == MULTIPART
+
+
+def is_json(kind: str) -> bool:
+    """Whether a media type (lower case, without parameters) is JSON."""
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

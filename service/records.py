@@ -1,0 +1,163 @@
+"""What the registry keeps of adapters and profile versions, and how it is read back: a bad row is no record."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from adapters import RecipeError, check_name, parse
+from service.validation import describe_fault
+
+HexDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """A registered adapter; its files lie in the store under `digest`."""
+
+    name: str
+    digest: str
+    info: Mapping[str, Any]
+    created: str
+
+    @property
+    def rank(self) -> int:
+        """The adapter's largest rank in any module."""
+        return int(self.info["rank"])
+
+    @property
+    def norm(self) -> float:
+        """Bound of the adapter's update (see `norms`); 0 in records from before it was measured."""
+        return float(self.info.get("norm", 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileVersion:
+    """One version of a profile: canonical recipe with its parents pinned by digest, and defaults."""
+
+    name: str
+    version: int
+    recipe: str
+    parents: Mapping[str, str]
+    digest: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+    created: str = ""
+
+    def body(self) -> dict[str, Any]:
+        """JSON form without the name and version."""
+        return {
+            "recipe": self.recipe,
+            "parents": dict(self.parents),
+            "digest": self.digest,
+            "defaults": dict(self.defaults),
+            "description": self.description,
+            "created": self.created,
+        }
+
+
+class DamageError(ValueError):
+    """A row of the registry that cannot be read; the message says why."""
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class _AdapterInfo(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, FiniteFloat | str | None] = Field(init=False)
+
+    rank: int = Field(ge=1)
+    modules: int
+    bytes: int
+    dtype: str
+    fusion_digest: HexDigest
+    effect: FiniteFloat
+    norm: FiniteFloat = 0.0
+
+
+class _Defaults(BaseModel):
+    """Types alone: the ranges were checked when the version was made, and may be others now."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    system: str = ""
+    chat_template: str = ""
+    temperature: FiniteFloat = 0
+    top_p: FiniteFloat = 0
+    max_tokens: int = 0
+    stop: str | list[str] = ""
+
+
+class _VersionBody(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    recipe: str
+    parents: dict[str, HexDigest]
+    digest: HexDigest
+    defaults: _Defaults
+    description: str
+    created: str
+
+
+class _AdapterRow(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    digest: HexDigest
+    created: str
+
+
+def read_adapter(name: object, digest: object, info: object, created: object) -> AdapterRecord:
+    """The record in a row of the adapters' table; DamageError when it holds something else."""
+    try:
+        row = _AdapterRow.model_validate({"name": name, "digest": digest, "created": created})
+        details = _AdapterInfo.model_validate_json(_check_text(info)).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise _damage(error) from error
+    _check_row(row.name, row.created)
+    return AdapterRecord(row.name, row.digest, details, row.created)
+
+
+def read_version(name: object, version: object, body: object) -> ProfileVersion:
+    """The version in a row of the versions' table; DamageError when it holds something else."""
+    try:
+        content = _VersionBody.model_validate_json(_check_text(body)).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise _damage(error) from error
+    if type(version) is not int or version < 1:
+        raise DamageError(f"its version is {version!r:.100}, expected 1 or more")
+    profile = ProfileVersion(str(name), version, **content)
+    _check_row(profile.name, profile.created)
+    try:
+        missing = set(parse(profile.recipe, max_weight=float("inf")).adapters) - profile.parents.keys()
+    except RecipeError as error:
+        raise DamageError(f"its recipe cannot be read: {error}") from error
+    if missing:
+        raise DamageError(f"it has no digest of {min(missing)!r}")
+    return profile
+
+
+def _check_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise DamageError(f"it holds {type(value).__name__}, expected JSON text")
+    return value
+
+
+def _check_row(name: str, created: str) -> None:
+    try:
+        check_name(name)
+        datetime.fromisoformat(created).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise DamageError(str(error)) from error
+
+
+def _damage(error: ValidationError) -> DamageError:
+    faults = error.errors()
+    if not faults[0]["loc"]:
+        return DamageError("it is not a JSON object")
+    return DamageError(describe_fault(faults)[0].rstrip("."))

@@ -1,0 +1,106 @@
+"""Measured results, attached to the digests of fusions: bounded in number and bytes, read page by page, removable."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from service.errors import ApiError
+from service.records import now
+from service.registry import Registry, to_json
+from service.settings import Settings
+from service.tables import SCORECARDS
+from service.waits import enter
+
+MAX_SCORECARD_BYTES = 64 * 1024
+MAX_SCORECARDS = 1000
+"""Of one fusion."""
+MAX_PAGE_BYTES = 2**20
+"""A page of scorecards ends with the one that reaches this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecards:
+    """The scorecards of one registry."""
+
+    settings: Settings
+    registry: Registry
+    write_lock: asyncio.Lock
+    """Held by everything that changes the registry, for the change alone."""
+
+    async def add(self, digest: str, card: Mapping[str, Any]) -> int:
+        """Attach a measured result to a fusion; returns its id. 413 and 409 when there is no room for it."""
+        body = to_json(card)
+        if len(body) > MAX_SCORECARD_BYTES:
+            raise ApiError(413, f"A scorecard may have at most {MAX_SCORECARD_BYTES} bytes.")
+
+        def write(connection: Connection) -> int:
+            row = insert(SCORECARDS).values(digest=digest, body=body, created=now())
+            return int(connection.execute(row).inserted_primary_key[0])  # type: ignore[index]  # one row has one
+
+        async with self._write():
+            if self.registry.snapshot.scorecard_counts[digest] >= MAX_SCORECARDS:
+                message = f"This fusion already has {MAX_SCORECARDS} scorecards, the limit; delete some of them first."
+                raise ApiError(409, message)
+            self.registry.check_room(len(body), self.settings.registry_bytes)
+            return await self.registry.write(write, lambda _: self.registry.snapshot.add_scorecards(digest, len(body)))
+
+    async def read(self, digest: str, *, limit: int, after: int) -> tuple[list[dict[str, Any]], bool]:
+        """Up to `limit` results of a fusion with an id over `after`, oldest first, and whether there are more."""
+        query = select(SCORECARDS).where(SCORECARDS.c.digest == digest, SCORECARDS.c.id > after)
+        query = query.order_by(SCORECARDS.c.id).limit(limit + 1)
+
+        def read(connection: Connection) -> tuple[list[dict[str, Any]], bool]:
+            cards: list[dict[str, Any]] = []
+            size = 0
+            for number, _, body, created in connection.execute(query.execution_options(yield_per=10)):
+                if len(cards) == limit or size >= MAX_PAGE_BYTES:
+                    return cards, True
+                cards.append(_read_card(body) | {"scorecard_id": number, "created": str(created)})
+                size += len(str(body))
+            return cards, False
+
+        return await self.registry.read(read)
+
+    async def remove(self, digest: str, number: int | None = None) -> None:
+        """Delete one result of a fusion by its id, or all of them; 404 when there is none."""
+        matches = SCORECARDS.c.digest == digest
+        if number is not None:
+            matches &= SCORECARDS.c.id == number
+
+        def write(connection: Connection) -> tuple[int, int]:
+            size = func.coalesce(func.sum(func.length(SCORECARDS.c.body)), 0)
+            nbytes, count = connection.execute(select(size, func.count()).where(matches)).one()
+            connection.execute(delete(SCORECARDS).where(matches))
+            return int(nbytes), int(count)
+
+        def apply(removed: tuple[int, int]) -> None:
+            if removed[1]:
+                self.registry.snapshot.remove_scorecards(digest, *removed)
+
+        async with self._write():
+            count = (await self.registry.write(write, apply))[1]
+        if not count:
+            what = "no scorecards" if number is None else f"no scorecard {number}"
+            raise ApiError(404, f"This fusion has {what}; GET /v1/scorecards/{digest} lists them.", param="digest")
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[None]:
+        """Alone, and with the registry knowing what its database holds."""
+        async with enter(self.write_lock, self.settings.wait_timeout_s, "other changes of the registry"):
+            await self.registry.settle()
+            yield
+
+
+def _read_card(body: object) -> dict[str, Any]:
+    """The JSON object in a row, or what is wrong with it."""
+    try:
+        card = json.loads(str(body))
+        json.dumps(card, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        return {"state": "damaged", "reason": f"it is not valid JSON: {error}; delete it"}
+    return card if isinstance(card, dict) else {"state": "damaged", "reason": "it is not a JSON object; delete it"}

@@ -1,0 +1,143 @@
+"""The registry in memory, which requests read: records, what cannot be read, and what all of it adds up to."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from sqlalchemy import func, select
+
+from service.database import Database
+from service.records import AdapterRecord, DamageError, ProfileVersion, read_adapter, read_version
+from service.tables import ADAPTERS, PROFILES, SCORECARDS, VERSIONS
+
+ROW_BYTES = 1024
+"""What a profile version or a scorecard counts for on top of its JSON text, about what it takes in memory."""
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The tables' content. Read and changed on the event loop only, so that no reader sees half a change."""
+
+    adapters: dict[str, AdapterRecord] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Rank of every registered adapter, by digest."""
+    norms: dict[str, float] = field(default_factory=dict)
+    """Norm of every registered adapter, by digest; 0 until it is measured, of records from before that was done."""
+    profiles: dict[str, ProfileVersion] = field(default_factory=dict)
+    """The current versions."""
+    versions: dict[str, dict[int, ProfileVersion]] = field(default_factory=dict)
+    damaged_adapters: dict[str, str] = field(default_factory=dict)
+    """Why an adapter's row cannot be read, by name."""
+    damaged_profiles: dict[str, str] = field(default_factory=dict)
+    """Why a profile has no current version, by name."""
+    damaged_versions: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Why a version cannot be read, by name and number."""
+    scorecard_counts: Counter[str] = field(default_factory=Counter)
+    """By fusion digest."""
+    scorecard_bytes: Counter[str] = field(default_factory=Counter)
+    pins: dict[str, Counter[str]] = field(default_factory=dict)
+    """For every digest of an adapter, the profiles that pin it and in how many versions."""
+    fusions: Counter[str] = field(default_factory=Counter)
+    """Fusion digests of adapters alone and of profile versions."""
+    nbytes: int = 0
+    """Bytes of all profile versions and scorecards."""
+    _profile_bytes: Counter[str] = field(default_factory=Counter)
+
+    def add_adapter(self, record: AdapterRecord) -> None:
+        """Put a record in, over what had its name."""
+        self.remove_adapter(record.name)
+        self.adapters[record.name] = record
+        self.ranks[record.digest] = record.rank
+        self.norms[record.digest] = record.norm or self.norms.get(record.digest, 0.0)
+        self.fusions[record.info["fusion_digest"]] += 1
+
+    def remove_adapter(self, name: str) -> None:
+        """Take a record, or a damaged row, out."""
+        self.damaged_adapters.pop(name, None)
+        if (record := self.adapters.pop(name, None)) is not None:
+            self._count_off(self.fusions, record.info["fusion_digest"])
+            if not any(other.digest == record.digest for other in self.adapters.values()):  # two names may share files
+                del self.ranks[record.digest], self.norms[record.digest]
+
+    def add_version(self, version: ProfileVersion, size: int) -> None:
+        """Put a version of `size` bytes in."""
+        self.versions.setdefault(version.name, {})[version.version] = version
+        self.fusions[version.digest] += 1
+        for digest in set(version.parents.values()):
+            self.pins.setdefault(digest, Counter())[version.name] += 1
+        self.add_bytes(version.name, size)
+
+    def set_current(self, name: str, version: int) -> None:
+        """Make a version of a profile the current one."""
+        self.damaged_profiles.pop(name, None)
+        self.profiles[name] = self.versions[name][version]
+
+    def remove_profile(self, name: str) -> None:
+        """Take a profile and all its versions out."""
+        self.profiles.pop(name, None)
+        self.damaged_profiles.pop(name, None)
+        self.damaged_versions.pop(name, None)
+        for version in self.versions.pop(name, {}).values():
+            self._count_off(self.fusions, version.digest)
+            for digest in set(version.parents.values()):
+                self._count_off(self.pins[digest], name)
+        self.pins = {digest: names for digest, names in self.pins.items() if names}
+        self.nbytes -= self._profile_bytes.pop(name, 0)
+
+    def add_bytes(self, profile: str, size: int) -> None:
+        """Count the row of a version of `profile`."""
+        self._profile_bytes[profile] += size + ROW_BYTES
+        self.nbytes += size + ROW_BYTES
+
+    def add_scorecards(self, digest: str, size: int, count: int = 1) -> None:
+        """Count scorecards of `size` bytes together."""
+        self.scorecard_counts[digest] += count
+        self.scorecard_bytes[digest] += size
+        self.nbytes += size + count * ROW_BYTES
+
+    def remove_scorecards(self, digest: str, size: int, count: int) -> None:
+        """Count scorecards of `size` bytes together off."""
+        self.add_scorecards(digest, -size, -count)
+        if self.scorecard_counts[digest] <= 0:
+            del self.scorecard_counts[digest], self.scorecard_bytes[digest]
+
+    @staticmethod
+    def _count_off(counter: Counter[str], key: str) -> None:
+        counter[key] -= 1
+        if counter[key] <= 0:
+            del counter[key]
+
+
+def read_snapshot(database: Database) -> Snapshot:
+    """All tables of `database`; rows that cannot be read are kept aside with the reason."""
+    snapshot = Snapshot()
+    for name, digest, info, created in database.rows(select(ADAPTERS).order_by(ADAPTERS.c.name)):
+        try:
+            snapshot.add_adapter(read_adapter(name, digest, info, created))
+        except DamageError as error:
+            snapshot.damaged_adapters[str(name)] = str(error)
+    for name, number, body in database.rows(select(VERSIONS)):
+        try:
+            snapshot.add_version(read_version(name, number, body), len(body))
+        except DamageError as error:
+            number = number if isinstance(number, int) else 0
+            snapshot.damaged_versions.setdefault(str(name), {})[number] = str(error)
+            snapshot.add_bytes(str(name), len(str(body)))
+    for name, number in database.rows(select(PROFILES).order_by(PROFILES.c.name)):
+        _set_current(snapshot, str(name), number)
+    for name in {*snapshot.versions, *snapshot.damaged_versions} - {*snapshot.profiles, *snapshot.damaged_profiles}:
+        snapshot.damaged_profiles[name] = "no version of it is the current one"
+    size = func.coalesce(func.sum(func.length(SCORECARDS.c.body)), 0)
+    cards = select(SCORECARDS.c.digest, size, func.count()).group_by(SCORECARDS.c.digest)
+    for digest, nbytes, count in database.rows(cards):
+        snapshot.add_scorecards(str(digest), nbytes, count)
+    return snapshot
+
+
+def _set_current(snapshot: Snapshot, name: str, number: int) -> None:
+    reasons = snapshot.damaged_versions.get(name, {})
+    if number in snapshot.versions.get(name, {}):
+        snapshot.set_current(name, number)
+    elif number in reasons:
+        snapshot.damaged_profiles[name] = f"its version {number}: {reasons[number]}"
+    else:
+        snapshot.damaged_profiles[name] = f"it has no version {str(number)[:100]!r}, which should be the current one"

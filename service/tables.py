@@ -1,0 +1,35 @@
+"""The registry's tables (SQLAlchemy)."""
+
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, Text
+
+METADATA = MetaData()
+
+ADAPTERS = Table(
+    "adapters",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("info", Text, nullable=False),
+    Column("created", String(32), nullable=False),
+)
+PROFILES = Table(
+    "profiles",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("current", Integer, nullable=False),
+)
+VERSIONS = Table(
+    "profile_versions",
+    METADATA,
+    Column("name", String(64), ForeignKey("profiles.name"), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("body", Text, nullable=False),
+)
+SCORECARDS = Table(
+    "scorecards",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("digest", String(64), index=True, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created", String(32), nullable=False),
+)
