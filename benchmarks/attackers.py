@@ -24,6 +24,7 @@ import httpx
 from benchmarks.common import BASE_NAME
 from benchmarks.servers import family
 
+ENGINE = "--dtype float32 --max-model-len 4096 --max-num-seqs 64"
 LIMIT_S = 30.0
 """How long anything is waited for; "over 30 s" usually means for ever."""
 HIDDEN = 576
@@ -105,14 +106,15 @@ def make_adapter(number: float, module: str = MODULE, **config: object) -> bytes
 
 def spoil_answers(serve: Serve) -> Outcomes:
     """Huge finite numbers that overflow in the engine, then fresh prompts of others."""
-    with serve("spoil") as target:
+    # Few blocks, so that others soon get those that the huge numbers were in.
+    with serve("spoil", FUSION_ENGINE_ARGS=f"{ENGINE} --num-gpu-blocks-override 48") as target:
         prompts = [" ".join(f"word{i}{n}" for i in range(3 + 7 * n)) for n in range(10)]
         accepted = [
             status(target.upload(f"huge{i}", make_adapter(10.0**exponent))) for i, exponent in enumerate((38, 18))
         ]
         for n in range(6):
-            target.complete("loud words " * 40 * (n + 1), "huge0")
-            target.complete("loud words " * 40 * (n + 1), "16*huge1")
+            for model in ("huge0", "16*huge1"):
+                target.complete(" ".join(f"loud{model[0]}{n}{i}" for i in range(20 * 2**n)), model)
         answers = [target.complete(prompt, model) for prompt in prompts for model in (BASE_NAME, "task", "balanced")]
         spoiled = sum(answer is None or answer.status_code != 200 for answer in answers)
         listed = status(target.ask("GET", "/v1/adapters"))
@@ -122,10 +124,11 @@ def spoil_answers(serve: Serve) -> Outcomes:
             content='{"lora_name": "nobody"}',
             headers={"content-type": "text/plain", "origin": "http://other.example", "host": "other.example"},
         )
+        refused = status(written) in ("403", "415", "421")
         return {
             "huge numbers": f"uploads {' and '.join(accepted)}; {spoiled} of {len(answers)} answers of others spoiled",
             "list after huge numbers": listed,
-            "write from a web page": f"{status(written)}{'' if status(written) == '403' else ', read by the route'}",
+            "write from a web page": status(written) + ("" if refused else ", read by the route"),
             "large body": send_large_body(target),
         }
 
@@ -261,19 +264,25 @@ def kill_engine(serve: Serve) -> Outcomes:
 
 
 def flip_bits(serve: Serve) -> Outcomes:
-    """Every fourth byte of the second half of an adapter's stored weights changed while the server is down."""
-    with serve("bits") as target:
-        first = target.complete("The capital of France is", "task")
-    for file in target.data.glob("adapters/*/adapter/adapter_model.safetensors"):
+    """Every fourth byte of the second half of an adapter's stored weights changed while the server is down; then a
+    fusion that has to read them.
+    """
+    recipe, prompt = "svd(0.9*task + 0.1*safety, rank=8)", "The capital of France is"
+    with serve("whole") as target:
+        expected = target.complete(prompt, recipe)
+    with serve("bits"):
+        pass
+    for file in (target.data.parents[1] / "bits/data").glob("adapters/*/adapter/adapter_model.safetensors"):
         content = bytearray(file.read_bytes())
         for at in range(len(content) // 2, len(content), 4):
             content[at] ^= 1
         file.write_bytes(content)
     with serve("bits") as target:
-        again = target.complete("The capital of France is", "task")
-    if first is None or again is None or again.status_code != 200:
-        return {"damaged weights": f"refused: {status(again)}"}
-    same = first.json()["choices"] == again.json()["choices"]
+        answer = target.complete(prompt, recipe)
+    if expected is None or answer is None or answer.status_code != 200:
+        return {"damaged weights": f"refused: {status(answer)}"}
+    one, two = (each.json()["choices"][0]["logprobs"]["token_logprobs"] for each in (expected, answer))
+    same = all(abs(x - y) < 1e-6 for x, y in zip(one, two, strict=True))
     return {"damaged weights": f"200, {'the same' if same else 'other'} numbers"}
 
 

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import servers
-from benchmarks.attackers import SCENES, Target
+from benchmarks.attackers import ENGINE, SCENES, Target
 from benchmarks.before import check_out
 from benchmarks.common import BASE, RESULTS, ROOT, machine, stamp
 
 COMMAND = "python -m benchmarks.attacks"
 FILE = RESULTS / "attacks.json"
-ENGINE = "--dtype float32 --max-model-len 4096 --max-num-seqs 64"
 
 
 @dataclass(frozen=True, slots=True)

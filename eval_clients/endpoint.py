@@ -117,7 +117,7 @@ class Endpoint:
         return True
 
     def _entries(self, path: str) -> Iterator[dict[str, Any]]:
-        """All entries of a list of the service, part by part; none when there is no such list."""
+        """Fetch all entries of one of the service's lists, page by page; nothing if the server lacks the route."""
         after: dict[str, str] = {}
         while (response := self.request("GET", path, params=after)).is_success:
             body = response.json()

@@ -74,8 +74,8 @@ class Attempts(Generic[T]):
     async def wait(self, making: Making, *, timeout_s: float | None = None) -> tuple[T, bool]:
         """The result of the attempt under way, or of a new one, and whether files were written for it.
 
-        Raises what `make` did; `ApiError` 503 when too many wait, or there is no result in `timeout_s`, by default the
-        time that requests have.
+        Raises whatever `make` raised; `ApiError` 503 when too many requests wait, or no result arrives within
+        `timeout_s` seconds (None: the limit for requests).
         """
         timeout_s = timeout_s or self._timeout_s
         if self._waiting >= self._max_waiting:

@@ -5,6 +5,7 @@ the checks here, which end at the first that is too many.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,8 @@ MAX_SEQUENCES = 1024
 """Prompts (or conversations) of one request, times `n`."""
 MAX_PARAMETERS = 4 * 2**20
 """Bytes of a body without its prompts, times the sequences: each gets its own copy of the parameters."""
+MAX_LENGTH_PENALTY = 16.0
+"""Either way. Beam search divides by the length to this power, which has to stay in a float's range."""
 PROMPTS = ("prompt", "prompt_embeds", "messages")
 TOO_MANY = f"The JSON body has more than {MAX_CONTAINERS} objects and lists; send less at once."
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
@@ -91,13 +94,18 @@ def _check_size(body: Any) -> None:
 
 
 def check_counts(body: Mapping[str, Any]) -> None:
-    """Raise 400 for more sequences, more text to compare with, or more parameters than one request may ask for."""
+    """Raise 400 for more sequences, text to compare with, parameters or length penalty than one request may ask for."""
     for key, limit in MAX_CHARS.items():
         texts = body.get(key)
         texts = texts if isinstance(texts, list) else [texts]
         if sum(len(text) for text in texts if isinstance(text, str)) > limit:
             raise ApiError(400, f"{key!r} has more than {limit} characters; send shorter ones.", param=key)
-    answers = _read_n(body.get("n"))
+    penalty = body.get("length_penalty")
+    if not abs(_read_number(penalty)) <= MAX_LENGTH_PENALTY:
+        message = f"'length_penalty' must be within ±{MAX_LENGTH_PENALTY:g}, got {penalty!r:.{MAX_QUOTED}}."
+        raise ApiError(400, message, param="length_penalty")
+    number = _read_number(body.get("n"))
+    answers = max(1, int(number)) if math.isfinite(number) else 1
     prompts, param = max((_count_prompts(body.get(key)), key) for key in PROMPTS)
     if prompts * answers > MAX_SEQUENCES:
         message = f"{prompts} × {answers} answers (prompts × 'n') exceed the limit of {MAX_SEQUENCES}; ask for fewer."
@@ -109,12 +117,12 @@ def check_counts(body: Mapping[str, Any]) -> None:
             raise ApiError(400, f"{message} {MAX_PARAMETERS} bytes; send fewer at once.")
 
 
-def _read_n(n: object) -> int:
-    """`n` as pydantic reads it; 1 for what it refuses."""
+def _read_number(value: object) -> float:
+    """A number as pydantic reads it; 1 for what it refuses."""
     try:
-        return max(1, int(float(n))) if isinstance(n, int | float | str) else 1
+        return float(value) if isinstance(value, int | float | str) else 1.0
     except (ValueError, OverflowError):
-        return 1
+        return 1.0
 
 
 def _count_prompts(value: object) -> int:

@@ -38,7 +38,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """`item` at least `low` times, at most `high`; None is no limit."""
+    """`item` repeated `low` to `high` times; `high` is None when there is no upper limit."""
 
     item: "Item"
     low: int

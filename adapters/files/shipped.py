@@ -21,8 +21,8 @@ def shipped_adapter(name: str) -> Path:
     """The folder of the shipped adapter `name`, in a checkout or an installed package."""
     folders = _folders()
     if name not in folders:
-        known = ", ".join(f"{SHIPPED}{known}" for known in sorted(folders)) or "none"
-        raise AdapterError("shipped", f"there is no adapter {quote(SHIPPED + name)}; bundled adapters: {known}")
+        known = ", ".join(f"{SHIPPED}{known}" for known in sorted(folders)) or "none (this package has none)"
+        raise AdapterError("shipped", f"no bundled adapter is named {quote(SHIPPED + name)}: expected one of {known}")
     return folders[name]
 
 

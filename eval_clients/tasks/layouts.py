@@ -197,7 +197,7 @@ def _assign_bare(table: Table, columns: Mapping[str, str]) -> Assignment:
 
 
 def _find_index_head(values: Sequence[Sequence[str]]) -> str | None:
-    """The first cell of the first column if it is no number and the others are an index; None otherwise."""
+    """The name above a column of row numbers; None unless the first column is one."""
     head = values[0][0].strip()
     return head if not head.isdecimal() and len(values[0]) > 1 and _is_index(values[1:]) else None
 

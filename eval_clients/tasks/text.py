@@ -1,6 +1,6 @@
 """The text of an evaluation file, whatever it was saved as: gzip or plain, UTF-8, UTF-16 or Windows-1252.
 
-What is no text (archives, a page saved in place of the file, a pointer of Git LFS) is refused by what it is.
+Files that are not text are refused, and the error says what they are: an archive, a saved web page, a Git LFS pointer.
 """
 
 import codecs

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from adapters import LoraAdapter, Store, fusion_digest, parse
@@ -23,7 +26,9 @@ from service.pool import Pool
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
 from service.residency import Residency
-from service.resolve import Fusion
+from service.resolve import Fusion, Names
+from service.scorecards import Scorecards
+from service.settings import Settings
 from service.threads import Threads
 from tests.adapters import samples
 from tests.conftest import family
@@ -48,6 +53,30 @@ def adapter_info(rank: int = 1, **changes: object) -> dict[str, object]:
     """What the registry keeps of an adapter of this rank."""
     info = {"rank": rank, "modules": 1, "bytes": 8, "dtype": "float32", "fusion_digest": "0" * 64, "effect": 1.0}
     return info | changes
+
+
+def make_service(registry: Registry, names: Names, settings: Settings) -> Any:
+    """What a service's own routes need of it, without an engine."""
+    engine = SimpleNamespace(
+        app=FastAPI(),
+        keys=None,
+        cors={},
+        alive=True,
+        config=SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048)),
+        args=SimpleNamespace(disable_fastapi_docs=True),
+    )
+    return SimpleNamespace(
+        engine=engine,
+        registry=registry,
+        names=names,
+        pool=SimpleNamespace(state=lambda fusion: ("evicted", None)),
+        metrics=Metrics(CollectorRegistry()),
+        settings=settings,
+        scorecards=Scorecards(settings, registry, asyncio.Lock()),
+        materializer=SimpleNamespace(damage={}),
+        files=None,
+        threads=None,
+    )
 
 
 @pytest.fixture

@@ -7,11 +7,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
@@ -25,9 +23,9 @@ from service.records import AdapterRecord, ProfileVersion, now
 from service.registry import Registry
 from service.resolve import Names
 from service.routes import models
-from service.scorecards import MAX_PAGE_BYTES, Scorecards
+from service.scorecards import MAX_PAGE_BYTES
 from service.settings import Settings
-from tests.service.conftest import adapter_info, fill
+from tests.service.conftest import adapter_info, fill, make_service
 from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -43,24 +41,7 @@ def service(tmp_path: Path) -> Iterator[Any]:
         digest = f"{number}" * 64
         fusion = names.bind(parse(name), [AdapterRecord(name, digest, {"rank": 1}, now())])
         fill(registry, AdapterRecord(name, digest, adapter_info(fusion_digest=fusion.digest), now()))
-    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048))
-    yield SimpleNamespace(
-        engine=SimpleNamespace(
-            app=FastAPI(),
-            keys=None,
-            cors={},
-            alive=True,
-            config=config,
-            args=SimpleNamespace(disable_fastapi_docs=True),
-        ),
-        registry=registry,
-        names=names,
-        pool=SimpleNamespace(state=lambda fusion: ("evicted", None)),
-        metrics=None,
-        settings=Settings(),
-        scorecards=Scorecards(Settings(registry_bytes=BUDGET), registry, asyncio.Lock()),
-        materializer=SimpleNamespace(damage={}),
-    )
+    yield make_service(registry, names, Settings(registry_bytes=BUDGET))
     registry.close()
 
 

@@ -12,21 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from adapters.files.checksums import is_whole, write_checksums
 from service.errors import ApiError
 from service.front import Front
-from service.metrics import Metrics
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry, to_json
 from service.resolve import Names
 from service.scorecards import Scorecards
 from service.settings import Settings
 from tests.adapters import samples
-from tests.service.conftest import World, adapter_info, fill
+from tests.service.conftest import World, adapter_info, fill, make_service
 
 CREATED = "2026-01-01T00:00:00+00:00"
 NAN = '{"rank": 1, "modules": 1, "bytes": 8, "dtype": "float32", "fusion_digest": "%s", "effect": NaN}' % ("f" * 64)
@@ -85,28 +82,8 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 @pytest.fixture
 def http(registry: Registry) -> TestClient:
     """The service's routes over that registry."""
-    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048))
-    service: Any = SimpleNamespace(
-        engine=SimpleNamespace(
-            app=FastAPI(),
-            keys=None,
-            cors={},
-            alive=True,
-            config=config,
-            args=SimpleNamespace(disable_fastapi_docs=True),
-        ),
-        registry=registry,
-        names=Names("base", registry, max_weight=16, max_norm=math.inf),
-        pool=SimpleNamespace(state=lambda fusion: ("evicted", None)),
-        metrics=Metrics(CollectorRegistry()),
-        settings=Settings(),
-        scorecards=Scorecards(Settings(), registry, asyncio.Lock()),
-        materializer=SimpleNamespace(damage={}),
-        files=None,
-        threads=None,
-    )
     front = Front()
-    front.start(service)
+    front.start(make_service(registry, Names("base", registry, max_weight=16, max_norm=math.inf), Settings()))
     return TestClient(front, raise_server_exceptions=False)
 
 

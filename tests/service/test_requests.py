@@ -49,7 +49,7 @@ def test_thousands_of_requests_are_never_a_server_error(server: Server, document
         "command": "make soak",
         "requests": counts,
         "bodies_by_route": dict(paths),
-        "faults": {kind: len(some) for kind, some in faults.items()},
+        "faults": {kind: some[:20] for kind, some in faults.items()},
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     assert counts["schemathesis"] >= 5000

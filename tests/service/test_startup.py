@@ -46,7 +46,7 @@ def test_shipped_adapters_are_found_in_a_checkout() -> None:
     assert shipped_adapter("task") == ROOT / "examples/adapters/task"
     assert adapter_path("shipped:safety") == ROOT / "examples/adapters/safety"
     assert adapter_path("some/folder") == Path("some/folder")
-    with pytest.raises(AdapterError, match="no adapter 'shipped:tusk'; bundled adapters: shipped:safety, shipped:task"):
+    with pytest.raises(AdapterError, match="named 'shipped:tusk': expected one of shipped:safety, shipped:task"):
         adapter_path("shipped:tusk")
 
 
@@ -57,7 +57,7 @@ def test_shipped_adapters_are_found_in_an_installed_package(tmp_path: Path, monk
     (folder / "adapter_config.json").write_text("{}")
     monkeypatch.setattr(shipped, "CHECKOUT", tmp_path / "none")
     monkeypatch.setattr(shipped, "INSTALLED", "shipped_by_us")
-    with pytest.raises(AdapterError, match="bundled adapters: none"):
+    with pytest.raises(AdapterError, match="expected one of none"):
         shipped_adapter("task")
     monkeypatch.syspath_prepend(tmp_path)
     assert shipped_adapter("task") == folder

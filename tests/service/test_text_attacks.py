@@ -167,6 +167,7 @@ def test_half_a_character_is_the_client_s_fault(server: Server, model: str, extr
     [
         ({"request_id": "../../x\x00"}, "request_id"),
         ({"n": 4000}, "1024"),
+        ({"use_beam_search": True, "length_penalty": -1e5}, "length_penalty"),
         ({"chat_template_kwargs": {"messages": []}}, "'messages' is not one"),
         ({"chat_template_kwargs": {"tokenize": True, "padding": "max_length", "max_length": 10**9}}, "is not one"),
         ({"stop": "a" * 100_000}, "65536"),

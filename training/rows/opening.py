@@ -94,7 +94,7 @@ def find_suffix(path: Path) -> str:
 def find_encoding(path: Path) -> str:
     """The text's encoding: UTF-8, what its byte order mark says, or Windows-1252 where the bytes allow no other.
 
-    Reads the whole file once. ConfigError when it is no text, or expands to more than MAX_BYTES.
+    Reads the whole file once. ConfigError when it is not text, or expands to more than MAX_BYTES.
     """
     limit = max(MAX_BYTES, path.stat().st_size)
     size = foreign = 0

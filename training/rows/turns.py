@@ -184,7 +184,7 @@ def _join_parts(value: object, role: str) -> str:
             texts.append(read_text(part["text"], what))
         elif isinstance(part, str):
             texts.append(part)
-        elif role == "tool":  # a result that is no text
+        elif role == "tool":  # a result that is not text
             return json.dumps(value, ensure_ascii=False, default=str)
         else:
             kind = part.get("type") if isinstance(part, Mapping) else part
