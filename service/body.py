@@ -28,6 +28,8 @@ MAX_PARAMETERS = 4 * 2**20
 """Bytes of a body without its prompts, times the sequences: each gets its own copy of the parameters."""
 MAX_LENGTH_PENALTY = 16.0
 """Either way. Beam search divides by the length to this power, which has to stay in a float's range."""
+TRANSFERS = frozenset({"kv_transfer_params", "ec_transfer_params"})
+"""Objects that vLLM passes to its engine among `vllm_xargs`, whose values of other types it would take for them."""
 PROMPTS = ("prompt", "prompt_embeds", "messages")
 TOO_MANY = f"The JSON body has more than {MAX_CONTAINERS} objects and lists; send less at once."
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
@@ -131,8 +133,14 @@ def _count_prompts(value: object) -> int:
 
 
 def check_arguments(body: Mapping[str, Any], reserved: frozenset[str]) -> None:
-    """Raise 400 for a key of `chat_template_kwargs` that is among the `reserved` ones."""
+    """Raise 400 for a key of `chat_template_kwargs` that is among the `reserved` ones, or of `vllm_xargs` that vLLM
+    sets itself.
+    """
     arguments = body.get("chat_template_kwargs")
     if isinstance(arguments, dict) and (wrong := sorted(arguments.keys() & reserved)):
         message = f"'chat_template_kwargs' must hold variables of the chat template, but {wrong[0]!r} is not one."
         raise ApiError(400, message, param="chat_template_kwargs")
+    extras = body.get("vllm_xargs")
+    if isinstance(extras, dict) and (wrong := sorted(extras.keys() & TRANSFERS)):
+        message = f"'vllm_xargs' may not hold {wrong[0]!r}, which is a key of the body itself."
+        raise ApiError(400, message, param="vllm_xargs")

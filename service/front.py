@@ -83,6 +83,12 @@ async def answer_wrong_type(request: Request, error: TypeError) -> Response:
     return error_response(ApiError(400, "A value in the request has the wrong type; the server's log says more."))
 
 
+async def answer_too_deep(request: Request, error: RecursionError) -> Response:
+    """Answer 400: bodies have a bound of depth, but a text in one may be JSON again, as the arguments of a tool are."""
+    log.warning("a request failed with too deep a value: %s", error)
+    return error_response(ApiError(400, "A value in the request is nested too deeply."))
+
+
 def build_app(service: "FusionService") -> FastAPI:
     """The service's own routes; the gate and vLLM's app behind it answer all others."""
     from service.gate import Gate
@@ -104,6 +110,7 @@ def build_app(service: "FusionService") -> FastAPI:
     # Its own handler is for FastAPI's errors only.
     vllm.exception_handlers |= dict.fromkeys((HTTPException, FastAPIHTTPException, Exception), answer_error)
     vllm.exception_handlers |= {RequestValidationError: answer_invalid, TypeError: answer_wrong_type}
+    vllm.exception_handlers[RecursionError] = answer_too_deep
     gate = Gate(
         vllm,
         service.names,

@@ -21,7 +21,9 @@ from service.defaults import with_defaults
 from service.edge.bodies import replay
 from service.edge.request_ids import check_id
 from service.engine.chat import RESERVED_ARGUMENTS
+from service.engine.logprobs import LogprobCount, logprob_count
 from service.engine.models import ServedModel, meter, mix_request, served_model, start_turns
+from service.engine.turns import current_client
 from service.errors import RETRY_AFTER_S, ApiError, api_error, error_response
 from service.metrics import Metrics
 from service.pool import Lease, Pool
@@ -78,9 +80,11 @@ class Gate:
         served_model.set(None)
         meter.set(None)
         start_turns.set(asyncio.Lock())
+        logprob_count.set(LogprobCount())
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        current_client.set(identify_client(scope, keyed=self._keyed))
         whole = await receive()  # the edge has read it to its end
         metered = _MeteredSend(send, self._metrics, self._names.registry)
         async with AsyncExitStack() as leases:
@@ -112,8 +116,9 @@ class Gate:
         if body.get("background"):
             # vLLM would go on after the answer, when the adapters under it may be unloaded.
             raise ApiError(400, "'background' works with the base model only.", param="background")
-        client = identify_client(scope, keyed=self._keyed)
-        lease = await leases.enter_async_context(self._lease(fusion, metered, strict=strict, client=client))
+        lease = await leases.enter_async_context(
+            self._lease(fusion, metered, strict=strict, client=current_client.get())
+        )
         changed = bool(fusion.defaults or body.keys() & FUSION_KEYS)
         if body.get("model") is None:
             body["model"] = self._names.base
@@ -140,7 +145,7 @@ class Gate:
 
     @asynccontextmanager
     async def _lease(
-        self, fusion: Fusion, metered: "_MeteredSend", *, strict: bool, client: str
+        self, fusion: Fusion, metered: "_MeteredSend", *, strict: bool, client: str | None
     ) -> AsyncIterator[Lease]:
         lease = await self._pool.acquire(fusion, strict=strict, client=client)
         gauge = self._metrics.leases.labels(lease.resident.kind)

@@ -21,6 +21,8 @@ POLL_S = 2.0
 TRIM_S = 10.0
 KILL_S = 5.0
 """How long the kernel may take to end processes that were killed."""
+TRACKER = "resource_tracker import main"
+"""In the command of the processes of Python and loky that delete what killed ones leave in /dev/shm, and end last."""
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -38,9 +40,23 @@ def end_with_parent(parent: int) -> None:
 
 
 def kill_descendants() -> None:
-    """Kill whatever this process, and what it started, has started, until nothing runs or `KILL_S` are over."""
+    """Kill whatever this process, and what it started, has started, until nothing runs or `KILL_S` are over; but for
+    those that clean up after the others, and then end by themselves.
+    """
+    _kill_running(lambda process: not _is_tracker(process))
+
+
+def _kill_trackers() -> None:
+    """Let the processes that clean up end by themselves, and kill them after `KILL_S`."""
     deadline = time.monotonic() + KILL_S
-    while running := [p for p in psutil.Process().children(recursive=True) if _runs(p)]:
+    while time.monotonic() < deadline and any(map(_runs, psutil.Process().children(recursive=True))):
+        time.sleep(0.02)
+    _kill_running(lambda _: True)
+
+
+def _kill_running(chosen: Callable[[psutil.Process], bool]) -> None:
+    deadline = time.monotonic() + KILL_S
+    while running := [p for p in psutil.Process().children(recursive=True) if _runs(p) and chosen(p)]:
         for process in running:
             with suppress(psutil.Error):
                 process.kill()
@@ -52,6 +68,13 @@ def kill_descendants() -> None:
 def _runs(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any(TRACKER in part for part in process.cmdline())
     except psutil.Error:
         return False
 
@@ -85,6 +108,7 @@ def run_tree(command: Sequence[str], stop_s: float) -> int:
             break
     server.returncode = os.waitstatus_to_exitcode(status)
     kill_descendants()
+    _kill_trackers()
     return server.returncode
 
 

@@ -19,7 +19,7 @@ from service.data_folder import hold_data_folder, scratch_folder
 from service.engine.flags import EngineOptions
 from service.engine.proof import Proof, prove
 from service.engine.server import Engine, start_engine
-from service.errors import ApiError, api_error
+from service.errors import ApiError, api_error, hide_paths
 from service.exports import Exports
 from service.fusion_service import FusionService
 from service.groups import declared_groups, warn_of_idle_groups
@@ -136,7 +136,7 @@ async def _prove(settings: Settings, engine: Engine, shapes: Shapes) -> Proof:
                 if not engine.alive:
                     raise
                 log.exception("the proof of mixing failed")
-                proof = Proof(False, f"the proof could not run: {error}", 0.0, 0.0)
+                proof = Proof(False, f"the proof could not run: {hide_paths(str(error))}", 0.0, 0.0)
     if settings.mixed == "required" and not proof.proven:
         raise RuntimeError(f"FUSION_MIXED=required, but mixing is not proven: {proof.reason}")
     log.info("mixing %s: %s", "proven" if proof.proven else "OFF", proof.reason)

@@ -4,6 +4,8 @@ Browsers send forms, plain text and bodies without a type to any site; for JSON,
 ask with a preflight request (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
 """
 
+import re
+
 from starlette.types import Scope
 
 from service.edge.check import Check, header_values
@@ -13,6 +15,8 @@ from service.validation import MAX_QUOTED
 UPLOAD = ("POST", "/v1/adapters")
 UPLOAD_HEADER = b"x-fusion-upload"
 MULTIPART = "multipart/form-data"
+CHARSET = re.compile(r';[ \t]*charset=("?)utf-?8\1[ \t]*(?=;|\Z)')
+"""The one charset of an upload's parts: Python knows others that take minutes, fail, or are remembered for ever."""
 
 
 class MediaTypes(Check):
@@ -26,11 +30,13 @@ class MediaTypes(Check):
         kind = media_type(scope)
         if is_json(kind):
             return
-        if is_upload(scope):
-            if header_values(scope, UPLOAD_HEADER) == [b"1"]:
-                return
-            raise ApiError(415, f"An upload ({MULTIPART}) must have the header 'X-Fusion-Upload: 1'.")
         types = [value.decode("latin-1") for value in header_values(scope, b"content-type")]
+        if is_upload(scope):
+            if header_values(scope, UPLOAD_HEADER) != [b"1"]:
+                raise ApiError(415, f"An upload ({MULTIPART}) must have the header 'X-Fusion-Upload: 1'.")
+            if "charset" in CHARSET.sub("", types[0].lower()):
+                raise ApiError(415, f"The content type {types[0][:MAX_QUOTED]!r} may name no charset but utf-8.")
+            return
         problem = (
             f"has the content type {types[0][:MAX_QUOTED]!r}" if len(types) == 1 else f"has {len(types)} content types"
         )

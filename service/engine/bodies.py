@@ -7,6 +7,7 @@ tens of millions of reports: minutes of the event loop, and more memory than the
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -15,6 +16,7 @@ from starlette.routing import BaseRoute
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.v1.structured_output.request import get_structured_output_key
 
+from service.engine.grammars import GrammarChecker
 from service.engine.models import Generate
 from service.engine.supported import require
 
@@ -66,12 +68,15 @@ def bound_validation(routes: Iterable[BaseRoute]) -> None:
             adapter.validator = _Validator(validator)  # type: ignore[assignment]  # has what FastAPI calls
 
 
-def bound_grammars(generate: Generate) -> Generate:
-    """vLLM's `generate` that refuses what is too long to be checked on the event loop, and says so where the grammar's
-    engine gave up in the middle of an answer.
+def bound_grammars(generate: Generate, grammars: GrammarChecker | None) -> Generate:
+    """vLLM's `generate` that refuses what answers cannot match, or what takes too much to compile as `grammars` finds,
+    and says so where the grammar's engine gave up in the middle of an answer. None: vLLM compiles by another library.
     """
 
-    async def blame_grammar(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    async def blame_grammar(key: Any, start: Callable[[], AsyncGenerator[Any, None]]) -> AsyncGenerator[Any, None]:
+        if grammars is not None:
+            await grammars.check(key)
+        outputs = start()
         try:
             async for output in outputs:
                 if output.finished and any(
@@ -85,11 +90,11 @@ def bound_grammars(generate: Generate) -> Generate:
     def bounded(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         wanted = getattr(sampling_params, "structured_outputs", None)
         if wanted is not None and not wanted.all_constraints_none():
-            _, text = get_structured_output_key(wanted)
+            key = get_structured_output_key(wanted)
             limit = SCHEMA_CHARS if wanted.json is not None else GRAMMAR_CHARS
-            if len(text) > limit:
-                raise VLLMClientError(f"The output constraint has {len(text)} characters; the limit is {limit}.")
-            return blame_grammar(generate(prompt, sampling_params, *args, **kwargs))
+            if len(key[1]) > limit:
+                raise VLLMClientError(f"The output constraint has {len(key[1])} characters; the limit is {limit}.")
+            return blame_grammar(key, partial(generate, prompt, sampling_params, *args, **kwargs))
         return generate(prompt, sampling_params, *args, **kwargs)
 
     return bounded

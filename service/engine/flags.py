@@ -82,6 +82,7 @@ def parse_flags(options: EngineOptions) -> Any:
         # Also when nothing is mixed: on CPUs the seam's kernels are the faster and the safer ones.
         *("--worker-extension-cls", "service.engine.worker.FusionWorker"),
         *("--scheduler-cls", SCHEDULER),
+        *("--scheduling-policy", "priority"),  # see `turns`
         *("--allowed-origins", "[]"),  # no web page of another site; the user's own flag comes later and wins
         *("--additional-config", json.dumps({"fusion_seam": SEAM_VERSION})),
         *(("--dtype", "float32") if slow_bfloat16() else ()),  # the user's own --dtype comes later and wins

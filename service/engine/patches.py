@@ -16,15 +16,19 @@ from vllm.renderers import hf
 from vllm.v1.engine import output_processor
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.metrics.stats import LoRARequestStates
+from vllm.v1.structured_output import backend_guidance
 
 from service.engine.bodies import bound_grammars
 from service.engine.chat import choose_format, open_template, render_apart
 from service.engine.core_process import run_engine_core
+from service.engine.grammars import GrammarChecker, skip_checked
+from service.engine.logprobs import bound_logprobs
 from service.engine.models import FusionModels, count_usage
 from service.engine.overflow import Overflows, raise_overflows
 from service.engine.stream_errors import pass_on, send_message_errors, send_response_errors
 from service.engine.supported import UnknownVllmError, require
 from service.engine.templates import TemplateRenderer
+from service.engine.turns import Turns, take_turns
 
 
 class _NoLoraStates(LoRARequestStates):
@@ -36,18 +40,20 @@ class _NoLoraStates(LoRARequestStates):
 
 @cache
 def install() -> None:
-    """Replace vLLM's model table, adapter statistics, look at templates, errors in streams and the engine core's
-    start; once, however often this is called.
+    """Replace vLLM's model table, adapter statistics, look at templates and grammars, errors in streams and the engine
+    core's start; once, however often this is called.
     """
     require(app_state, "OpenAIServingModels", "init_app_state")
     require(output_processor, "LoRARequestStates")
     require(hf, "resolve_chat_template_content_format")
     require(EngineCoreProc, "run_engine_core")
+    require(backend_guidance, "validate_guidance_grammar")
     app_state.OpenAIServingModels = FusionModels  # type: ignore[misc]  # a class takes a class's place
     output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]  # as above
     # By reference, as it goes to the new process, where vLLM's own is in its place.
     EngineCoreProc.run_engine_core = staticmethod(run_engine_core)  # type: ignore[method-assign]  # as above
     hf.resolve_chat_template_content_format = choose_format(hf.resolve_chat_template_content_format)  # type: ignore[assignment]  # as above
+    backend_guidance.validate_guidance_grammar = skip_checked(backend_guidance.validate_guidance_grammar)
     _install_stream_errors()
 
 
@@ -72,13 +78,17 @@ def remove_cors(app: FastAPI) -> None:
     app.middleware_stack = None  # vLLM has built it already; it is built again at the first request
 
 
-def watch_client(client: Any) -> Overflows:
-    """Have the engine client's `generate` bound each request's grammar, report its tokens to the request it runs for,
-    and raise when its numbers overflowed; returns the count of those.
+def watch_client(client: Any, grammars: GrammarChecker | None) -> Overflows:
+    """Have the engine client's `generate` wait for its client's turn, bound each request's grammar and
+    log-probabilities, report its tokens to the request it runs for, and raise when its numbers overflowed; returns the
+    count of those.
     """
-    require(client, "generate")
+    require(client, "generate", "model_config", "vllm_config")
     overflows = Overflows()
-    client.generate = raise_overflows(count_usage(bound_grammars(client.generate)), overflows)
+    vocabulary = client.model_config.get_vocab_size()
+    bounded = bound_logprobs(bound_grammars(client.generate, grammars), vocabulary)
+    turns = Turns(client.vllm_config.scheduler_config.max_num_seqs)
+    client.generate = raise_overflows(take_turns(count_usage(bounded), turns), overflows)
     return overflows
 
 

@@ -27,6 +27,7 @@ from service.engine import patches, routes
 from service.engine.bodies import bound_text, bound_validation
 from service.engine.core import Core, start_core
 from service.engine.flags import EngineOptions, parse_flags, prepare_cpu
+from service.engine.grammars import GrammarChecker
 from service.engine.names import SERVER_PID
 from service.engine.overflow import Overflows
 from service.engine.probe import probe_sampling
@@ -53,13 +54,20 @@ class Engine:
     """A running engine and its OpenAI app; adapters are known by integer ids, never reused."""
 
     def __init__(
-        self, core: Core, app: FastAPI, args: Any, overflows: Overflows, templates: TemplateRenderer | None
+        self,
+        core: Core,
+        app: FastAPI,
+        args: Any,
+        overflows: Overflows,
+        templates: TemplateRenderer | None,
+        grammars: GrammarChecker | None,
     ) -> None:
         self.client = core.client
         self.overflows = overflows
         self.app = app
         self.args = args
         self.templates = templates
+        self._children = [children for children in (templates, grammars) if children is not None]
         self._core = core
         self._ids = itertools.count(1000)  # vLLM's warm-up uses small ids
         self._requests = itertools.count()
@@ -171,9 +179,9 @@ class Engine:
         await self.templates.check(text)
 
     async def close(self) -> None:
-        """Stop the engine processes, and those that render templates."""
-        if self.templates is not None:
-            await asyncio.shield(self.templates.close())
+        """Stop the engine processes, and those that work on clients' texts."""
+        for children in self._children:
+            await asyncio.shield(children.close())
         await asyncio.shield(self._core.close())
 
 
@@ -191,13 +199,16 @@ async def start_engine(options: EngineOptions) -> Engine:
     args = parse_flags(options)
     patches.install()
     core = await start_core(args)
+    grammars = _check_grammars(args)
     try:
         if current_platform.is_cpu():
             # The engine's threads hold all cores: a second thread of a fusion would wait for a core at every product.
             # Under load a sum took 0.2 to 10 s with two threads, 0.1 to 0.4 s with one. The engine's own processes
             # have started.
             torch.set_num_threads(1)
-        overflows = patches.watch_client(core.client)
+        if grammars is not None:
+            await grammars.start()
+        overflows = patches.watch_client(core.client, grammars)
         tasks = await core.client.get_supported_tasks()
         app = build_app(args, tasks, core.client.model_config)
         routes.keep_served(app)
@@ -210,9 +221,17 @@ async def start_engine(options: EngineOptions) -> Engine:
         templates = await _start_templates(options.template_bytes)
         patches.render_client_templates(app.state.online_renderer, templates)
     except BaseException:
+        if grammars is not None:
+            await asyncio.shield(grammars.close())
         await asyncio.shield(core.close())
         raise
-    return Engine(core, app, args, overflows, templates)
+    return Engine(core, app, args, overflows, templates, grammars)
+
+
+def _check_grammars(args: Any) -> GrammarChecker | None:
+    """What checks clients' grammars; None where the operator has chosen another library than the bounded one."""
+    config = args.structured_outputs_config
+    return GrammarChecker(config) if config.backend == "guidance" else None
 
 
 async def _start_templates(max_bytes: int | None) -> TemplateRenderer | None:

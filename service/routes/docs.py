@@ -9,12 +9,22 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from service.engine.openapi import SWAGGER_UI
 from service.routes.openapi import TITLE, build_document
 
 if TYPE_CHECKING:
     from service.engine.server import Engine
+
+
+class Assets(StaticFiles):
+    """Whole files: errors of ranges would not have the shape of all errors."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as if no range were asked for, which a server may do."""
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 def add_routes(app: FastAPI, engine: "Engine", assets_path: str) -> None:
@@ -39,6 +49,6 @@ def add_routes(app: FastAPI, engine: "Engine", assets_path: str) -> None:
         page.headers["content-security-policy"] = "frame-ancestors 'none'"  # its buttons send requests
         return page
 
-    app.mount(assets_path, StaticFiles(directory=SWAGGER_UI))
+    app.mount(assets_path, Assets(directory=SWAGGER_UI))
     app.add_route("/openapi.json", show_document)
     app.add_route("/docs", show_page)

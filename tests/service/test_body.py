@@ -130,3 +130,10 @@ def test_only_variables_of_a_template_are_its_arguments() -> None:
         body.check_arguments({"chat_template_kwargs": {"messages": []}}, frozenset({"messages"}))
     body.check_arguments({"chat_template_kwargs": {"enable_thinking": False}}, frozenset({"messages"}))
     body.check_arguments({"chat_template_kwargs": 3}, frozenset({"messages"}))
+
+
+@pytest.mark.parametrize("key", ["kv_transfer_params", "ec_transfer_params"])
+def test_what_vllm_adds_to_its_arguments_is_not_given_there(key: str) -> None:
+    with pytest.raises(ApiError, match=f"may not hold '{key}'"):
+        body.check_arguments({"vllm_xargs": {"x": 1, key: "text"}}, frozenset())
+    body.check_arguments({"vllm_xargs": {"x": 1}, key: {"y": 1}}, frozenset())

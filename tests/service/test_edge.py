@@ -114,6 +114,26 @@ def test_what_has_no_body_needs_no_type() -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("", 200),
+        ('; charset=utf-8; x="charset"', 415),
+        ("; charset=UTF-8", 200),
+        ('; charset="utf8"; x=1', 200),
+        ("; charset=punycode", 415),  # its decoder takes 8 s for 1 MB
+        ("; charset=undefined", 415),  # its decoder fails in its own way
+        ("; charset=utf-8; charset=undefined", 415),
+        ("; charset*0=puny; charset*1=code", 415),
+        ("; CharSet*=utf-8''undefined", 415),
+        ("; charset=" + "x" * 60_000, 415),  # Python remembers each name it does not know
+    ],
+)
+def test_uploads_are_utf_8(parameters: str, expected: int) -> None:
+    headers = {"x-fusion-upload": "1", "content-type": f"multipart/form-data; boundary=x{parameters}"}
+    assert check(MediaTypes).post("/v1/adapters", content=b"x", headers=headers).status_code == expected
+
+
+@pytest.mark.parametrize(
     ("method", "path", "mark", "expected"),
     [
         ("POST", "/v1/adapters", "1", 200),

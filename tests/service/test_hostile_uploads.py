@@ -68,3 +68,14 @@ def test_an_archive_stops_nobody_and_fills_no_disk(server: Server, case: str) ->
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
     assert not list(server.data.glob("upload-*"))
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode"])
+def test_a_charset_of_an_upload_stops_nobody(server: Server, charset: str) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\n' + b"a" * 950_000 + b"-" + b"b" * 50_000
+    head = {"x-fusion-upload": "1", "content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    with server.http() as http:
+        start = time.monotonic()
+        answer = http.post("/v1/adapters", content=part + b"\r\n--x--\r\n", headers=head)
+    assert answer.status_code == 415
+    assert time.monotonic() - start < ANSWER_S

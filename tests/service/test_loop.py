@@ -15,6 +15,7 @@ CHAT: dict[str, Any] = {
     "max_tokens": 4,
     "temperature": 0,
 }
+TAG = {"begin": "<a>", "schema": {"type": "array", "minItems": 10**9}, "end": "</a>"}
 ENDLESS_FORMS: list[dict[str, Any]] = [
     {"regex": ".*" * 400},
     {"regex": "(a|b)?" * 400},
@@ -26,6 +27,14 @@ ENDLESS_FORMS: list[dict[str, Any]] = [
     {"json": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1600)}}},
     {"json": {"type": "string", "pattern": "(a|b)?" * 400}},
     {"choice": [f"c{i}" for i in range(150_000)]},
+    {"json": {"type": "array", "minItems": 10**9}},  # ended the process, which had no 4 GiB
+    {"grammar": 'start: %json {"type": "array", "minItems": 1000000000}'},
+    {"structural_tag": json.dumps({"structures": [TAG], "triggers": ["<a>"]})},
+    {"json": {"type": "object", "required": [str(i) for i in range(25_000)]}},  # overflowed the stack, as the next
+    {"json": {"$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(5000)}, "$ref": "#/$defs/a0"}},
+    {"json": {"allOf": [{"type": "string", "pattern": f"a{{{i}}}"} for i in range(100)]}},  # took minutes
+    {"json": {"type": "object", "patternProperties": {f"^a{{{i}}}$": True for i in range(3000)}}},
+    {"json": {"type": "object", "properties": {f"{i}": True for i in range(15_000)}}},  # 5 s of the event loop
 ]
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,17 @@ print("ready", flush=True)
 sys.exit(7)
 """
 """Leaves a process behind that is in a session of its own and takes no SIGTERM."""
+SHARED = f"""
+import os, subprocess, sys, time
+from multiprocessing import resource_tracker, shared_memory
+segment = shared_memory.SharedMemory(create=True, size=4096)
+fd = resource_tracker.getfd()
+subprocess.Popen([sys.executable, "-c", {DEAF!r}], stdout=subprocess.PIPE, pass_fds=[fd]).stdout.readline()
+print("ready", segment.name, sep="\\n", flush=True)
+time.sleep(1)
+os._exit(7)
+"""
+"""Leaves shared memory behind, and a process that keeps Python's tracker of it from cleaning up at once."""
 
 
 def start(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -93,6 +105,17 @@ def test_a_tree_ends_with_all_that_its_command_left_behind() -> None:
     everyone = family(tree.pid)
     assert tree.wait(20) == 7
     wait_until_gone(everyone)
+
+
+def test_killed_processes_leave_no_shared_memory() -> None:
+    tree = start(TREE, SHARED, "60")
+    everyone = family(tree.pid)
+    assert tree.stdout is not None
+    segment = Path("/dev/shm", tree.stdout.readline().strip())
+    assert segment.exists()
+    assert tree.wait(20) == 7
+    wait_until_gone(everyone)
+    assert not segment.exists()
 
 
 def test_a_frozen_tree_ends_when_its_first_process_is_killed() -> None:

@@ -124,6 +124,13 @@ def test_only_listed_routes_of_vllm_are_there(http: httpx.Client) -> None:
     assert not {path for _, path in UNSERVED if path not in own} & paths
 
 
+def test_files_of_the_description_are_sent_whole(http: httpx.Client) -> None:
+    path = "/docs/assets/swagger-ui.css"
+    for wrong in ("x", "bytes=5-1", "bytes=99999999999-", "bytes=0-0", ",".join(["bytes=0-1", *["2-3"] * 5000])):
+        answer = http.get(path, headers={"range": wrong})
+        assert (answer.status_code, len(answer.content)) == (200, int(answer.headers["content-length"]))
+
+
 @pytest.mark.parametrize(
     "path",
     ["/etc", "/etc-no", "/etc/passwd", "/root", "..", "no", "wide/../no", "/proc/1/cwd", "a\0b", "/" + "x" * 300],

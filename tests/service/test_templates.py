@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 from vllm.renderers.hf import _detect_content_format
 
-from service.engine.templates import CHILDREN, TemplateError, TemplateRenderer, TemplatesBusyError
+from service.engine.children import CHILDREN
+from service.engine.templates import TemplateError, TemplateRenderer, TemplatesBusyError
 from tests.conftest import BASE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]

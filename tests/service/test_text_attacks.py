@@ -171,6 +171,8 @@ def test_half_a_character_is_the_client_s_fault(server: Server, model: str, extr
         ({"chat_template_kwargs": {"messages": []}}, "'messages' is not one"),
         ({"chat_template_kwargs": {"tokenize": True, "padding": "max_length", "max_length": 10**9}}, "is not one"),
         ({"stop": "a" * 100_000}, "65536"),
+        ({"vllm_xargs": {"kv_transfer_params": "x"}}, "kv_transfer_params"),
+        ({"vllm_xargs": {"ec_transfer_params": [1]}}, "ec_transfer_params"),
     ],
 )
 def test_what_has_no_bound_in_vllm_has_one_here(server: Server, extra: dict[str, Any], words: str) -> None:
@@ -178,6 +180,22 @@ def test_what_has_no_bound_in_vllm_has_one_here(server: Server, extra: dict[str,
         text = message(client.post("/v1/chat/completions", json={**CHAT, "model": BASE_NAME, **extra}), 400)
     assert words in text
     assert "keyword argument" not in text
+
+
+CALL = {"name": "f", "arguments": "[" * 100_000}
+DEEP: dict[str, dict[str, Any]] = {
+    "/tokenize": {
+        "messages": [*TURNS, {"role": "assistant", "tool_calls": [{"id": "x", "type": "function", "function": CALL}]}]
+    },
+    "/v1/responses": {"input": [*TURNS, {"type": "function_call", "call_id": "x", **CALL}]},
+}
+DEEP["/v1/chat/completions"] = DEEP["/tokenize"]
+
+
+@pytest.mark.parametrize("route", DEEP)
+def test_json_in_a_text_is_no_deeper_than_a_body(server: Server, route: str) -> None:
+    with server.http() as client:
+        assert "too deep" in message(client.post(route, json={"model": BASE_NAME, **DEEP[route]}), 400)
 
 
 def test_an_id_of_the_client_is_answered_when_it_is_safe(server: Server) -> None:

@@ -1,0 +1,112 @@
+"""No client fills the engine: its sequences take a share, the rest of them wait, and others go first."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import SamplingParams
+
+from service.engine.turns import Turns, current_client, take_turns
+from tests.conftest import BASE_NAME, Server
+
+
+class Engine:
+    """Generations that run until they are told to end, one after the other."""
+
+    def __init__(self, slots: int) -> None:
+        self.turns = Turns(slots)
+        self.running: list[tuple[str | None, int, int]] = []
+        """Client, sequences and priority."""
+        self.end = asyncio.Event()
+
+    async def generate(self, _: Any, params: SamplingParams, *, priority: int) -> AsyncGenerator[int, None]:
+        entry = (current_client.get(), params.n, priority)
+        self.running.append(entry)
+        try:
+            yield 1
+            await self.end.wait()
+        finally:
+            self.running.remove(entry)
+
+    async def ask(self, name: str | None, n: int = 1) -> None:
+        current_client.set(name)
+        async for _ in take_turns(self.generate, self.turns)("prompt", SamplingParams(n=n), priority=-99):
+            pass
+
+    def count(self, name: str | None) -> int:
+        return sum(n for client, n, _ in self.running if client == name)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("time_limit")
+async def test_one_client_takes_three_quarters_of_the_engine_and_the_rest_waits() -> None:
+    engine = Engine(16)
+    tasks = [asyncio.create_task(engine.ask("one")) for _ in range(40)]
+    await anyio.sleep(0.05)
+    assert engine.count("one") == 12
+    tasks += [asyncio.create_task(engine.ask(name, n)) for name, n in (("other", 4), (None, 1), (None, 20))]
+    await anyio.sleep(0.05)
+    assert (engine.count("other"), engine.count(None)) == (4, 21)
+    for task in tasks[12:20]:  # those that wait may leave
+        task.cancel()
+    engine.end.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not engine.running
+    assert not engine.turns._used  # noqa: SLF001 - nothing is kept of clients that have nothing
+    assert not engine.turns._lines  # noqa: SLF001 - as above
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("time_limit")
+async def test_clients_with_few_go_first_whatever_they_say() -> None:
+    engine = Engine(1000)
+    tasks = []
+    for name, n in (("one", 100), ("one", 1), ("one", 1), ("other", 1), (None, 1)):
+        tasks.append(asyncio.create_task(engine.ask(name, n)))
+        await anyio.sleep(0.01)
+    assert [priority for _, _, priority in engine.running] == [0, 7, 7, 0, 0]
+    engine.end.set()
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("time_limit")
+async def test_large_requests_get_their_turn_among_small_ones() -> None:
+    engine = Engine(16)
+    large = [asyncio.create_task(engine.ask("one", n)) for n in (8, 8)]
+    await anyio.sleep(0.01)
+    small = [asyncio.create_task(engine.ask("one")) for _ in range(3)]
+    await anyio.sleep(0.01)
+    assert engine.count("one") == 8
+    large[1].cancel()  # the first in line leaves, and the others go ahead
+    await anyio.sleep(0.01)
+    assert engine.count("one") == 11
+    engine.end.set()
+    await asyncio.gather(*large, *small, return_exceptions=True)
+    with pytest.raises(VLLMClientError, match="12 answers at once"):
+        await engine.ask("one", 13)
+
+
+def test_one_client_s_answers_keep_nobody_waiting(server: Server) -> None:
+    crowd = {"model": BASE_NAME, "prompt": ["x"] * 300, "max_tokens": 2000, "ignore_eos": True}
+    few = {"model": BASE_NAME, "prompt": "y", "max_tokens": 2}
+
+    def flood(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=40) as http:
+            http.post("/v1/completions", json=crowd)
+
+    with ThreadPoolExecutor(4) as pool:
+        floods = [pool.submit(flood, server.url) for _ in range(4)]
+        time.sleep(5)
+        transport = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(base_url=server.url, timeout=40, transport=transport) as other:
+            start = time.monotonic()
+            assert other.post("/v1/completions", json=few).status_code == 200
+            assert time.monotonic() - start < 20
+        assert all(isinstance(one.exception(), httpx.ReadTimeout) for one in floods)  # they took all the time
