@@ -1,10 +1,6 @@
-from .adapter import (
-    LoraAdapter as LoraAdapter,
-    LoraModule as LoraModule,
-    check_together as check_together,
-    make_adapter as make_adapter,
-)
+from .adapter import LoraAdapter as LoraAdapter, LoraModule as LoraModule, make_adapter as make_adapter
 from .algebra.diff import Difference as Difference, ModuleDifference as ModuleDifference, diff as diff
+from .algebra.experts import complete_experts as complete_experts, split_gate_up as split_gate_up
 from .algebra.fuse import STRICT_TOLERANCE as STRICT_TOLERANCE, fuse as fuse, plan as plan
 from .algebra.rank import smallest_rank as smallest_rank
 from .algebra.report import FusionReport as FusionReport, ModuleReport as ModuleReport
@@ -36,3 +32,4 @@ from .recipes import (
     fusion_digest as fusion_digest,
     parse as parse,
 )
+from .together import check_together as check_together, is_same_name as is_same_name, match_adapter as match_adapter

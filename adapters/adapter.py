@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Self
 
@@ -21,11 +21,15 @@ _NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.fl
 class LoraModule:
     """One module's factors: `a` is r×d_in, `b` is d_out×r, both of one float dtype; the update is
     scaling·b·a.
+
+    Of an embedding the inputs are tokens: d_in is the vocabulary's size, and the update of its weight, d_in×d_out, is
+    scaling·(b·a)ᵀ.
     """
 
     a: Tensor
     b: Tensor
     scaling: float
+    is_embedding: bool = False
 
     @property
     def rank(self) -> int:
@@ -54,17 +58,19 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True)
 class ModuleFacts:
-    """What is known about a module before its factors are read: rank, (d_out, d_in), promoted dtype, bytes."""
+    """What is known about a module before its factors are read: rank, (d_out, d_in), promoted dtype, bytes, kind."""
 
     rank: int
     shape: tuple[int, int]
     dtype: torch.dtype
     nbytes: int
+    is_embedding: bool = False
 
     @classmethod
     def from_module(cls, module: LoraModule) -> Self:
         """The facts of a module in memory."""
-        return cls(module.rank, module.shape, torch.promote_types(module.a.dtype, module.b.dtype), module.nbytes)
+        dtype = torch.promote_types(module.a.dtype, module.b.dtype)
+        return cls(module.rank, module.shape, dtype, module.nbytes, module.is_embedding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +83,10 @@ class LoraAdapter:
 
     modules: Mapping[str, LoraModule]
     base: str | None
+    notes: tuple[str, ...] = ()
+    """What of its files was not used, or read otherwise than it says, for its user; a sentence each."""
+    copies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of the copies of the base's weights in its files, which were left out, by the weights' names."""
 
     @cached_property
     def digest(self) -> str:
@@ -158,30 +168,8 @@ def _hash_modules(modules: Mapping[str, LoraModule]) -> str:
         module = modules[name]
         factors = (module.a, module.b)
         kinds = [[str(factor.dtype), *factor.shape] for factor in factors]
-        digest.update(json.dumps([name, float(module.scaling).hex(), kinds]).encode() + b"\n")
+        facts = [name, float(module.scaling).hex(), kinds, *["embedding"] * module.is_embedding]
+        digest.update(json.dumps(facts).encode() + b"\n")
         for factor in factors:
             digest.update(factor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def check_together(adapters: Mapping[str, LoraAdapter]) -> None:
-    """AdapterError unless all adapters fit one base: 'base' when two name different ones, 'shape' when sizes differ."""
-    first_shapes: dict[str, tuple[str, tuple[int, int]]] = {}
-    first_base: tuple[str, str] | None = None
-    for name, adapter in adapters.items():
-        if adapter.base is not None:
-            if first_base is not None and first_base[1] != adapter.base:
-                raise AdapterError(
-                    "base",
-                    f"adapters {first_base[0]!r} and {name!r} name different bases, {quote(first_base[1])} "
-                    f"and {quote(adapter.base)}: fuse adapters of one base",
-                )
-            first_base = first_base or (name, adapter.base)
-        for key, shape in adapter.shapes.items():
-            other, expected = first_shapes.setdefault(key, (name, shape))
-            if shape != expected:
-                raise AdapterError(
-                    "shape",
-                    f"module {key!r} is {expected} in {other!r} and {shape} in {name!r} (d_out, d_in): "
-                    "they were trained on different bases",
-                )

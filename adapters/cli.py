@@ -1,4 +1,4 @@
-"""The command line: `python -m adapters {show,plan,fuse,diff,methods}`. Exit 0 done, 2 bad input."""
+"""The command line: `python -m adapters {show,plan,fuse,diff,convert,methods}`. Exit 0 done, 2 bad input."""
 
 import argparse
 import json
@@ -14,10 +14,12 @@ from adapters.algebra.diff import diff
 from adapters.algebra.fuse import fuse, plan
 from adapters.algebra.heatmap import write_heatmap
 from adapters.algebra.rank import smallest_rank
+from adapters.convert import command as convert_command
 from adapters.errors import FusionError, UnknownAdapterError
 from adapters.files.io import load, save
 from adapters.files.shipped import adapter_path
 from adapters.recipes import METHODS, Recipe, check_name, parse
+from adapters.together import check_together
 
 PROG = "python -m adapters"
 AUTO = "auto"
@@ -57,7 +59,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         epilog=_EXAMPLE.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="{show,plan,fuse,diff,methods}")
+    commands = parser.add_subparsers(required=True, metavar="{show,plan,fuse,diff,convert,methods}")
 
     def add(name: str, run: Callable[[argparse.Namespace], Output], help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
@@ -73,7 +75,9 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     compare = add("diff", _diff, "compare two adapters as updates of the base")
     compare.add_argument("first", help="a PEFT adapter folder")
     compare.add_argument("second", help="another one for the same base")
+    _add_same_base(compare)
     compare.add_argument("--png", metavar="FILE", help="draw cosines and principal angles by layer")
+    convert_command.add_options(add("convert", convert_command.run, convert_command.HELP))
     add("methods", _methods, "list the methods, their options and references")
     return parser
 
@@ -96,6 +100,13 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-error", type=float, metavar="E", help="relative error allowed with --rank auto")
     command.add_argument("--device", metavar="D", default="cpu", help="such as cuda (default: %(default)s)")
     command.add_argument("--strict", action="store_true", help="reject any loss")
+    _add_same_base(command)
+
+
+def _add_same_base(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--same-base", action="store_true", help="the adapters are of one base, however they name it and its modules"
+    )
 
 
 def _show(args: argparse.Namespace) -> Output:
@@ -110,9 +121,11 @@ def _show(args: argparse.Namespace) -> Output:
         "rank": adapter.rank,
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "bytes": adapter.nbytes,
+        "notes": list(adapter.notes),
         "modules": rows,
     }
-    lines = [f"{key:<8}{value}" for key, value in content.items() if key != "modules"]
+    lines = [f"{key:<8}{value}" for key, value in content.items() if key not in ("modules", "notes")]
+    lines += [f"note    {note}" for note in adapter.notes]
     lines += [f"{name}  rank {m.rank}  scaling {m.scaling:g}  {m.shape}" for name, m in adapter.modules.items()]
     return "\n".join(lines), content
 
@@ -120,8 +133,11 @@ def _show(args: argparse.Namespace) -> Output:
 def _plan(args: argparse.Namespace) -> Output:
     recipe, parents = _read_inputs(args)
     limit = _choose_limit(args, recipe, parents)
-    report = plan(recipe, parents, max_rank=limit, strict=args.strict, device=_find_device(args))
-    return report.table(), {**report.to_json(), "max_rank": limit}
+    report = plan(
+        recipe, parents, max_rank=limit, strict=args.strict, device=_find_device(args), same_base=args.same_base
+    )
+    notes = _note(args, recipe, parents)
+    return "\n".join([report.table(), *notes]), {**report.to_json(), "max_rank": limit, "notes": notes}
 
 
 def _fuse(args: argparse.Namespace) -> Output:
@@ -130,7 +146,9 @@ def _fuse(args: argparse.Namespace) -> Output:
     if out.exists():
         raise FileExistsError(f"{args.out!r} already exists: choose another --out or remove it first")
     limit = _choose_limit(args, recipe, parents)
-    adapter, report = fuse(recipe, parents, max_rank=limit, strict=args.strict, device=_find_device(args))
+    adapter, report = fuse(
+        recipe, parents, max_rank=limit, strict=args.strict, device=_find_device(args), same_base=args.same_base
+    )
     provenance: dict[str, object] = {
         "recipe": recipe.to_json(),
         "text": recipe.format(),
@@ -139,12 +157,15 @@ def _fuse(args: argparse.Namespace) -> Output:
         "method_version": METHODS[recipe.method].version,
         "report": report.to_json(),
     }
-    save(adapter, out, provenance=provenance)
-    return f"{report.table()}\n\nwritten to {args.out}", {**report.to_json(), "out": args.out}
+    save(adapter, out, provenance=provenance, one_rank=True)
+    notes = _note(args, recipe, parents)
+    text = "\n".join([report.table(), *notes, "", f"written to {args.out}"])
+    return text, {**report.to_json(), "out": args.out, "notes": notes}
 
 
 def _diff(args: argparse.Namespace) -> Output:
-    difference = diff(*(load(adapter_path(path)) for path in (args.first, args.second)))
+    first, second = (load(adapter_path(path)) for path in (args.first, args.second))
+    difference = diff(first, second, same_base=args.same_base)
     if args.png is None:
         return difference.table(), difference.to_json()
     write_heatmap(difference, Path(args.png))
@@ -184,12 +205,19 @@ def _read_inputs(args: argparse.Namespace) -> tuple[Recipe, dict[str, LoraAdapte
     return recipe, {name: load(adapter_path(paths[name])) for name in recipe.adapters}
 
 
+def _note(args: argparse.Namespace, recipe: Recipe, parents: Mapping[str, LoraAdapter]) -> list[str]:
+    """What the user should know of the adapters, a line each."""
+    notes = [f"{name}: {note}" for name in recipe.adapters for note in parents[name].notes]
+    return [f"note: {note}" for note in (*notes, *check_together(parents, same_base=args.same_base))]
+
+
 def _choose_limit(args: argparse.Namespace, recipe: Recipe, parents: Mapping[str, LoraAdapter]) -> int | None:
     """The rank limit that `--max-rank` or `--rank auto --max-error` asks for."""
     if args.rank == AUTO:
         if args.max_error is None:
             raise FusionError("--rank auto needs --max-error, the largest relative error allowed, such as 0.01")
-        return smallest_rank(recipe, parents, max_error=args.max_error, device=_find_device(args))
+        device = _find_device(args)
+        return smallest_rank(recipe, parents, max_error=args.max_error, device=device, same_base=args.same_base)
     if args.max_error is not None:
         raise FusionError(f"--max-error {args.max_error:g} needs --rank auto")
     if args.rank is None:

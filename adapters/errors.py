@@ -14,7 +14,7 @@ from itertools import islice
 MAX_QUOTED = 120
 MAX_LEVELS, MAX_DIGITS = 4, 400
 """How deep into lists and objects a quoted value is shown, and how long its numbers may be."""
-MAX_CANDIDATES, MAX_COMPARED_CHARS = 64, 64
+MAX_CANDIDATES, MAX_COMPARED_CHARS = 64, 128
 """How many names a misspelled one is compared with, and the length up to which names are compared at all."""
 NEAR = 0.65
 """The share of characters in common from which a known name is near."""

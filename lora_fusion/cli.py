@@ -75,6 +75,7 @@ COMMANDS = {
     "settings": Command(_settings, "list the settings of the service"),
     "fuse": Command(_forward("adapters.cli", "fuse"), "fuse adapters into one, according to a recipe"),
     "plan": Command(_forward("adapters.cli", "plan"), "report what a recipe would cost, without writing anything"),
+    "convert": Command(_forward("adapters.cli", "convert"), "make a plain adapter of one in another form"),
     "diff": Command(_forward("adapters.cli", "diff"), "compare two adapters"),
     "show": Command(_forward("adapters.cli", "show"), "describe an adapter"),
     "methods": Command(_forward("adapters.cli", "methods"), "list the fusion methods and their options"),

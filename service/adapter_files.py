@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from adapters import LoraAdapter
 from service.build_files import BuildFiles
@@ -15,6 +16,7 @@ from service.registry import Registry
 from service.threads import Threads
 from service.waits import enter, finish
 
+T = TypeVar("T")
 CHECK_SHARE = 0.1
 """Of the time after a start that reading stored adapters may take."""
 log = logging.getLogger("fusion")
@@ -52,7 +54,7 @@ class AdapterFiles:
             self._held += Counter()  # drops the zeros
             await self.delete_unneeded(digests)
 
-    async def read(self, read: Callable[[], LoraAdapter]) -> LoraAdapter:
+    async def read(self, read: Callable[[], T]) -> T:
         """What `read` returns, in a thread; old builds make room for what it writes on a full disk."""
         return await self.retry_when_full(lambda: self._threads.adapters.run(read))
 

@@ -1,41 +1,110 @@
-"""The shapes of the base's dense layers, read from its configuration alone."""
+"""The base's layers, read from its configuration alone, and whether an adapter is of that base."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
-from adapters import AdapterError, LoraAdapter, did_you_mean
+from adapters import AdapterError, LoraAdapter, match_adapter, split_gate_up
+from service.engine.base_folder import BaseModelError
+from service.layers import BaseLayers, find_layers
+from service.settings import BaseMatch, Settings
 
-Shapes = Mapping[str, tuple[int, int]]
+
+def read_layers(model: str, *, trust_code: bool = False) -> BaseLayers:
+    """The layers of the base in the folder, or of the hub name, `model`, by its own module names.
+
+    Of a base that sees, or hears, these are the layers of its language model: adapters act there alone. `trust_code`
+    runs the code that a base brings, as vLLM's `--trust-remote-code` does. `BaseModelError` when transformers knows no
+    such model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_code)
+        empty = _make_empty(config, trust_code)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BaseModelError(f"transformers cannot read the base {model!r}: {reason}") from error
+    return find_layers(empty, _language_prefix(config, empty))
 
 
-def read_dense_shapes(model: str) -> Shapes:
-    """(d_out, d_in) of every linear layer but the output head, by the base's own module names."""
-    config = AutoConfig.from_pretrained(model)
+def _make_empty(config: Any, trust_code: bool) -> Any:
+    """The model without weights."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or trust_code:
+        auto = AutoModelForCausalLM
+    elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        auto = AutoModelForImageTextToText
+    else:
+        raise ValueError(f"{config.model_type!r} is not a causal language model")
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    head = empty.get_output_embeddings()
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in empty.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+        return auto.from_config(config, trust_remote_code=trust_code)
 
 
-def check_fits(adapter: LoraAdapter, shapes: Shapes, names: set[str]) -> None:
-    """Raise `AdapterError` unless `adapter` belongs to the base called one of `names` with these shapes."""
-    if adapter.base is not None and adapter.base not in names:
-        raise AdapterError(
-            "base",
-            f"the adapter's base is {adapter.base!r}, this server's is "
-            f"{' or '.join(sorted(map(repr, names)))}; if they are the same model, add that name to "
-            "FUSION_BASE_ALIASES",
-        )
-    for name, shape in adapter.shapes.items():
-        if name not in shapes:
-            hint = did_you_mean(name, shapes) or "the adapter was trained on another base"
-            raise AdapterError("shape", f"the base has no linear layer {name!r}: {hint}")
-        if shapes[name] != shape:
-            message = f"{name!r} is {shape}, the base's layer {shapes[name]} (d_out, d_in): it is of another base"
-            raise AdapterError("shape", message)
+def _language_prefix(config: Any, empty: Any) -> str:
+    """What the names of the language model's modules begin with."""
+    if config.get_text_config(decoder=True) is config:
+        return ""
+    decoder = empty.get_decoder()
+    return next((f"{name}." for name, module in empty.named_modules() if module is decoder and name), "")
+
+
+def read_fitting(
+    read: Callable[[], LoraAdapter], layers: BaseLayers, settings: Settings, base_match: BaseMatch | None
+) -> tuple[LoraAdapter, str | None]:
+    """What `read` returns, with the base's module names and its digest computed; and how it names its base, when that
+    is none of the base's names (see `find_mismatch`). `base_match` goes before the setting. AdapterError when it does
+    not fit the base.
+    """
+    adapter = read()
+    if layers.experts:
+        adapter = split_gate_up(adapter)
+    adapter = match_adapter(adapter, layers.shapes)
+    mismatch = find_mismatch(adapter.base, settings)
+    check_fits(adapter, layers, settings, mismatch)
+    if mismatch is not None:
+        if (base_match or settings.base_match) == "name":
+            raise AdapterError(
+                "base",
+                f"{_describe_bases(mismatch, settings)}; if they are the same model, say so with base_match='shapes', "
+                "or add that name to FUSION_BASE_ALIASES",
+            )
+        adapter = replace(adapter, base=settings.base_name)
+    _ = adapter.digest  # computed in this thread, and kept
+    return adapter, mismatch
+
+
+def find_mismatch(declared: str | None, settings: Settings) -> str | None:
+    """The base that an adapter declares, unless it is one of the served base's names or its folder; of a path only the
+    last part.
+    """
+    if declared is None or declared in {settings.base_name, settings.base, *settings.base_aliases}:
+        return None
+    # The text alone is compared: it may name any place of this machine, where nothing is looked at.
+    if os.path.abspath(declared) in {os.path.abspath(settings.base), os.path.realpath(settings.base)}:
+        return None
+    is_path = os.path.isabs(declared) or declared.startswith((".", "~")) or "\\" in declared
+    return f"…/{declared.replace(chr(92), '/').rstrip('/').rpartition('/')[2]}" if is_path else declared
+
+
+def check_fits(adapter: LoraAdapter, layers: BaseLayers, settings: Settings, mismatch: str | None) -> None:
+    """Raise `AdapterError` unless `adapter` fits a base of these layers; `mismatch` is how it names another one."""
+    try:
+        layers.check(adapter)
+    except AdapterError as error:
+        if mismatch is None or error.reason != "shape":
+            raise
+        fault = str(error).removesuffix(f" [{error.reason}]")
+        raise AdapterError("base", f"{_describe_bases(mismatch, settings)}, and it does not fit: {fault}") from error
+
+
+def _describe_bases(declared: str, settings: Settings) -> str:
+    names = " or ".join(sorted(map(repr, {settings.base_name, *settings.base_aliases})))
+    return f"the adapter's base is {declared!r}, this server's is {names}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.errors import ApiError
-from service.validation import MAX_QUOTED
+from service.validation import MAX_PATH, MAX_QUOTED
 
 MAX_CONTAINERS = 16_384
 """Objects and lists in a body."""
@@ -34,6 +34,8 @@ PROMPTS = ("prompt", "prompt_embeds", "messages")
 TOO_MANY = f"The JSON body has more than {MAX_CONTAINERS} objects and lists; send less at once."
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 """A string, or one without an end: where a match begins it never fails, so that no part is read twice."""
+HALF = re.compile("[\ud800-\udfff]")
+"""What JSON's escapes can write, but no encoding and no tokenizer takes."""
 LONG_NUMBER = re.compile(rb"(?<![0-9.])-?[0-9]{19,}+(?![.eE])")
 """An integer that may be outside 64 bits."""
 
@@ -49,11 +51,14 @@ def parse_body(raw: bytes) -> Any:
         if LONG_NUMBER.search(raw):
             _check_integers(STRING.sub(b"", raw))
         body = json.loads(raw.decode("utf-8-sig"))
-        if b"\\ud" in raw or b"\\uD" in raw:
-            json.dumps(body, ensure_ascii=False).encode()  # refuses half surrogates
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The request body is not valid JSON: {error}.") from error
     _check_size(body)
+    if b"\\ud" in raw or b"\\uD" in raw:
+        try:
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _describe_half(body) from None
     return body
 
 
@@ -93,6 +98,32 @@ def _check_size(body: Any) -> None:
             return
         level = below
     raise ApiError(400, f"The JSON body is nested more than {MAX_DEPTH} deep.")
+
+
+def _describe_half(body: Any) -> ApiError:
+    """The 400 for a body with half a character, at the place of one such text or key."""
+    path, text = _find_half([((), {"": body})])
+    half = HALF.search(text)
+    assert half is not None
+    message = (
+        f"{'.'.join(path[1:MAX_PATH])[:MAX_QUOTED]!r} has half a character, {half[0]!r} at position {half.start()}: "
+        "a UTF-16 surrogate without its other half; send both or neither"
+    )
+    param = path[1][:MAX_QUOTED] if path[1:] and not HALF.search(path[1]) else None
+    return ApiError(400, f"The request body is not valid JSON: {message}.", param=param)
+
+
+def _find_half(containers: list[tuple[tuple[str, ...], Any]]) -> tuple[tuple[str, ...], str]:
+    """Path and text of the first text or key with half a character; there is one."""
+    for path, container in containers:  # grows
+        pairs = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, value in pairs:
+            for text in (key, value):
+                if isinstance(text, str) and not text.isascii() and HALF.search(text):
+                    return (*path, str(key)), text
+            if isinstance(value, dict | list):
+                containers.append(((*path, str(key)), value))
+    raise AssertionError("no half of a character")
 
 
 def check_counts(body: Mapping[str, Any]) -> None:

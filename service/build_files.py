@@ -56,6 +56,12 @@ class BuildFiles:
             log.warning("old stacks and builds were not evicted: %s", error)
         return path
 
+    async def remove(self, key: str) -> None:
+        """Delete the entry `key`, unless it is in use."""
+        async with self._lock:
+            if key not in self.in_use():
+                await self._threads.files.run(self._store.remove, key)
+
     async def read(self, file: Path) -> str:
         """The text of a file of an entry."""
         return await self._threads.files.run(file.read_text)

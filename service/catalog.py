@@ -1,37 +1,34 @@
 """Register adapters from folders once they prove to have an effect, and remove them."""
 
 import asyncio
+import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
-from adapters import AdapterError, LoraAdapter, check_name, load, parse
+from adapters import LoraAdapter, Recipe, check_name, load
 from adapters.files import SHIPPED, adapter_path
 from service.adapter_files import AdapterFiles
-from service.base_model import Shapes, check_fits
-from service.engine.models import LoRARequest, mix_request
-from service.engine.overflow import AnswerOverflowError
-from service.engine.probe import PROMPT, distance, is_finite
+from service.base_model import read_fitting
+from service.effect import Prober, measure_effect
 from service.errors import ApiError
+from service.layers import BaseLayers
 from service.pool import Pool
 from service.records import AdapterRecord, now
 from service.registry import Registry
-from service.resolve import Fusion, Names
-from service.settings import Settings
+from service.resolve import Names
+from service.settings import BaseMatch, Settings
 from service.validation import MAX_QUOTED
 from service.waits import enter, finish
 
-EFFECT_OVER_NOISE = 10
-"""A probe must move log-probabilities by this many times the difference of two runs of the base."""
-_OVERFLOW = (
-    "a probe with the adapter gives numbers that are not finite: expected finite log-probabilities; check lora_alpha "
-    "and that the training did not diverge"
-)
+MISMATCH = "base_mismatch"
+"""What a record holds when its adapter names another base: that name."""
+MAX_NOTES = 16
 MAX_ADDING = 2
 """Adapters that are read and stored at once."""
 PROBE_TIMEOUT_S = 300.0
@@ -43,13 +40,6 @@ def _not_in_roots(text: str) -> ApiError:
     return ApiError(400, message, param="path")
 
 
-class Prober(Protocol):
-    """The part of the engine that shows an adapter's effect."""
-
-    async def probe(self, prompt: Sequence[int], lora: LoRARequest | None) -> list[dict[int, float]]:
-        """Log-probabilities of the likeliest tokens after `prompt`, one dict per step."""
-
-
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """Adds and removes adapters, one change of the registry at a time."""
@@ -59,7 +49,7 @@ class Catalog:
     names: Names
     pool: Pool
     engine: Prober
-    shapes: Shapes
+    layers: BaseLayers
     files: AdapterFiles
     write_lock: asyncio.Lock
     """Held by everything that changes the registry, for the change alone."""
@@ -94,19 +84,38 @@ class Catalog:
                 raise ApiError(400, message, param="path")
         return path
 
-    async def add(self, name: str, path: Path, *, client: str | None = None) -> tuple[AdapterRecord, bool]:
-        """Register the adapter folder at `path`; returns the record and whether it is new.
+    async def add(
+        self,
+        name: str,
+        path: Path,
+        *,
+        client: str | None = None,
+        replace: bool = False,
+        base_match: BaseMatch | None = None,
+    ) -> tuple[AdapterRecord, bool]:
+        """Register the adapter folder at `path`; returns the record and whether the name is new.
 
-        The files are copied into the store, so the source may go; the probe takes a place of `client`. Raises
-        `ApiError` 409 when something else has the name, 503 when there is no place in time, `AdapterError` when the
-        folder does not hold an adapter of this base, or one that overflows the served dtype or has no effect.
+        The files are copied into the store, so the source may go; the probe takes a place of `client`. With `replace`
+        the name may be that of an adapter, which it stands for no more once the new one is ready, and the new one may
+        be without effect, as adapters are before the first step of a training; requests in progress and profiles keep
+        the old one. Raises `ApiError` 409 when something else has the name, 503 when there is no place in time,
+        `AdapterError` when the folder does not hold an adapter of this base, or one that overflows the served dtype or
+        has no effect.
         """
-        return await self.add_read(name, partial(load, path), client=client)
+        return await self.add_read(name, partial(load, path), client=client, replace=replace, base_match=base_match)
 
     async def add_read(
-        self, name: str, read: Callable[[], LoraAdapter], *, client: str | None = None
+        self,
+        name: str,
+        read: Callable[[], LoraAdapter],
+        *,
+        client: str | None = None,
+        replace: bool = False,
+        base_match: BaseMatch | None = None,
     ) -> tuple[AdapterRecord, bool]:
-        """As `add`, of what `read` returns; it runs in a thread, once more when the disk was full."""
+        """As `add`, of what `read` returns; it runs in a thread, once more when the disk was full. `base_match` goes
+        before the setting.
+        """
         check_name(name)
         await self.registry.settle()  # nothing is read and stored for a database that does not answer
         timeout_s = self.settings.wait_timeout_s
@@ -116,45 +125,55 @@ class Catalog:
                 enter(own, timeout_s, "other registrations of this client"),
                 enter(self.add_slots, timeout_s, "other registrations"),  # tensors of few at once in memory
             ):
-                adapter = await self.files.read(read)
+                read_all = partial(read_fitting, read, self.layers, self.settings, base_match)
+                adapter, mismatch = await self.files.read(read_all)
                 known = self.registry.adapters.get(name)
                 is_known = known is not None and known.digest == adapter.digest
                 if not is_known:
-                    self._check_new(name)
-                self._check_served(adapter)
+                    self._check_new(name, replace=replace)
+                self._check_rank(adapter)
                 norm = await self.files.measure(adapter, max_weight=self.settings.max_weight)
                 await holds.enter_async_context(self.files.hold([adapter.digest]))
                 await self.files.add(adapter)  # a known one too: damaged files are mended
                 if known is not None and is_known:
-                    return known, False
-                record = _describe(name, adapter, norm)
+                    said = {} if mismatch is None else {MISMATCH: mismatch}
+                    return dataclasses.replace(known, info={**known.info, **said}), False
+                record = _describe(name, adapter, norm, mismatch, self.layers.list_built(adapter))
                 del adapter
             try:
-                return await finish(self._register(await self._prove_effect(record, client)))
+                proved = await self._prove_effect(record, client, required=not replace)
+                return await finish(self._register(proved, replace=replace))
             except BaseException:
                 if not self.registry.is_current:
                     self.orphans.add(record.digest)
                 self._forget(record.digest)
                 raise
 
-    async def _register(self, record: AdapterRecord) -> tuple[AdapterRecord, bool]:
-        async with self.files.hold([record.digest]), self._write():
-            known = self.registry.adapters.get(record.name)
-            if known is not None and known.digest == record.digest:
-                return known, False
-            self._check_new(record.name)
-            await self.registry.add_adapter(record)
-            return record, True
+    async def _register(self, record: AdapterRecord, *, replace: bool) -> tuple[AdapterRecord, bool]:
+        async with self.files.hold([record.digest]):
+            async with self._write():
+                known = self.registry.adapters.get(record.name)
+                if known is not None and known.digest == record.digest:
+                    return known, False
+                self._check_new(record.name, replace=replace)
+                if known is not None:
+                    self.orphans.add(known.digest)
+                await self.registry.add_adapter(record)
+            if known is None:
+                return record, True
+            self._forget(known.digest)
+            await self._delete_unneeded()
+            return record, False
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, even_pinned: bool = False) -> None:
         """Remove an adapter's name, and its files when no other name and no profile needs them.
 
-        409 while a profile uses the adapter and it has no other name: the profile's rank comes from its record.
-        Running requests finish first.
+        409 while a profile names the adapter and it has no other name, unless `even_pinned`: the profile keeps the
+        content, and what its record says. Running requests finish first.
         """
-        await finish(self._remove(name))
+        await finish(self._remove(name, even_pinned=even_pinned))
 
-    async def _remove(self, name: str) -> None:
+    async def _remove(self, name: str, *, even_pinned: bool) -> None:
         async with self._write():
             if name in self.registry.snapshot.damaged_adapters:
                 await self.registry.remove_adapter(name)
@@ -163,8 +182,8 @@ class Catalog:
             if record is None:
                 self.names.look_up(name, param="name")  # raises 404 naming the nearest
                 raise ApiError(404, f"{name!r} is not an adapter; GET /v1/adapters lists them.", param="name")
-            has_other_name = any(r.digest == record.digest and r.name != name for r in self.registry.adapters.values())
-            if (users := self.registry.pinning_profiles(record.digest)) and not has_other_name:
+            users = [] if even_pinned else self.registry.profiles_that_name(name)
+            if users and self.registry.snapshot.is_last(record):
                 message = f"Adapter {name!r} is used by {', '.join(users[:5])}; delete these profiles first."
                 raise ApiError(409, message, param="name")
             self.orphans.add(record.digest)
@@ -192,62 +211,53 @@ class Catalog:
             self.orphans.clear()
             await self.files.delete_unneeded(digests)
 
-    def _check_new(self, name: str) -> None:
-        """Raise 409 unless `name` is free, or that of a damaged record, and one more adapter fits."""
-        is_damaged = name in self.registry.snapshot.damaged_adapters
-        if (owner := self.names.owner(name)) is not None and not is_damaged:
-            raise ApiError(409, f"{name!r} is already {owner}; choose another name.", param="name")
-        if len(self.registry.adapters) >= self.settings.max_names:
-            raise ApiError(409, f"There are already {self.settings.max_names} adapters, the limit; delete one first.")
+    def _check_new(self, name: str, *, replace: bool) -> None:
+        """Raise 409 unless `name` is free, that of a damaged record, or with `replace` an adapter's, and there is room
+        for what is added, or kept for profiles.
+        """
+        snapshot = self.registry.snapshot
+        is_adapter, is_damaged = name in snapshot.adapters, name in snapshot.damaged_adapters
+        if (owner := self.names.owner(name)) is not None and not (is_damaged or (is_adapter and replace)):
+            way = ", or pass 'replace': true" if is_adapter else ""
+            raise ApiError(409, f"{name!r} is already {owner}; choose another name{way}.", param="name")
+        if is_adapter and snapshot.will_keep(name) is None:
+            return
+        if len(snapshot.adapters) + len(snapshot.kept) >= self.settings.max_names:
+            kept = f" ({len(snapshot.kept)} without a name, for profiles)" if snapshot.kept else ""
+            message = f"There are already {self.settings.max_names} adapters{kept}, the limit; delete one first."
+            raise ApiError(409, message)
 
-    def _check_served(self, adapter: LoraAdapter) -> None:
-        """Raise unless this server can serve `adapter`."""
-        check_fits(adapter, self.shapes, {self.settings.base_name, *self.settings.base_aliases})
+    def _check_rank(self, adapter: LoraAdapter) -> None:
         if adapter.rank > (limit := self.settings.max_lora_rank):
             raise ApiError(
                 400, f"The adapter's rank {adapter.rank} is over FUSION_MAX_LORA_RANK={limit}; raise that setting."
             )
 
-    async def _prove_effect(self, record: AdapterRecord, client: str | None) -> AdapterRecord:
-        """`record` with its fusion's digest and its effect; AdapterError when it has none."""
-        fusion = self.names.bind(parse(record.name), [record])
+    async def _prove_effect(self, record: AdapterRecord, client: str | None, *, required: bool) -> AdapterRecord:
+        """`record` with its fusion's digest and its effect; AdapterError when it has none and it is `required`."""
+        fusion = self.names.bind(Recipe.single(record.name), [record])
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                effect = await self._measure_effect(fusion, client)
+                effect = await measure_effect(self.pool, self.engine, fusion, client, required=required)
         except TimeoutError:
             message = f"The adapter could not be probed within {PROBE_TIMEOUT_S:g} s; try again."
             raise ApiError(503, message) from None
         info: Mapping[str, Any] = {"fusion_digest": fusion.digest, "effect": effect}
         return AdapterRecord(record.name, record.digest, {**record.info, **info}, record.created)
 
-    async def _measure_effect(self, fusion: Fusion, client: str | None) -> float:
-        """Largest log-probability change on a probe prompt; refuses adapters without effect."""
-        async with self.pool.lease(fusion, client=client) as lease:
-            request = mix_request(lease.resident.request, lease.resident.key, lease.spans)
-            # One after the other: without the seam, vLLM's CPU kernels let an adapter act on base
-            # requests of the same batch.
-            try:
-                base, adapted, base_again = [await self.engine.probe(PROMPT, lora) for lora in (None, request, None)]
-            except AnswerOverflowError as error:
-                raise AdapterError("overflow", _OVERFLOW) from error
-        if not is_finite(adapted):
-            raise AdapterError("overflow", _OVERFLOW)
-        noise, effect = distance(base, base_again), distance(base, adapted)
-        if not effect > EFFECT_OVER_NOISE * noise:  # also for NaN
-            raise AdapterError(
-                "no_effect",
-                f"the adapter has no effect: probe log-probabilities moved by {effect:.1e}, two runs of "
-                f"the base differ by {noise:.1e}; check that it was trained, and saved after training",
-            )
-        return effect
 
-
-def _describe(name: str, adapter: LoraAdapter, norm: float) -> AdapterRecord:
-    info = {
+def _describe(name: str, adapter: LoraAdapter, norm: float, mismatch: str | None, built: str) -> AdapterRecord:
+    info: dict[str, Any] = {
         "rank": adapter.rank,
         "modules": len(adapter.modules),
         "bytes": adapter.nbytes,
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "norm": norm,
     }
+    if built:
+        info["built"] = built
+    if mismatch is not None:
+        info[MISMATCH] = mismatch
+    if adapter.notes:  # one text, which servers of earlier versions can read
+        info["notes"] = "\n".join(adapter.notes[:MAX_NOTES])
     return AdapterRecord(name, adapter.digest, info, now())

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, NullPool, Select, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from adapters.recipes import MAX_NAME
 from service.tables import METADATA
 
 LOCK_WAIT_S = 10
@@ -30,6 +31,9 @@ CONNECT_TIMEOUT_S = 2
 _LOCK_KIND = 0x4C6F5241
 """Marks the lock as this project's: "LoRA" in ASCII."""
 _LOCK = f"SELECT pg_try_advisory_lock({_LOCK_KIND} * 4294967296 + CAST(CAST('adapters' AS regclass) AS oid)::bigint)"
+
+_SHORT_NAMES = """SELECT table_name FROM information_schema.columns WHERE table_schema = current_schema()
+    AND column_name = 'name' AND character_maximum_length < :length"""
 
 
 class OwnedError(RuntimeError):
@@ -82,6 +86,8 @@ class Database:
                 if time.monotonic() >= deadline:
                     raise OwnedError(f"another server uses the registry in {self.where!r}")
                 time.sleep(0.2)
+            if self._is_postgres:
+                _widen_names(self._connection)
 
     def check(self) -> bool:
         """Whether the connection still answers."""
@@ -189,6 +195,14 @@ class Database:
                 return False
             self._lock_file = handle
         return True
+
+
+def _widen_names(connection: Connection) -> None:
+    """Let tables of earlier versions, whose names had 64 characters, hold the longest names."""
+    with connection.begin():
+        short = connection.execute(text(_SHORT_NAMES), {"length": MAX_NAME}).scalars()
+        for table in set(short) & METADATA.tables.keys():
+            connection.execute(text(f'ALTER TABLE "{table}" ALTER COLUMN name TYPE VARCHAR({MAX_NAME})'))
 
 
 def _sqlite_options(timeout_s: float) -> dict[str, Any]:

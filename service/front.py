@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, HTTPException as FastAPIHTTPException
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from adapters import FusionError
 from service.edge.access import ASSETS_PATH, BENTOML_PATHS, Access, allowed_hosts
 from service.edge.clients import Shares
+from service.engine.routes import OPTIONAL
 from service.errors import ApiError, error_response
 from service.validation import describe_union_fault
 
@@ -24,6 +26,8 @@ log = logging.getLogger("fusion")
 if TYPE_CHECKING:  # vLLM takes seconds to import; BentoML's supervisor, which only imports this file, needs none of it
     from service.fusion_service import FusionService
 
+SEGMENT = "!$&'()*+,;=:@"
+"""What a segment of a path may have besides letters, digits and `-._~` (RFC 3986, 3.3)."""
 EXPECTED = (
     ApiError,
     ClientDisconnect,
@@ -50,6 +54,8 @@ def routing_error(routes: Iterable[BaseRoute], scope: Scope) -> ApiError:
     allowed = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
     if path in BENTOML_PATHS:
         allowed = ["GET", "HEAD"]
+    if not allowed and (flag := OPTIONAL.get(("GET", path))):
+        return ApiError(404, f"{path!r} is served when FUSION_ENGINE_ARGS has vLLM's {flag}.")
     if not allowed:
         return ApiError(404, f"No route has the path {path[:100]!r}; /docs lists all routes.")
     message = f"{method} is not allowed on {path[:100]!r}; expected {' or '.join(allowed)}."
@@ -57,7 +63,10 @@ def routing_error(routes: Iterable[BaseRoute], scope: Scope) -> ApiError:
 
 
 class RouteFilter:
-    """An ASGI app that passes on what one of `routes` takes: what is not served must not reach the gate."""
+    """An ASGI app that passes on what one of `routes` takes: what is not served must not reach the gate.
+
+    HEAD is what GET takes; the HTTP server sends no body then.
+    """
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
         self._app = app
@@ -65,10 +74,39 @@ class RouteFilter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 404 or 405."""
-        if any(route.matches(scope)[0] is Match.FULL for route in self._routes):
-            await self._app(scope, receive, send)
+        child = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        if any(route.matches(child)[0] is Match.FULL for route in self._routes):
+            await self._app(child, receive, send)
         else:
             await error_response(routing_error(self._routes, scope))(scope, receive, send)
+
+
+class FinalSlashes:
+    """An ASGI app that answers 307 to a path with a final slash where one of `routes` has it without.
+
+    The new place is relative: behind a proxy, the path that the client sees may begin otherwise.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or say where the route is."""
+        path = scope["path"] if scope["type"] == "http" else ""
+        plain = path.removesuffix("/")
+        raw = scope.get("raw_path") or path.encode()  # names in it may have slashes of their own, percent-encoded
+        is_final = plain != path and raw.endswith(b"/") and not plain.endswith("/")
+        if is_final and self._has_route({**scope, "path": plain}):
+            query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
+            place = f"../{quote(raw[:-1].rpartition(b'/')[2], safe=SEGMENT + '%')}{query}"
+            message = f"The path ends in a slash; use {plain[:100]!r}."
+            await error_response(ApiError(307, message, headers={"location": place}))(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _has_route(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is not Match.NONE for route in self._routes)
 
 
 async def answer_invalid(request: Request, error: RequestValidationError) -> Response:
@@ -111,6 +149,7 @@ def build_app(service: "FusionService") -> FastAPI:
     vllm.exception_handlers |= dict.fromkeys((HTTPException, FastAPIHTTPException, Exception), answer_error)
     vllm.exception_handlers |= {RequestValidationError: answer_invalid, TypeError: answer_wrong_type}
     vllm.exception_handlers[RecursionError] = answer_too_deep
+    app.add_middleware(FinalSlashes, routes=[*app.routes, *vllm.routes])
     gate = Gate(
         vllm,
         service.names,
@@ -164,7 +203,7 @@ class Front:
         path: str = scope["path"]
         for route in self._routes:
             if route.matches(scope)[0] is not Match.NONE:
-                return str(route.path)
+                return str(route.path).replace(":name}", "}").replace(":profile}", "}")
         return path if path in BENTOML_PATHS else "(other)"
 
     def readiness(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -21,12 +22,13 @@ from service.defaults import with_defaults
 from service.edge.bodies import replay
 from service.edge.request_ids import check_id
 from service.engine.chat import RESERVED_ARGUMENTS
+from service.engine.dry_run import RefusedError, try_request
 from service.engine.logprobs import LogprobCount, logprob_count
 from service.engine.models import ServedModel, meter, mix_request, served_model, start_turns
 from service.engine.turns import current_client
 from service.errors import RETRY_AFTER_S, ApiError, api_error, error_response
 from service.metrics import Metrics
-from service.pool import Lease, Pool
+from service.pool import Check, Lease, Pool
 from service.registry import Registry
 from service.resolve import Fusion, Names
 from service.validation import MAX_QUOTED
@@ -90,6 +92,9 @@ class Gate:
         async with AsyncExitStack() as leases:
             try:
                 body = await self._prepare(scope, whole["body"], metered, leases)
+            except RefusedError as refused:
+                await refused.answer(scope, receive, metered)
+                return
             except Exception as error:
                 if api_error(error).status == 500:
                     log.exception("a request failed before it reached the engine")
@@ -116,18 +121,21 @@ class Gate:
         if body.get("background"):
             # vLLM would go on after the answer, when the adapters under it may be unloaded.
             raise ApiError(400, "'background' works with the base model only.", param="background")
-        lease = await leases.enter_async_context(
-            self._lease(fusion, metered, strict=strict, client=current_client.get())
-        )
         changed = bool(fusion.defaults or body.keys() & FUSION_KEYS)
         if body.get("model") is None:
             body["model"] = self._names.base
         body = with_defaults(body, fusion.defaults, scope["path"])
+        content, template = strip_fusion_keys(body) if changed else raw, fusion.defaults.get("chat_template")
+        check = partial(try_request, self._app, scope, content, body["model"], template)
+        client = current_client.get()
+        lease = await leases.enter_async_context(
+            self._lease(fusion, metered, strict=strict, client=client, check=check)
+        )
         metered.headers = fusion_headers(fusion, lease)
         lora = mix_request(lease.resident.request, lease.resident.key, lease.spans)
-        token = served_model.set(ServedModel(body["model"], lora, fusion.defaults.get("chat_template")))
+        token = served_model.set(ServedModel(body["model"], lora, template))
         leases.callback(served_model.reset, token)
-        return strip_fusion_keys(body) if changed else raw
+        return content
 
     def _resolve(self, body: dict[str, Any]) -> Fusion | None:
         """The fusion that a body names; None for the base."""
@@ -145,9 +153,9 @@ class Gate:
 
     @asynccontextmanager
     async def _lease(
-        self, fusion: Fusion, metered: "_MeteredSend", *, strict: bool, client: str | None
+        self, fusion: Fusion, metered: "_MeteredSend", *, strict: bool, client: str | None, check: Check
     ) -> AsyncIterator[Lease]:
-        lease = await self._pool.acquire(fusion, strict=strict, client=client)
+        lease = await self._pool.acquire(fusion, strict=strict, client=client, check=check)
         gauge = self._metrics.leases.labels(lease.resident.kind)
         gauge.inc()
 

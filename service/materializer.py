@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters import AdapterError, LoraAdapter, Store, fuse, load, plan, save, stack
+from adapters import AdapterError, LoraAdapter, Store, complete_experts, fuse, load, plan, save, stack
 from adapters.files import BUSY, CHECKSUMS, is_whole, write_checksums
 from service.errors import ApiError
 from service.norms import Headroom
@@ -30,6 +30,8 @@ class Materializer:
     describe: Callable[[str], str] = lambda digest: digest[:12]
     """What an adapter is called, by its digest."""
     headroom: Headroom = field(default_factory=Headroom)
+    expert_shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """(d_out, d_in) of the projections of the base's experts, by module."""
     damage: dict[str, str] = field(default_factory=dict)
     """Why the files of an adapter were not what they should be when they were last read, by digest."""
 
@@ -97,7 +99,7 @@ class Materializer:
 
     def write_stack(self, digests: Sequence[str], entry: Path) -> None:
         """Fill a store entry with the stack of these adapters, in this order."""
-        stacked = stack({digest: self.source(digest) for digest in digests})
+        stacked = stack({digest: self.source(digest) for digest in digests}, same_base=True)
         save(stacked.adapter, entry / ADAPTER)
         widths = {digest: stop - start for digest, (start, stop) in stacked.ranges.items()}
         (entry / REPORT).write_text(json.dumps({"widths": widths, "rank": stacked.rank}, allow_nan=False))
@@ -120,7 +122,8 @@ class Materializer:
     def plan(self, fusion: Fusion, placement: Placement) -> dict[str, Any]:
         """Dry run: how `fusion` would be served there, and what that costs in fidelity and bytes, per module."""
         mixed = placement.kind == "stack"
-        report = plan(fusion.recipe, self.parents(fusion), max_rank=None if mixed else self.max_rank)
+        limit = None if mixed else self.max_rank
+        report = plan(fusion.recipe, self.parents(fusion), max_rank=limit, same_base=True)
         return {
             "recipe": fusion.recipe.format(),
             "digest": fusion.digest,
@@ -130,8 +133,10 @@ class Materializer:
         }
 
     def _write(self, fusion: Fusion, folder: Path, max_rank: int | None, *, served: bool = False) -> Mapping[str, Any]:
-        built, report = fuse(fusion.recipe, self.parents(fusion), max_rank=max_rank)
+        built, report = fuse(fusion.recipe, self.parents(fusion), max_rank=max_rank, same_base=True)
         if served:
             self.headroom.check(built)
-        save(built, folder, provenance={"recipe": fusion.recipe.format(), "digest": fusion.digest})
+            built = complete_experts(built, self.expert_shapes)
+        provenance = {"recipe": fusion.recipe.format(), "digest": fusion.digest}
+        save(built, folder, provenance=provenance, one_rank=not served)
         return report.to_json()

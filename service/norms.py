@@ -56,7 +56,9 @@ class Headroom:
     def _measure_module(self, name: str, module: LoraModule, max_weight: float) -> float:
         # As vLLM does: cast, then the scaling is multiplied into B.
         a, b = module.a.to(self.dtype), module.b.to(self.dtype) * module.scaling
-        norms = [_spectral_norm(factor) for factor in (a, b)]
+        # An embedding's input picks one column of A, whatever its norm.
+        norm_a = _largest_column(a) / INPUT_NORM if module.is_embedding else _spectral_norm(a)
+        norms = [norm_a, _spectral_norm(b)]
         if not (norms[1] < math.inf and norms[0] * max_weight <= torch.finfo(self.dtype).max / INPUT_NORM):
             raise AdapterError(
                 "overflow",
@@ -68,6 +70,12 @@ class Headroom:
 
     def __str__(self) -> str:
         return str(self.dtype).removeprefix("torch.")
+
+
+def _largest_column(factor: Tensor) -> float:
+    """The largest norm of a column, in float64; infinite when a number is."""
+    norm = float(torch.linalg.vector_norm(factor.double(), dim=0).max())
+    return norm if math.isfinite(norm) else math.inf
 
 
 def _spectral_norm(factor: Tensor) -> float:

@@ -51,12 +51,14 @@ def build_key(fusion: Fusion, max_rank: int) -> str:
 
 
 def why_built(fusion: Fusion, limits: Limits) -> str | None:
-    """Why `fusion` cannot be mixed, or None when it can: a plain sum that fits one stack."""
+    """Why `fusion` cannot be mixed, or None when it can: a plain sum of LoRA on dense layers that fits one stack."""
     if not limits.mixing:
         return "mixing is off on this server"
     if not fusion.recipe.is_sum:
         what = "a schedule over layers" if fusion.recipe.method == "sum" else repr(fusion.recipe.method)
         return f"{what} is not a plain sum"
+    if fusion.built:
+        return f"LoRA on {fusion.built} cannot be mixed"
     if fusion.rank > limits.max_rank:
         return f"the adapters' ranks add up to {fusion.rank}, over FUSION_MAX_LORA_RANK={limits.max_rank}"
     return None

@@ -1,6 +1,7 @@
 """Lease fusions: `placement` chooses where, `residency` loads and holds."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,11 @@ from service.placement import Group, Limits, Placement, place
 from service.residency import Residency, Resident, Source
 from service.resolve import Fusion
 
+Check = Callable[[], Awaitable[None]]
 OWN_TIMEOUT_S = 600.0
 """How long the server itself waits, for what it warms at startup."""
+MAX_MADE = 4096
+"""Stacks and builds of which the pool knows the adapters, when these go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Pool:
         self._hold = hold
         """Keeps the files of adapters for a block."""
         self._clients = clients
+        self._made: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        """The adapters in what was made lately, by key."""
 
     def place(self, fusion: Fusion) -> Placement:
         """The stack or build that would serve `fusion` now."""
@@ -71,20 +77,42 @@ class Pool:
         finally:
             self.release(lease)
 
-    async def acquire(self, fusion: Fusion, *, strict: bool = False, client: str | None = None) -> Lease:
-        """As `lease`, for callers that release by hand.
+    async def acquire(
+        self, fusion: Fusion, *, strict: bool = False, client: str | None = None, check: Check | None = None
+    ) -> Lease:
+        """As `lease`, for callers that release by hand; `check` is awaited before anything is made or loaded.
 
         `ApiError` 400 when `strict` and the build would lose something, 429 when the `client` has too many stacks and
         builds in use, 503 when there is no place in time.
         """
         making = self._plan_making(fusion)
-        self._clients.take(client, making.key)
+        if check is None or making.key in self._residency.residents:
+            return await self._take(fusion, making, strict=strict, client=client)
+        lease: Lease | None = None
         try:
-            is_warm = making.key in self._residency.residents
-            with nullcontext() if is_warm else self._clients.wait(client):
-                timeout_s = OWN_TIMEOUT_S if client is None else None
-                resident, source = await self._residency.acquire(making, timeout_s=timeout_s)
+            async with making.hold():
+                await check()
+                lease = await self._take(fusion, self._plan_making(fusion), strict=strict, client=client)
         except BaseException:
+            if lease is not None:  # the caller has left while files were let go of
+                self.release(lease)
+            raise
+        return lease
+
+    async def _take(self, fusion: Fusion, making: Making, *, strict: bool, client: str | None) -> Lease:
+        self._clients.take(client, making.key)
+        resident: Resident | None = None
+        try:
+            timeout_s = OWN_TIMEOUT_S if client is None else None
+            if making.key in self._residency.residents:
+                resident, source = await self._residency.acquire(making)
+            else:  # whoever waits gets the adapters that the names stood for, even when these go meanwhile
+                with self._clients.wait(client):
+                    async with making.hold():
+                        resident, source = await self._residency.acquire(making, timeout_s=timeout_s)
+        except BaseException:
+            if resident is not None:  # as above
+                self._residency.release(resident)
             self._clients.give_back(client, making.key)
             raise
         lease = _make_lease(fusion, resident, source, client)
@@ -109,9 +137,14 @@ class Pool:
         return self._residency.state(self.place(fusion).key)
 
     def forget(self, digest: str) -> None:
-        """Retire every stack containing the adapter `digest`; running requests finish on theirs."""
-        stack_keys = [r.key for r in self._residency.residents.values() if digest in r.widths]
-        self._residency.retire(stack_keys)
+        """Retire every stack and build containing the adapter `digest`, and delete their files; running requests finish
+        on theirs.
+        """
+        keys = {r.key for r in self._residency.residents.values() if digest in r.widths}
+        keys |= {key for key, digests in self._made.items() if digest in digests}
+        for key in keys:
+            self._made.pop(key, None)
+        self._residency.discard(keys)
 
     def _plan_making(self, fusion: Fusion) -> Making:
         placement = self.place(fusion)
@@ -119,6 +152,10 @@ class Pool:
             write = partial(self._materializer.write_stack, placement.digests)
         else:
             write = partial(self._materializer.write_build, fusion)
+        if placement.key not in self._residency.residents:
+            self._made[placement.key] = placement.digests
+            if len(self._made) > MAX_MADE:
+                self._made.popitem(last=False)
         return Making(placement.key, placement.kind, write, partial(self._hold, placement.digests))
 
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from adapters import check_name
+from adapters import RecipeError, check_name
 from service.adapter_files import AdapterFiles
 from service.errors import ApiError
 from service.metrics import Metrics
@@ -21,6 +21,21 @@ from service.waits import enter, finish
 MAX_VERSIONS = 1000
 MAX_VERSION_BYTES = 256 * 1024
 """Of one version as JSON: recipe, defaults, description."""
+
+
+PROFILE_ROUTES = ("export", "rollback")
+"""What follows a profile's name in paths."""
+
+
+def check_profile_name(name: str) -> str:
+    """Return `name` if a profile may be called that; RecipeError otherwise."""
+    check_name(name)
+    if "@" in name:
+        raise RecipeError(f"{name!r} is not a name for a profile: expected none with '@', which names its versions")
+    if name.rpartition("/")[2] in PROFILE_ROUTES and "/" in name:
+        ends = " or ".join(f"'/{route}'" for route in PROFILE_ROUTES)
+        raise RecipeError(f"the name {name!r} is reserved: expected none that ends with {ends}")
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +65,7 @@ class Profiles:
         `fusion` is the request key of that name: a recipe over adapters, as text or JSON form; `defaults` are checked.
         It is made first, in a place of `client`, and what was checked before is checked again when it is written.
         """
-        check_name(name)
+        check_profile_name(name)
         self._check_name(name)
         resolved = self._resolve(fusion)
         parts = {"defaults": dict(defaults or {}), "description": description}
@@ -89,10 +104,16 @@ class Profiles:
     async def _remove(self, name: str) -> None:
         async with self._write():
             if name not in self.registry.snapshot.damaged_profiles:
-                check_name(name)  # a version is not removed by itself
+                check_profile_name(name)  # a version is not removed by itself
                 self.names.profile(name, param="name")
+            versions = self.registry.versions.get(name, {}).values()
+            digests = {digest for version in versions for digest in version.parents.values()}
             await self.registry.remove_profile(name)
             self.metrics.forget(name)
+        for digest in digests:  # of adapters that were kept for this profile alone
+            if not self.registry.is_needed(digest):
+                self.pool.forget(digest)
+        await self.files.delete_unneeded(digests)
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[None]:
@@ -124,5 +145,10 @@ class Profiles:
             return
         if (owner := self.names.owner(name)) is not None:
             raise ApiError(409, f"{name!r} is already {owner}; choose another name.", param="name")
+        snapshot = self.registry.snapshot
+        for adapter in (*snapshot.adapters, *snapshot.damaged_adapters):
+            if adapter.startswith(f"{name}@"):
+                message = f"Versions of {name!r} would have the form of the adapter {adapter!r}; choose another name."
+                raise ApiError(409, message, param="name")
         if len(self.registry.profiles) >= self.settings.max_names:
             raise ApiError(409, f"There are already {self.settings.max_names} profiles, the limit; delete one first.")

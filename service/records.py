@@ -32,6 +32,11 @@ class AdapterRecord:
         """Bound of the adapter's update (see `norms`); 0 in records from before it was measured."""
         return float(self.info.get("norm", 0.0))
 
+    @property
+    def built(self) -> str:
+        """Its layers that are served built, not mixed, for messages; empty when it has none."""
+        return str(self.info.get("built", ""))
+
 
 @dataclass(frozen=True, slots=True)
 class ProfileVersion:
@@ -78,6 +83,7 @@ class _AdapterInfo(BaseModel):
     fusion_digest: HexDigest
     effect: FiniteFloat
     norm: FiniteFloat = 0.0
+    built: str = ""
 
 
 class _Defaults(BaseModel):

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, delete, insert, update
+from sqlalchemy import Connection, bindparam, delete, insert, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.database import LOCK_WAIT_S, Database, ExpiredError, OwnedError
 from service.errors import ApiError
 from service.records import AdapterRecord, ProfileVersion
 from service.snapshot import ROW_BYTES, Snapshot, read_snapshot
-from service.tables import ADAPTERS, PROFILES, VERSIONS
+from service.tables import ADAPTERS, KEPT, PROFILES, VERSIONS
 from service.threads import ThreadPool
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Registry:
 
     @property
     def ranks(self) -> Mapping[str, int]:
-        """Rank of every registered adapter, by digest."""
+        """Rank of every adapter that has a name or is pinned by a profile version, by digest."""
         return self.snapshot.ranks
 
     @property
@@ -105,6 +105,17 @@ class Registry:
         """The first name of an adapter, for messages; the start of its digest when it has none. From any thread."""
         names = [record.name for record in list(self.snapshot.adapters.values()) if record.digest == digest]
         return min(names, default=digest[:12])
+
+    def profiles_that_name(self, name: str) -> list[str]:
+        """Profiles with any version whose recipe has the adapter `name` with the content it has now, by name."""
+        record, versions = self.adapters.get(name), self.versions
+        if record is None:
+            return []
+        return [
+            profile
+            for profile in self.pinning_profiles(record.digest)
+            if any(version.parents.get(name) == record.digest for version in versions.get(profile, {}).values())
+        ]
 
     def version_numbers(self, name: str) -> set[int]:
         """The numbers that the profile's versions have, those that cannot be read included."""
@@ -151,21 +162,28 @@ class Registry:
                 failed = False
 
     async def add_adapter(self, record: AdapterRecord) -> None:
-        """Insert, over a damaged row of this name; the caller has checked that the name is free."""
-        row = {"name": record.name, "digest": record.digest, "info": to_json(record.info), "created": record.created}
-        is_damaged = record.name in self.snapshot.damaged_adapters
+        """Insert, in place of what has this name; the caller has checked that it may go."""
+        kept = self.snapshot.will_keep(record.name)
 
         def write(connection: Connection) -> None:
-            if is_damaged:
-                connection.execute(delete(ADAPTERS).where(ADAPTERS.c.name == record.name))
-            connection.execute(insert(ADAPTERS).values(row))
+            connection.execute(delete(ADAPTERS).where(ADAPTERS.c.name == record.name))
+            if kept is not None:
+                connection.execute(insert(KEPT).values(_make_row(kept)))
+            connection.execute(delete(KEPT).where(KEPT.c.digest == record.digest))
+            connection.execute(insert(ADAPTERS).values(_make_row(record)))
 
         await self.write(write, lambda _: self.snapshot.add_adapter(record))
 
     async def remove_adapter(self, name: str) -> None:
-        """Delete the record of `name`; its files stay in the store."""
-        statement = delete(ADAPTERS).where(ADAPTERS.c.name == name)
-        await self.write(lambda connection: connection.execute(statement), lambda _: self.snapshot.remove_adapter(name))
+        """Delete the record of `name`, which is kept elsewhere while a profile pins its content; files stay."""
+        kept = self.snapshot.will_keep(name)
+
+        def write(connection: Connection) -> None:
+            connection.execute(delete(ADAPTERS).where(ADAPTERS.c.name == name))
+            if kept is not None:
+                connection.execute(insert(KEPT).values(_make_row(kept)))
+
+        await self.write(write, lambda _: self.snapshot.remove_adapter(name))
 
     async def add_version(self, profile: ProfileVersion) -> None:
         """Insert a new version and make it the current one, in one transaction."""
@@ -195,11 +213,14 @@ class Registry:
         return self.profiles[name]
 
     async def remove_profile(self, name: str) -> None:
-        """Delete the profile and all its versions."""
+        """Delete the profile, all its versions, and what is kept for them alone."""
+        kept = [{"gone": digest} for digest in self.snapshot.kept if set(self.snapshot.pins.get(digest, ())) <= {name}]
 
         def write(connection: Connection) -> None:
             connection.execute(delete(VERSIONS).where(VERSIONS.c.name == name))
             connection.execute(delete(PROFILES).where(PROFILES.c.name == name))
+            if kept:
+                connection.execute(delete(KEPT).where(KEPT.c.digest == bindparam("gone")), kept)
 
         await self.write(write, lambda _: self.snapshot.remove_profile(name))
 
@@ -264,6 +285,10 @@ class Registry:
         if self._busy.acquire(timeout=self._timeout_s):
             self._database.close()
             self._busy.release()
+
+
+def _make_row(record: AdapterRecord) -> dict[str, str]:
+    return {"name": record.name, "digest": record.digest, "info": to_json(record.info), "created": record.created}
 
 
 def to_json(content: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -78,7 +78,9 @@ class Residency:
         self._metrics = metrics
         self._draining: list[Resident] = []
         self._places = Places(capacity)
-        self._unloading: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._discarded: set[str] = set()
+        """Keys whose files go once they are unloaded."""
         self._freeing = 0
         """Places that are about to be given back."""
         self._attempts = Attempts(
@@ -130,6 +132,25 @@ class Residency:
                 self._update_metrics()
             else:
                 self._evict(resident)
+
+    def discard(self, keys: Collection[str]) -> None:
+        """As `retire`, and delete their files when nothing uses them any more, also of those that are not resident."""
+        loaded = {*self.residents, *(resident.key for resident in self._draining)}
+        self._discarded.update(loaded.intersection(keys))
+        self.retire(keys)
+        for key in set(keys) - loaded:
+            self._start(self._delete(key))
+
+    async def _delete(self, key: str) -> None:
+        try:
+            await self._files.remove(key)
+        except Exception as error:  # the store's budget evicts it later
+            log.warning("files of a stack or build were left behind: %s", error)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _make(self, attempt: Attempt[Resident]) -> Resident | None:
         path = await self._land(attempt)
@@ -214,9 +235,7 @@ class Residency:
 
     def _unload(self, resident: Resident) -> None:
         self._freeing += 1
-        task = asyncio.create_task(self._unload_and_free(resident))
-        self._unloading.add(task)
-        task.add_done_callback(self._unloading.discard)
+        self._start(self._unload_and_free(resident))
 
     async def _unload_and_free(self, resident: Resident) -> None:
         try:
@@ -229,6 +248,9 @@ class Residency:
         finally:
             self._freeing -= 1
             self._give_back_place()
+        if resident.key in self._discarded:
+            self._discarded.remove(resident.key)
+            await self._delete(resident.key)
 
     def _give_back_place(self) -> None:
         self._places.give_back()

@@ -2,20 +2,21 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapters import Recipe, RecipeError, did_you_mean, from_json, fusion_digest, parse
+from adapters import Recipe, RecipeError, from_json, fusion_digest, parse
 from service.errors import ApiError
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
+from service.spelling import is_name, suggest
 from service.validation import MAX_QUOTED
 
 MAX_RECENT = 4096
 """Fusions that were asked for lately, to which a result can be attached without its recipe."""
 MAX_MODEL_CHARS = 16_384
-"""A recipe's text, which each chunk of an answer repeats: 200 adapters with the longest names."""
+"""A recipe's text, which each chunk of an answer repeats: 100 adapters with the longest names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Fusion:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
     """Largest rank in any module of each adapter, by digest: two names may share one."""
+    built: str = ""
+    """Layers of its adapters that are served built, not mixed, for messages; empty when there are none."""
 
     @property
     def rank(self) -> int:
@@ -61,11 +64,14 @@ class Names:
         ):
             if name in names:
                 return owner
+        plain, at, _ = name.partition("@")
+        if at and (plain in snapshot.profiles or plain in snapshot.damaged_profiles):
+            return f"the form of a version of the profile {plain!r}"
         return None
 
-    def not_found(self, kind: str, name: str, known: Iterable[str], param: str) -> ApiError:
+    def not_found(self, kind: str, name: str, known: Collection[str], param: str) -> ApiError:
         """The 404 for a `kind` ('adapter') that is not among the `known`, with the nearest of them."""
-        hint = did_you_mean(name, known) or "GET /v1/models lists all names."
+        hint = suggest(name, known) or "GET /v1/models lists all names."
         return ApiError(404, f"There is no {kind} {name[:MAX_QUOTED]!r}: {hint}", param=param)
 
     def profile(self, name: str, *, param: str = "model") -> ProfileVersion:
@@ -99,7 +105,8 @@ class Names:
         if (missing := self.find_missing(version)) is not None:
             raise damaged_profile(version.name, f"no adapter is registered with the content of its {missing!r}")
         ranks = {digest: self.registry.ranks[digest] for digest in version.parents.values()}
-        return Fusion(recipe, version.parents, version.digest, version.name, version, version.defaults, ranks)
+        built = self._list_built(ranks)
+        return Fusion(recipe, version.parents, version.digest, version.name, version, version.defaults, ranks, built)
 
     def resolve_recipe(self, recipe: Recipe, *, param: str = "model") -> Fusion:
         """Bind a recipe's names to the adapters registered now."""
@@ -120,7 +127,13 @@ class Names:
         parents = {record.name: record.digest for record in records}
         ranks = {record.digest: record.rank for record in records}
         digest = fusion_digest(recipe, base=self.base, parents=parents)
-        return Fusion(recipe, parents, digest, "(inline)", ranks=ranks)
+        built = next((record.built for record in records if record.built), "")
+        return Fusion(recipe, parents, digest, "(inline)", ranks=ranks, built=built)
+
+    def _list_built(self, digests: Iterable[str]) -> str:
+        """The layers that are served built of the first of these adapters that has some."""
+        built = self.registry.snapshot.built
+        return next((built[digest] for digest in digests if digest in built), "")
 
     def knows(self, digest: str) -> bool:
         """Whether a fusion has this digest: an adapter, a version of a profile, or one asked for lately."""
@@ -143,21 +156,41 @@ class Names:
             raise ApiError(400, f"{param!r} must be a string, got {text!r:.{MAX_QUOTED}}.", param=param)
         if text == self.base:
             return None
+        if not text.strip():
+            known = f"{self.base!r}, an adapter, a profile or a recipe; GET /v1/models lists all names"
+            raise ApiError(400, f"{param!r} is empty: expected {known}.", param=param)
         if len(text) > MAX_MODEL_CHARS:
             message = f"{param!r} has {len(text)} characters; the limit is {MAX_MODEL_CHARS}."
             raise ApiError(400, message, param=param)
         registry = self.registry
-        if text in registry.profiles or text in registry.snapshot.damaged_profiles or "@" in text:
+        if text in registry.profiles or text in registry.snapshot.damaged_profiles:
             return self._check_norm(self.resolve_profile(self.profile(text, param=param)), param)
         if text in registry.adapters or text in registry.snapshot.damaged_adapters:
-            return self._check_norm(self.resolve_recipe(parse(text), param=param), param)
+            return self._check_norm(self.resolve_recipe(Recipe.single(text), param=param), param)
+        if "@" in text and is_name(text):
+            return self._check_norm(self.resolve_profile(self._version(text, param)), param)
         try:
             recipe = parse(text, max_weight=self.max_weight)
         except RecipeError as error:
+            if is_name(text):
+                raise self._no_model(text, param) from error
             raise ApiError(400, str(error), param=param) from error
         if len(recipe.terms) == 1 and recipe.is_sum and recipe.adapters[0] == text.strip():
-            raise self.not_found("model", text, [self.base, *registry.profiles, *registry.adapters], param)
+            raise self._no_model(text, param)
         return self._check_norm(self.resolve_recipe(recipe, param=param), param)
+
+    def _version(self, text: str, param: str) -> ProfileVersion:
+        """The profile version `name@3`; 404 for what is none, and for adapters of such a name that are not there."""
+        plain, _, version = text.partition("@")
+        snapshot = self.registry.snapshot
+        if plain in snapshot.versions or plain in snapshot.damaged_versions:
+            return self.profile(text, param=param)
+        if version.isdecimal() and not suggest(text, self.registry.adapters):
+            raise self.not_found("profile", plain, snapshot.profiles, param)
+        raise self._no_model(text, param)
+
+    def _no_model(self, text: str, param: str) -> ApiError:
+        return self.not_found("model", text, [self.base, *self.registry.profiles, *self.registry.adapters], param)
 
     def resolve_field(self, value: Any) -> Fusion | None:
         """What the request key `fusion` names: a name, a recipe, or the JSON form of one."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from adapters.recipes import did_you_mean
 
 Mixed = Literal["auto", "required", "off"]
+BaseMatch = Literal["shapes", "name"]
 PREFIX = "FUSION_"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank."""
@@ -48,6 +49,11 @@ class Settings:
     )
     base_aliases: tuple[str, ...] = _say(
         (), "other values of an adapter's `base_model_name_or_path` that mean this base, separated by `,`"
+    )
+    base_match: BaseMatch = _say(
+        "shapes",
+        "what makes an adapter one of this base: `shapes`: every shape fits, and another name of the base is reported; "
+        "`name`: its `base_model_name_or_path` must also name the base; the request key `base_match` overrides it",
     )
     host: str = _say("127.0.0.1", "address to listen on")
     port: int = _say(3000, "port to listen on")

@@ -1,13 +1,14 @@
 """The registry in memory, which requests read: records, what cannot be read, and what all of it adds up to."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
 
 from service.database import Database
 from service.records import AdapterRecord, DamageError, ProfileVersion, read_adapter, read_version
-from service.tables import ADAPTERS, PROFILES, SCORECARDS, VERSIONS
+from service.tables import ADAPTERS, KEPT, PROFILES, SCORECARDS, VERSIONS
 
 ROW_BYTES = 1024
 """What a profile version or a scorecard counts for on top of its JSON text, about what it takes in memory."""
@@ -18,10 +19,14 @@ class Snapshot:
     """The tables' content. Read and changed on the event loop only, so that no reader sees half a change."""
 
     adapters: dict[str, AdapterRecord] = field(default_factory=dict)
+    kept: dict[str, AdapterRecord] = field(default_factory=dict)
+    """The last record of adapters that have no name any more and that a version of a profile pins, by digest."""
     ranks: dict[str, int] = field(default_factory=dict)
-    """Rank of every registered adapter, by digest."""
+    """Rank of every adapter with a name or kept, by digest."""
     norms: dict[str, float] = field(default_factory=dict)
-    """Norm of every registered adapter, by digest; 0 until it is measured, of records from before that was done."""
+    """Norm of every adapter with a name or kept, by digest; 0 until measured, of records from before that was done."""
+    built: dict[str, str] = field(default_factory=dict)
+    """The layers that are served built, of every adapter with a name or kept that has some, by digest."""
     profiles: dict[str, ProfileVersion] = field(default_factory=dict)
     """The current versions."""
     versions: dict[str, dict[int, ProfileVersion]] = field(default_factory=dict)
@@ -45,18 +50,36 @@ class Snapshot:
     def add_adapter(self, record: AdapterRecord) -> None:
         """Put a record in, over what had its name."""
         self.remove_adapter(record.name)
+        self.kept.pop(record.digest, None)
         self.adapters[record.name] = record
-        self.ranks[record.digest] = record.rank
-        self.norms[record.digest] = record.norm or self.norms.get(record.digest, 0.0)
+        self._measure(record)
         self.fusions[record.info["fusion_digest"]] += 1
+
+    def keep(self, record: AdapterRecord) -> None:
+        """Put in the record of an adapter without a name."""
+        if record.digest not in self.ranks:
+            self.kept[record.digest] = record
+            self._measure(record)
+
+    def is_last(self, record: AdapterRecord) -> bool:
+        """Whether no other name than this record's has its content."""
+        return not any(r.digest == record.digest and r.name != record.name for r in self.adapters.values())
+
+    def will_keep(self, name: str) -> AdapterRecord | None:
+        """The record that is kept when `name` goes: of a content that has no other name and that a profile pins."""
+        record = self.adapters.get(name)
+        return record if record is not None and record.digest in self.pins and self.is_last(record) else None
 
     def remove_adapter(self, name: str) -> None:
         """Take a record, or a damaged row, out."""
         self.damaged_adapters.pop(name, None)
+        if (kept := self.will_keep(name)) is not None:
+            self.kept[kept.digest] = kept
         if (record := self.adapters.pop(name, None)) is not None:
             self._count_off(self.fusions, record.info["fusion_digest"])
-            if not any(other.digest == record.digest for other in self.adapters.values()):  # two names may share files
+            if kept is None and self.is_last(record):  # two names may share files
                 del self.ranks[record.digest], self.norms[record.digest]
+                self.built.pop(record.digest, None)
 
     def add_version(self, version: ProfileVersion, size: int) -> None:
         """Put a version of `size` bytes in."""
@@ -81,6 +104,9 @@ class Snapshot:
             for digest in set(version.parents.values()):
                 self._count_off(self.pins[digest], name)
         self.pins = {digest: names for digest, names in self.pins.items() if names}
+        for digest in self.kept.keys() - self.pins.keys():
+            del self.kept[digest], self.ranks[digest], self.norms[digest]
+            self.built.pop(digest, None)
         self.nbytes -= self._profile_bytes.pop(name, 0)
 
     def add_bytes(self, profile: str, size: int) -> None:
@@ -100,6 +126,12 @@ class Snapshot:
         if self.scorecard_counts[digest] <= 0:
             del self.scorecard_counts[digest], self.scorecard_bytes[digest]
 
+    def _measure(self, record: AdapterRecord) -> None:
+        self.ranks[record.digest] = record.rank
+        self.norms[record.digest] = record.norm or self.norms.get(record.digest, 0.0)
+        if record.built:
+            self.built[record.digest] = record.built
+
     @staticmethod
     def _count_off(counter: Counter[str], key: str) -> None:
         counter[key] -= 1
@@ -115,6 +147,9 @@ def read_snapshot(database: Database) -> Snapshot:
             snapshot.add_adapter(read_adapter(name, digest, info, created))
         except DamageError as error:
             snapshot.damaged_adapters[str(name)] = str(error)
+    for name, digest, info, created in database.rows(select(KEPT.c.name, KEPT.c.digest, KEPT.c.info, KEPT.c.created)):
+        with suppress(DamageError):  # the profiles that pin it are shown as damaged
+            snapshot.keep(read_adapter(name, digest, info, created))
     for name, number, body in database.rows(select(VERSIONS)):
         try:
             snapshot.add_version(read_version(name, number, body), len(body))

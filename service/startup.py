@@ -5,17 +5,17 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 from adapters import AdapterError, Store
 from adapters.files import adapter_path
 from service.adapter_files import AdapterFiles
-from service.base_model import Shapes, read_dense_shapes
+from service.base_model import read_layers
 from service.build_files import BuildFiles
-from service.catalog import Catalog
+from service.catalog import MISMATCH, Catalog
 from service.clients import ClientPlaces
 from service.data_folder import hold_data_folder, scratch_folder
+from service.engine.base_folder import check_folder
 from service.engine.flags import EngineOptions
 from service.engine.proof import Proof, prove
 from service.engine.server import Engine, start_engine
@@ -23,6 +23,7 @@ from service.errors import ApiError, api_error, hide_paths
 from service.exports import Exports
 from service.fusion_service import FusionService
 from service.groups import declared_groups, warn_of_idle_groups
+from service.layers import BaseLayers, Shapes, refuse_unserved
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.norms import Headroom
@@ -50,9 +51,9 @@ TEMPLATE_TEXT = 2
 def open_registry(settings: Settings) -> Iterator[Registry]:
     """The registry, in a data folder held for this process; RuntimeError when another server holds it.
 
-    FileNotFoundError without a base, before anything else is waited for.
+    FileNotFoundError without a base, `BaseModelError` for one that is not whole, before anything else is waited for.
     """
-    _check_base(settings.base)
+    check_folder(settings.base, settings.engine_args)
     with hold_data_folder(settings.data):
         database = settings.database or f"sqlite:///{(settings.data / 'registry.sqlite').resolve()}"
         registry = Registry(database, timeout_s=settings.database_timeout_s)
@@ -70,8 +71,9 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
     registered; ValueError for flags vLLM does not take and bases it cannot serve.
     """
     async with AsyncExitStack() as stack:
-        shapes_task = asyncio.create_task(asyncio.to_thread(read_dense_shapes, settings.base))
-        stack.callback(shapes_task.cancel)
+        trust_code = "--trust-remote-code" in settings.engine_args
+        layers_task = asyncio.create_task(asyncio.to_thread(read_layers, settings.base, trust_code=trust_code))
+        stack.callback(layers_task.cancel)
         engine = await start_engine(_engine_options(settings))
         stack.push_async_callback(engine.close)
         for watch in (engine.watch(ENGINE_PATIENCE * settings.loop_timeout_s), registry.watch()):
@@ -79,7 +81,8 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
         threads = Threads.start(waiting=settings.max_waiting, wait_timeout_s=settings.wait_timeout_s)
         stack.callback(threads.close)
         try:
-            service = await _fill(settings, registry, metrics, engine, await shapes_task, threads)
+            layers = refuse_unserved(await layers_task, await engine.special_layers(), engine.why_no_head)
+            service = await _fill(settings, registry, metrics, engine, layers, threads)
         except Exception as error:
             raise (
                 error if engine.alive else RuntimeError(f"the engine died while it started: {engine.death()}")
@@ -91,24 +94,16 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
 
 
 async def _fill(
-    settings: Settings, registry: Registry, metrics: Metrics, engine: Engine, shapes: Shapes, threads: Threads
+    settings: Settings, registry: Registry, metrics: Metrics, engine: Engine, layers: BaseLayers, threads: Threads
 ) -> FusionService:
     """The service around an engine that has just started."""
-    proof = await _prove(settings, engine, shapes)
-    service = _assemble(settings, registry, metrics, engine, shapes, proof, threads)
+    proof = await _prove(settings, engine, layers.dense)
+    service = _assemble(settings, registry, metrics, engine, layers, proof, threads)
     await delete_orphans(service)
     await _register_shipped(service)
     await _warm(service)
     warn_of_idle_groups(settings, registry)
     return service
-
-
-def _check_base(base: str) -> None:
-    if not Path(base, "config.json").is_file() and base.startswith((".", "/")):
-        raise FileNotFoundError(
-            f"no base model in FUSION_BASE={base!r}: `lora-fusion serve` makes the default one, "
-            f"and so does `python -m training.base {base}`"
-        )
 
 
 def _engine_options(settings: Settings) -> EngineOptions:
@@ -148,7 +143,7 @@ def _assemble(
     registry: Registry,
     metrics: Metrics,
     engine: Engine,
-    shapes: Shapes,
+    layers: BaseLayers,
     proof: Proof,
     threads: Threads,
 ) -> FusionService:
@@ -158,11 +153,11 @@ def _assemble(
     engine.overflows.counter = metrics.overflows
     names = Names(settings.base_name, registry, max_weight=settings.max_weight, max_norm=headroom.largest_norm)
     sources = Store(settings.data / "adapters", budget_bytes=2**63 - 1)
-    materializer = Materializer(sources, settings.max_lora_rank, registry.describe, headroom)
+    materializer = Materializer(sources, settings.max_lora_rank, registry.describe, headroom, layers.expert_shapes)
     builds = BuildFiles(Store(settings.data / "builds", budget_bytes=settings.store_bytes), threads)
     files = AdapterFiles(materializer, builds, threads, registry.is_needed, timeout_s=settings.wait_timeout_s)
     pool = _make_pool(settings, registry, metrics, engine, proof, materializer, builds, files)
-    catalog = Catalog(settings, registry, names, pool, engine, shapes, files, write_lock)
+    catalog = Catalog(settings, registry, names, pool, engine, layers, files, write_lock)
     profiles = Profiles(settings, registry, names, pool, metrics, files, write_lock)
     exports = Exports(settings.data, materializer, files, threads)
     return FusionService(
@@ -225,7 +220,9 @@ async def _register_shipped(service: FusionService) -> None:
         name, _, path = pair.partition("=")
         if service.names.owner(name) is None or name in service.registry.snapshot.damaged_adapters:
             try:
-                await service.catalog.add(name, adapter_path(path))
+                record, _ = await service.catalog.add(name, adapter_path(path))
+                if (mismatch := record.info.get(MISMATCH)) is not None:
+                    log.warning("adapter %r names the base %r; it is served since every shape fits", name, mismatch)
             except (AdapterError, ApiError, OSError) as error:
                 raise RuntimeError(f"FUSION_ADAPTERS names {pair!r}: {error}") from error
     for pair in service.settings.profiles:

@@ -2,26 +2,37 @@
 
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, Text
 
+from adapters.recipes import MAX_NAME
+
 METADATA = MetaData()
 
 ADAPTERS = Table(
     "adapters",
     METADATA,
-    Column("name", String(64), primary_key=True),
+    Column("name", String(MAX_NAME), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("info", Text, nullable=False),
     Column("created", String(32), nullable=False),
 )
+KEPT = Table(
+    "kept_adapters",
+    METADATA,
+    Column("digest", String(64), primary_key=True),
+    Column("name", String(MAX_NAME), nullable=False),
+    Column("info", Text, nullable=False),
+    Column("created", String(32), nullable=False),
+)
+"""Adapters that have lost their last name, which is `name`, while a version of a profile pins their content."""
 PROFILES = Table(
     "profiles",
     METADATA,
-    Column("name", String(64), primary_key=True),
+    Column("name", String(MAX_NAME), primary_key=True),
     Column("current", Integer, nullable=False),
 )
 VERSIONS = Table(
     "profile_versions",
     METADATA,
-    Column("name", String(64), ForeignKey("profiles.name"), primary_key=True),
+    Column("name", String(MAX_NAME), ForeignKey("profiles.name"), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("body", Text, nullable=False),
 )

@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 
 NAME = re.compile(r"[a-z_][a-z0-9_]*|[0-9]+")
 """What a key or an index looks like, unlike pydantic's names for branches."""
+BRANCHES = {"string_type": "str", "int_type": "int", "float_type": "float", "bool_type": "bool"}
+"""Pydantic's names for branches that look like keys, by the error of a value that is no such thing."""
 MAX_QUOTED = 100
 """Characters of a wrong value that an error message repeats."""
 MAX_PATH = 16
@@ -55,14 +57,20 @@ def describe_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None
     return f"{name!r}: {message}.", name
 
 
+def _read_path(error: Mapping[str, Any]) -> list[str]:
+    """Keys and indices of the place that one of pydantic's errors is about."""
+    path = [part[:MAX_QUOTED] for part in map(str, error["loc"][1:]) if NAME.fullmatch(part)]
+    return path[:-1] if path[-1:] == [BRANCHES.get(error["type"])] else path
+
+
 def describe_union_fault(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     """The fault of a body that may have one of several forms, as a sentence; and its parameter.
 
-    pydantic has an error for each form. The one that got deepest into the body is about the form that was meant.
+    pydantic has an error for each form. The one that got deepest into the body is about the form that was meant; of
+    several, one that is about more than the type.
     """
-    paths = [[part[:MAX_QUOTED] for part in map(str, error["loc"][1:]) if NAME.fullmatch(part)] for error in errors]
-    depth = max(map(len, paths))
-    error, path = next((error, path) for error, path in zip(errors, paths, strict=True) if len(path) == depth)
+    pairs = [(error, _read_path(error)) for error in errors]
+    error, path = max(pairs, key=lambda pair: (len(pair[1]), not pair[0]["type"].endswith("_type")))
     cause = error.get("ctx", {}).get("error")
     path = [part[:MAX_QUOTED] for part in path[:MAX_PATH]]
     param = getattr(cause, "parameter", None) or ".".join(path) or None

@@ -140,6 +140,7 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ROOT / "examples/adapters",
         log,
         FUSION_ADAPTERS="task=shipped:task,safety=shipped:safety",
+        FUSION_ENGINE_ARGS=f"{ENGINE} --enable-tokenizer-info-endpoint",
         FUSION_MAX_CPU_LORAS="4",
         FUSION_MAX_REQUESTS="32",
         FUSION_MAX_WAITING="8",

@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from adapters.adapter import LoraAdapter, check_together
+from adapters.adapter import LoraAdapter
 from adapters.algebra.combine import Context, WeightedUpdate
 from adapters.algebra.factors import Device, spread, stack_factors
 from adapters.algebra.lowrank import FactorPair
@@ -15,6 +15,7 @@ from adapters.errors import FusionError, UnknownAdapterError
 from adapters.recipes import METHODS, Method, Recipe
 from adapters.recipes.method import Value
 from adapters.recipes.weights import layer_range, weight_at
+from adapters.together import check_together
 
 BATCH_BYTES = 256 << 20
 
@@ -110,7 +111,14 @@ class BoundRecipe:
         return sum(term.module.rank for term in terms) or 1
 
 
-def bind(recipe: Recipe, adapters: Mapping[str, LoraAdapter], max_rank: int | None, device: Device) -> BoundRecipe:
+def bind(
+    recipe: Recipe,
+    adapters: Mapping[str, LoraAdapter],
+    max_rank: int | None,
+    device: Device,
+    *,
+    same_base: bool = False,
+) -> BoundRecipe:
     """Check that everything the recipe names is there and fits together; raises as `fuse`."""
     for name in recipe.adapters:
         if name not in adapters:
@@ -118,7 +126,7 @@ def bind(recipe: Recipe, adapters: Mapping[str, LoraAdapter], max_rank: int | No
     if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int) or max_rank < 1):
         raise FusionError(f"max_rank is {max_rank!r}: expected a whole number ≥ 1, or None for no limit")
     used = {name: adapters[name] for name in recipe.adapters}
-    check_together(used)
+    check_together(used, same_base=same_base)
     nonzero = [name for name, weight in recipe.weights.items() if weight != 0.0]
     shapes: dict[str, tuple[int, int]] = {}
     for name in nonzero or recipe.weights:

@@ -9,9 +9,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from adapters.adapter import LoraAdapter, LoraModule, check_together
+from adapters.adapter import LoraAdapter, LoraModule
 from adapters.algebra.combine import column_space
 from adapters.algebra.lowrank import inner
+from adapters.together import check_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,11 @@ class Difference:
         return "\n".join(lines)
 
 
-def diff(first: LoraAdapter, second: LoraAdapter) -> Difference:
-    """Compare two adapters of one base; AdapterError 'shape' or 'base' when they are not."""
-    check_together({"first": first, "second": second})
+def diff(first: LoraAdapter, second: LoraAdapter, *, same_base: bool = False) -> Difference:
+    """Compare two adapters of one base; AdapterError 'shape', 'base' or 'modules' when they are not, the last two
+    unless `same_base` says that they are.
+    """
+    check_together({"first": first, "second": second}, same_base=same_base)
     rows, squares = [], [0.0, 0.0, 0.0]
     for name in sorted({*first.modules, *second.modules}):
         one, two = first.modules.get(name), second.modules.get(name)

@@ -26,19 +26,22 @@ def fuse(
     max_rank: int | None = None,
     strict: bool = False,
     device: Device = None,
+    same_base: bool = False,
 ) -> tuple[LoraAdapter, FusionReport]:
     """Build the recipe's adapter: scaling 1 in every module, the adapters' promoted dtype, tensors on the CPU.
 
     What fits `max_rank` is exact; anything else is truncated per module to its best approximation, computed on
-    `device`, and the report says what that loses. Adapters of weight zero add neither rank nor modules.
+    `device`, and the report says what that loses. Adapters of weight zero add neither rank nor modules. `same_base`
+    says that all are of one base, however they name it and whether or not they share a module.
 
     Raises:
         UnknownAdapterError: the recipe names an adapter that is not in `adapters`.
-        AdapterError: 'shape', 'base', or 'overflow' when the result, or what is computed on the way, is not finite.
+        AdapterError: 'shape', 'base', 'modules' (see `check_together`), or 'overflow' when the result, or what is
+            computed on the way, is not finite.
         LossError: `strict`, and the error is over STRICT_TOLERANCE.
         FusionError: a schedule gives a module no weight, or `max_rank` is not a rank.
     """
-    modules, report = _carry_out(bind(recipe, adapters, max_rank, device), strict, build=True)
+    modules, report = _carry_out(bind(recipe, adapters, max_rank, device, same_base=same_base), strict, build=True)
     base = next((adapters[name].base for name in recipe.adapters if adapters[name].base is not None), None)
     return make_adapter(modules, base), report
 
@@ -50,9 +53,10 @@ def plan(
     max_rank: int | None = None,
     strict: bool = False,
     device: Device = None,
+    same_base: bool = False,
 ) -> FusionReport:
     """The report `fuse` would give, number for number, without building anything; raises what `fuse` raises."""
-    return _carry_out(bind(recipe, adapters, max_rank, device), strict, build=False)[1]
+    return _carry_out(bind(recipe, adapters, max_rank, device, same_base=same_base), strict, build=False)[1]
 
 
 def _carry_out(bound: BoundRecipe, strict: bool, *, build: bool) -> tuple[dict[str, LoraModule], FusionReport]:
@@ -67,7 +71,8 @@ def _carry_out(bound: BoundRecipe, strict: bool, *, build: bool) -> tuple[dict[s
         for (name, parents), result in zip(batch.parents.items(), results, strict=True):
             builder.add(name, parents, result)
             if result.factors is not None:
-                modules[name] = _make_module(name, result.factors, bound.dtype)
+                is_embedding = parents[0].module.is_embedding
+                modules[name] = _make_module(name, result.factors, bound.dtype, is_embedding=is_embedding)
     report = builder.finish()
     if not (math.isfinite(report.error) and all(map(_is_finite_row, report.modules))):
         raise _overflow(bound)
@@ -98,9 +103,9 @@ def _overflow(bound: BoundRecipe) -> AdapterError:
     )
 
 
-def _make_module(name: str, factors: FactorPair, dtype: torch.dtype) -> LoraModule:
+def _make_module(name: str, factors: FactorPair, dtype: torch.dtype, *, is_embedding: bool) -> LoraModule:
     b, a = (factor.to("cpu", dtype) for factor in factors)
     if not (is_finite(a) and is_finite(b)):
         way_out = "convert the adapters to bfloat16" if dtype == torch.float16 else "check lora_alpha and the weights"
         raise AdapterError("overflow", f"the fused module {name!r} does not fit into {dtype}: {way_out}")
-    return LoraModule(a.contiguous(), b.contiguous(), 1.0)
+    return LoraModule(a.contiguous(), b.contiguous(), 1.0, is_embedding)

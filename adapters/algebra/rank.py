@@ -15,7 +15,12 @@ from adapters.recipes import Recipe
 
 
 def smallest_rank(
-    recipe: Recipe, adapters: Mapping[str, LoraAdapter], *, max_error: float, device: Device = None
+    recipe: Recipe,
+    adapters: Mapping[str, LoraAdapter],
+    *,
+    max_error: float,
+    device: Device = None,
+    same_base: bool = False,
 ) -> int:
     """The smallest rank limit, one for all modules, at which the fusion's relative error is at most `max_error`.
 
@@ -24,7 +29,7 @@ def smallest_rank(
     """
     if not 0 <= max_error < 1:
         raise FusionError(f"max_error is {max_error!r}: expected 0 or more and less than 1")
-    bound = bind(recipe, adapters, None, device)
+    bound = bind(recipe, adapters, None, device, same_base=same_base)
     compute_energies = STRATEGIES[bound.method.on].compute_energies
     total, tails = 0.0, torch.zeros(1, dtype=torch.float64)
     for batch in bound.batches():

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.adapter import LoraAdapter, LoraModule, check_together, make_adapter
+from adapters.adapter import LoraAdapter, LoraModule, make_adapter
 from adapters.errors import FusionError, UnknownAdapterError
+from adapters.together import check_together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +40,9 @@ def stack_rank(adapters: Mapping[str, LoraAdapter]) -> int:
     return sum(adapter.rank for adapter in adapters.values())
 
 
-def stack(adapters: Mapping[str, LoraAdapter]) -> Stack:
-    """Put adapters side by side in the order of their names; AdapterError when they do not fit one base.
+def stack(adapters: Mapping[str, LoraAdapter], *, same_base: bool = False) -> Stack:
+    """Put adapters side by side in the order of their names; AdapterError when they do not fit one base, of which
+    `same_base` says that it is one.
 
     In every module an adapter's factors start at its range; missing ranks and modules are zeros.
     Its scaling is multiplied into B in float32.
@@ -48,7 +50,7 @@ def stack(adapters: Mapping[str, LoraAdapter]) -> Stack:
     if not adapters:
         raise FusionError("a stack needs at least one adapter, got none")
     names = sorted(adapters)
-    check_together({name: adapters[name] for name in names})
+    check_together({name: adapters[name] for name in names}, same_base=same_base)
     ranges: dict[str, tuple[int, int]] = {}
     rank = 0
     for name in names:
@@ -63,6 +65,7 @@ def stack(adapters: Mapping[str, LoraAdapter]) -> Stack:
             if part is not None:
                 a[start : start + part.rank] = part.a
                 b[:, start : start + part.rank] = part.b.to(torch.float32) * part.scaling
-        modules[key] = LoraModule(a, b, 1.0)
+        is_embedding = any(adapter.facts[key].is_embedding for adapter in adapters.values() if key in adapter.facts)
+        modules[key] = LoraModule(a, b, 1.0, is_embedding)
     base = next((adapters[name].base for name in names if adapters[name].base is not None), None)
     return Stack(make_adapter(modules, base), ranges, rank)

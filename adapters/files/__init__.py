@@ -5,6 +5,7 @@
 from adapters.files.archive import unpack_adapter
 from adapters.files.checksums import BUSY, CHECKSUMS, is_whole, write_checksums
 from adapters.files.landing import atomic_folder, land_folder
+from adapters.files.parts import join_parts
 from adapters.files.shipped import SHIPPED, adapter_path, shipped_adapter
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "adapter_path",
     "atomic_folder",
     "is_whole",
+    "join_parts",
     "land_folder",
     "shipped_adapter",
     "unpack_adapter",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from adapters.errors import AdapterError, quote
-from adapters.files.layout import CONFIG, WEIGHTS
+from adapters.files.layout import CONFIG, PICKLES, WEIGHTS, reject_weights
 
 BLOCK = 512
 MAX_HEADERS = 256
@@ -46,14 +46,18 @@ def unpack_adapter(file: IO[bytes], folder: Path) -> None:
     what is written is never larger than `file`.
     """
     members: dict[str, Member] = {}
+    others: list[str] = []
     for member in _read_members(file):
         name = member.path.rpartition(b"/")[2].decode(errors="replace")
         if name not in (CONFIG, WEIGHTS):
+            others.append(name)
             continue
         if name in members:
             both = " and ".join(quote(path.decode(errors="replace")) for path in (members[name].path, member.path))
             raise _reject(f"holds two files {name!r}, {both}: put one adapter's folder into it")
         members[name] = member
+    if WEIGHTS not in members and not {*PICKLES}.isdisjoint(others):
+        raise reject_weights("the archive", others)
     for name in (CONFIG, WEIGHTS):
         if name not in members:
             raise _reject(f"holds no plain file {name!r}: put an adapter's {CONFIG} and {WEIGHTS} into it")
@@ -100,7 +104,9 @@ def _check_header(header: bytes) -> bytes:
     for magic, packer in _COMPRESSED.items():
         if header.startswith(magic):
             raise AdapterError(
-                "bad_archive", f"an uncompressed .tar archive is expected, this is {packer}: unpack it to a .tar first"
+                "bad_archive",
+                f"an uncompressed .tar archive is expected, this is {packer}: unpack it and pack it with `tar -cf`, or "
+                "make a plain folder of it with `lora-fusion convert FILE --out DIR`",
             )
     if len(header) < BLOCK:
         raise _reject("is cut short inside a header: send it again")

@@ -3,31 +3,36 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypedDict, TypeVar
 
 from adapters.adapter import LoraAdapter, LoraModule
 from adapters.errors import AdapterError, quote
-from adapters.files.json_text import read_object, to_json
+from adapters.files.experts import read_parameters
+from adapters.files.json_text import MAX_NOTES, note_repeated, read_object, to_json
+from adapters.files.layout import CONFIG, DROP_OR_MERGE, MERGE_ALL, MERGE_DORA
 from adapters.files.matcher import PatternTable
+from adapters.files.targets import Targets, read_targets
 
 Number = TypeVar("Number", int, float)
 
-HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
-"""Initializations that leave the base's weights unchanged; the others (PiSSA, OLoRA, LoRA-GA, …) change them."""
+HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Initializations that leave the base's weights unchanged when an adapter is loaded."""
+CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of those that change them: the saved factors are of the changed base."""
+CONVERT_INIT = "convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion"
 MAX_KEYS, MAX_KEY_CHARS = 4096, 2**19
 """How many keys a pattern object has, and how many characters all of them."""
 MAX_BASE_CHARS = 1024
+BIASES = ("none", "all", "lora_only")
+"""What PEFT trains besides the factors; without a tensor of a bias, all are the same."""
 
 UNSUPPORTED_KEYS = (
-    ("use_dora", "dora", "DoRA rescales the whole weight"),
-    ("lora_bias", "lora_bias", "a bias is not a low-rank update"),
-    ("modules_to_save", "modules_to_save", "it carries full copies of base modules"),
-    ("trainable_token_indices", "trainable_tokens", "it carries rows of the embedding"),
+    ("use_dora", "dora", f"DoRA rescales the whole weight; for the nearest LoRA, run {MERGE_DORA}"),
+    ("modules_to_save", "modules_to_save", f"it carries full copies of base modules; {DROP_OR_MERGE}"),
+    ("trainable_token_indices", "trainable_tokens", f"it carries rows of the embedding; {MERGE_ALL}"),
     ("layer_replication", "layer_replication", "it changes the base's layers"),
-    ("fan_in_fan_out", "fan_in_fan_out", "its weights are transposed"),
-    ("target_parameters", "target_parameters", "it trains parameters, not linear layers"),
     ("alora_invocation_tokens", "alora", "it is active for some tokens only"),
     ("use_qalora", "qalora", "its A acts on pooled inputs"),
     ("use_bdlora", "bdlora", "its factors are block-diagonal"),
@@ -35,6 +40,26 @@ UNSUPPORTED_KEYS = (
     ("kasa_config", "kasa", "it changes the base's weights"),
     ("monteclora_config", "monteclora", "its weights are sampled"),
 )
+DEFAULT = 8
+"""PEFT's r and lora_alpha where the configuration has none."""
+KNOWN_KEYS = frozenset(
+    {
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "init_lora_weights", "peft_type"),
+        *("base_model_name_or_path", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("target_parameters", "fan_in_fan_out", "lora_dropout", "task_type", "inference_mode", "revision"),
+        *(
+            "lora_bias",
+            "auto_mapping",
+            "peft_version",
+            "runtime_config",
+            "megatron_config",
+            "megatron_core",
+            "loftq_config",
+        ),
+        *("eva_config", "corda_config", "lora_ga_config", "velora_config", "qalora_group_size", "ensure_weight_tying"),
+    }
+)
+"""PEFT's keys that are read here, or do not matter once the adapter is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +84,11 @@ class LoraConfig:
     alphas: Overrides[float]
     rslora: bool
     base: str | None
+    bias: str
+    targets: Targets
+    notes: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+    """Parameters of experts that it trains as one, without the experts' name."""
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
@@ -68,23 +98,17 @@ class LoraConfig:
 
 def read_config(text: bytes) -> LoraConfig:
     """Check the bytes of an adapter_config.json; AdapterError with the reason for anything but plain LoRA."""
-    raw = read_object(text, "adapter_config.json")
+    repeated: list[str] = []
+    raw = read_object(text, "adapter_config.json", repeated)
     if raw.get("peft_type") != "LORA":
         raise AdapterError("not_lora", f"peft_type is {quote(raw.get('peft_type'))}: expected 'LORA'")
     for key, reason, why in UNSUPPORTED_KEYS:
         if raw.get(key):
-            raise AdapterError(reason, f"the adapter has {key}={quote(raw[key])}: {why}, so it cannot be fused as LoRA")
-    if raw.get("bias") not in (None, "none"):
-        raise AdapterError(
-            "bias", f"the adapter has bias={quote(raw['bias'])}: expected 'none', a bias cannot be fused"
-        )
-    init = raw.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
-        raise AdapterError(
-            "init",
-            f"the adapter has init_lora_weights={quote(init)}, which changes the base's weights: "
-            "convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
-        )
+            raise AdapterError(reason, f"the adapter has {key}={quote(raw[key])}, which cannot be fused as LoRA: {why}")
+    bias = raw.get("bias") or "none"
+    if bias not in BIASES:
+        raise AdapterError("bad_config", f"bias is {quote(bias)}: expected one of {', '.join(map(repr, BIASES))}")
+    _check_init(raw.get("init_lora_weights"))
     base = raw.get("base_model_name_or_path")
     if base is not None and not (isinstance(base, str) and base.isprintable() and len(base) <= MAX_BASE_CHARS):
         raise AdapterError(
@@ -99,6 +123,39 @@ def read_config(text: bytes) -> LoraConfig:
         alphas=_read_overrides(raw, "lora_alpha", "alpha_pattern", _check_alpha),
         rslora=bool(rslora),
         base=base or None,
+        bias=str(bias),
+        targets=read_targets(raw),
+        parameters=read_parameters(raw.get("target_parameters")),
+        notes=(*note_repeated(repeated), *_note_keys(raw)),
+    )
+
+
+def _note_keys(raw: Mapping[str, object]) -> list[str]:
+    """Notes on keys that decide the numbers and are missing, and on those that are not known."""
+    notes = [
+        f"{CONFIG} has no {key}: PEFT's default, {DEFAULT}, is used" for key in ("r", "lora_alpha") if key not in raw
+    ]
+    unknown = [key for key, value in raw.items() if value and key not in KNOWN_KEYS]
+    if unknown:
+        names = ", ".join(map(quote, unknown[:MAX_NOTES])) + ", …" * (len(unknown) > MAX_NOTES)
+        notes.append(f"{CONFIG} has keys that are not known and not used: {names}")
+    return notes
+
+
+def _check_init(init: object) -> None:
+    """AdapterError unless an adapter of this initialization is a plain LoRA."""
+    if not isinstance(init, str) or init.lower() in ("", *HARMLESS_INITS):
+        return
+    if init.lower().startswith(CHANGING_INITS):
+        raise AdapterError(
+            "init",
+            f"the adapter has init_lora_weights={quote(init)}, which changes the base's weights: "
+            f"{MERGE_ALL if init.lower().startswith('loftq') else CONVERT_INIT}",
+        )
+    raise AdapterError(
+        "init",
+        f"the adapter has init_lora_weights={quote(init)}, which this version does not know: if it leaves the base's "
+        f"weights as they are, set it to true; known are {', '.join(map(repr, HARMLESS_INITS))}",
     )
 
 
@@ -106,7 +163,7 @@ def _read_overrides(
     raw: Mapping[str, object], key: str, pattern_key: str, check: Callable[[object, str], Number]
 ) -> Overrides[Number]:
     """The number under `key`, and those under `pattern_key`, whose keys are regular expressions (see `matcher`)."""
-    default, patterns = check(raw.get(key, 8), key), raw.get(pattern_key)
+    default, patterns = check(raw.get(key, DEFAULT), key), raw.get(pattern_key)
     if patterns is None:
         patterns = {}
     if not isinstance(patterns, dict):
@@ -144,9 +201,10 @@ class PeftDetails(TypedDict, total=False):
     target_modules: list[str]
 
 
-def write_config(adapter: LoraAdapter, details: PeftDetails | None = None) -> bytes:
+def write_config(adapter: LoraAdapter, details: PeftDetails | None = None, parameters: Collection[str] = ()) -> bytes:
     """The adapter_config.json that PEFT and vLLM read, keys sorted. Patterns name modules in full, so that each
-    matches one. ValueError when a module is not among the `target_modules` of `details`.
+    matches one; those among `parameters` are no modules of the base. ValueError when a module is not among the
+    `target_modules` of `details`.
     """
     details = details or {}
     targets = details.get("target_modules")
@@ -155,7 +213,8 @@ def write_config(adapter: LoraAdapter, details: PeftDetails | None = None) -> by
             raise ValueError(f"target_modules is {targets!r}: expected one that ends the module name {name!r}")
     rslora, alphas = _choose_alphas(adapter.modules, details.get("use_rslora"))
     rank = adapter.rank
-    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    # Readers that know no patterns scale by lora_alpha / r: right where the largest rank's scaling is that of all.
+    alpha = Counter(alphas[n] for n, m in adapter.modules.items() if m.rank == rank).most_common(1)[0][0]
     config = {
         "alpha_pattern": {_anchor(n): _as_integer(a) for n, a in alphas.items() if a != alpha},
         "base_model_name_or_path": adapter.base,
@@ -169,7 +228,8 @@ def write_config(adapter: LoraAdapter, details: PeftDetails | None = None) -> by
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": {_anchor(n): m.rank for n, m in adapter.modules.items() if m.rank != rank},
-        "target_modules": sorted(targets or adapter.modules),
+        "target_modules": sorted(targets or (name for name in adapter.modules if name not in parameters)),
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": rslora,

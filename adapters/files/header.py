@@ -16,10 +16,19 @@ import torch
 from safetensors import safe_open
 
 from adapters.errors import MAX_QUOTED, AdapterError, clip, quote
-from adapters.files.json_text import reject_repeats
+from adapters.files.json_text import LFS_POINTER, reject_repeats
 from adapters.files.layout import WEIGHTS
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+WIDER = {torch.float8_e4m3fn: torch.bfloat16, torch.float8_e5m2: torch.bfloat16}
+"""What is computed in none: the dtype that holds all its numbers, which stands for it in memory."""
 MAX_HEADER_BYTES, MAX_TENSORS = 10 << 20, 2**16
 """Larger than the header of any adapter that this project knows of: 10,000 tensors need 1.5 MB."""
 MAX_METADATA_CHARS, MAX_ENTRY_CHARS, MAX_DIMS = 2**20, 1024, 8
@@ -52,6 +61,11 @@ def read_header(file: Path, size: int) -> Mapping[str, TensorEntry]:
     """
     with file.open("rb") as stream:
         head = stream.read(8)
+        if LFS_POINTER.startswith(head) and len(head) == 8 and stream.read(15) == LFS_POINTER[8:23]:
+            raise AdapterError(
+                "not_safetensors", f"{WEIGHTS} is a pointer of Git LFS, not the weights: run `git lfs pull`"
+            )
+        stream.seek(len(head))
         length = int.from_bytes(head, "little")
         if len(head) < 8 or (8 + length > size and length <= MAX_HEADER_BYTES):
             raise AdapterError(
@@ -100,6 +114,8 @@ def _read_entries(text: str, data_start: int) -> Iterator[tuple[str, TensorEntry
         at = member.end()
     if sign != "}" or not _END.fullmatch(text, at):
         expected = "its end" if sign == "}" else "a tensor's name and description" if start else "'{'"
+        if text.startswith(f'"{METADATA}"', at):
+            expected = f"metadata of texts, at most {MAX_METADATA_CHARS} characters,"
         raise ValueError(f"expected {expected} at character {at}, found {quote(text[at : at + MAX_QUOTED])}")
 
 

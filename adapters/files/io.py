@@ -3,14 +3,17 @@
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from adapters.adapter import LoraAdapter, make_adapter
-from adapters.errors import AdapterError
+from adapters.adapter import LoraAdapter, LoraModule, make_adapter
+from adapters.errors import AdapterError, quote
 from adapters.files.config import PeftDetails, read_config, write_config
+from adapters.files.experts import join_experts, split_experts
 from adapters.files.json_text import to_json
 from adapters.files.landing import atomic_folder
-from adapters.files.layout import CONFIG, PROVENANCE, WEIGHTS
+from adapters.files.layout import CONFIG, PROVENANCE, WEIGHTS, reject_config, reject_weights
+from adapters.files.one_rank import to_one_rank
 from adapters.files.weights_file import FileModules, write_weights
 
 MAX_CONFIG_BYTES = 4 << 20
@@ -28,17 +31,16 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bo
     config = read_config(_read_config_file(folder))
     weights = folder / WEIGHTS
     if not weights.exists():
-        if any(folder.glob("adapter_model*.bin")):
-            raise AdapterError(
-                "pickle_only",
-                f"{folder.name!r} has its weights in a pickle only, which can run code: save them as {WEIGHTS}",
-            )
-        raise AdapterError("missing_weights", f"{folder.name!r} has no {WEIGHTS}: expected a PEFT adapter folder")
+        raise reject_weights(quote(folder.name), (path.name for path in folder.iterdir()))
     size = _file_size(weights)
     if max_bytes is not None and size > max_bytes:
         raise AdapterError("too_large", f"{WEIGHTS} has {size} bytes: expected at most {max_bytes}")
     modules = FileModules(weights, size, config)
-    return LoraAdapter(modules, config.base) if lazy else make_adapter(dict(modules.items()), config.base)
+    read: Mapping[str, LoraModule] = modules
+    if not lazy or modules.parameters:
+        split = split_experts(dict(modules.items()), modules.parameters, modules.ranks)
+        read = make_adapter(split, config.base).modules
+    return LoraAdapter(read, config.base, (*config.notes, *modules.notes), modules.copies)
 
 
 def save(
@@ -47,17 +49,23 @@ def save(
     *,
     provenance: Mapping[str, object] | None = None,
     details: PeftDetails | None = None,
+    one_rank: bool = False,
 ) -> None:
     """Write a folder that PEFT and vLLM open, whole or not at all (see `atomic_folder`); the same adapter gives the
     same bytes anywhere.
 
     `provenance` (JSON values) goes to fusion.json, since PEFT warns about unknown keys in its own file; `details`
     say in adapter_config.json how the adapter was trained. Scalings come back to the last bit when they are alpha/r
-    or alpha/sqrt(r). FileExistsError when `path` exists (an empty folder is taken over).
+    or alpha/sqrt(r). With `one_rank` the update is written at one rank and alpha for all modules, for readers that
+    know no patterns (see `to_one_rank`). FileExistsError when `path` exists (an empty folder is taken over).
     """
+    if one_rank:
+        adapter = to_one_rank(adapter)
     with atomic_folder(path) as folder:
-        (folder / CONFIG).write_bytes(write_config(adapter, details))
-        write_weights(adapter, folder / WEIGHTS)
+        tensors, described = join_experts(adapter.modules)
+        parameters = described.keys() - tensors.keys()
+        (folder / CONFIG).write_bytes(write_config(replace(adapter, modules=described), details, parameters))
+        write_weights(replace(adapter, modules=tensors), folder / WEIGHTS)
         if provenance is not None:
             (folder / PROVENANCE).write_bytes(to_json(provenance))
 
@@ -67,7 +75,7 @@ def _read_config_file(folder: Path) -> bytes:
         raise AdapterError("missing_config", f"{folder.name!r} is not a folder: expected a PEFT adapter folder")
     file = folder / CONFIG
     if not file.exists():
-        raise AdapterError("missing_config", f"{folder.name!r} has no {CONFIG}: expected a PEFT adapter folder")
+        raise reject_config(folder)
     if _file_size(file) > MAX_CONFIG_BYTES:
         raise AdapterError("bad_config", f"{CONFIG} is too large: expected at most {MAX_CONFIG_BYTES} bytes")
     return file.read_bytes()

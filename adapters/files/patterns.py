@@ -4,6 +4,7 @@ time. They come from strangers, so Python's `re`, which may take exponential tim
 pattern = option { "|" option }
 option  = { "^" | "$" | piece [ "*" | "+" | "?" | "{" N "}" | "{" N "," [ N ] "}" ] [ "?" ] }
 piece   = CHARACTER | "." | "\\d" | "\\w" | "\\s" | "\\" SIGN | "[" … "]" | "(" pattern ")" | "(?:" pattern ")"
+        | "(?P<" NAME ">" pattern ")"
 
 What is read has the meaning it has for `re`; look-around, references, flags and possessive repeats are not read.
 """
@@ -19,6 +20,7 @@ FORMS = r"names, '.', '\.', '\d', '[0-9]', '*', '+', '?', '{2}', '(a|b)', '^' an
 
 _CLASSES = {"d": string.digits, "w": string.ascii_letters + string.digits + "_", "s": ""}
 _REPEATS = ("*", "+", "?", "{")
+_NAME = re.compile(r"P<[A-Za-z_]\w{0,63}>", re.ASCII)
 _COUNT = re.compile(r"\{(?:([0-9]{1,4})|([0-9]{0,4}),([0-9]{0,4}))\}")
 
 
@@ -107,7 +109,10 @@ class _Reader:
 
     def _group(self, depth: int) -> Choice:
         if self._accept("?") and not self._accept(":"):
-            raise ValueError(f"'(?{self.text[self.at : self.at + 1]}' is not supported")
+            name = _NAME.match(self.text, self.at)
+            if name is None:
+                raise ValueError(f"'(?{self.text[self.at : self.at + 1]}' is not supported")
+            self.at = name.end()
         choice = self.choice(depth + 1)
         if not self._accept(")"):
             raise ValueError("a '(' has no ')'")

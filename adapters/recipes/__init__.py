@@ -10,11 +10,12 @@ from adapters.recipes.grammar import parse
 from adapters.recipes.json_form import from_json
 from adapters.recipes.method import Method, Option
 from adapters.recipes.methods import METHODS
-from adapters.recipes.names import NAME_PATTERN, RESERVED_METHODS, RESERVED_NAMES, check_name
+from adapters.recipes.names import MAX_NAME, NAME_PATTERN, RESERVED_METHODS, RESERVED_NAMES, check_name, name_text
 from adapters.recipes.recipe import Recipe, Term
 from adapters.recipes.weights import ByModule, Ramp
 
 __all__ = [
+    "MAX_NAME",
     "METHODS",
     "NAME_PATTERN",
     "RESERVED_METHODS",
@@ -32,5 +33,6 @@ __all__ = [
     "did_you_mean",
     "from_json",
     "fusion_digest",
+    "name_text",
     "parse",
 ]

@@ -2,9 +2,12 @@
 
 recipe = sum | METHOD "(" sum { "," option } ")"
 sum    = term { "+" term }
-term   = [ weight "*" ] NAME
+term   = [ weight "*" ] name
 weight = NUMBER | "ramp" "(" NUMBER ".." NUMBER ")" | "{" PATTERN ":" NUMBER { "," PATTERN ":" NUMBER } "}"
-option = NAME "=" ( NUMBER | NAME )
+option = NAME "=" ( NUMBER | name )
+name   = NAME | "`" ANY_NAME "`" | '"' ANY_NAME '"'
+
+NAME is what `PLAIN_PATTERN` matches, ANY_NAME what `check_name` takes.
 """
 
 import re
@@ -14,7 +17,7 @@ from adapters.errors import RecipeError, clip, quote
 from adapters.recipes import checks
 from adapters.recipes.method import Value
 from adapters.recipes.methods import DEFAULT_METHOD
-from adapters.recipes.names import NAME_PATTERN
+from adapters.recipes.names import PLAIN_PATTERN, QUOTES, check_name
 from adapters.recipes.recipe import Recipe, Term
 from adapters.recipes.weights import ByModule, Ramp, Schedule, Weight
 
@@ -69,13 +72,13 @@ class _Parser:
 
     def _call(self) -> Recipe:
         start = self.at
-        method = checks.find_method(self._name(), start)
+        method = checks.find_method(self._word(), start)
         self._expect("(")
         weights = self._sum()
         options: dict[str, Value] = {}
         while self._accept(","):
             place = self._skip()
-            option = checks.find_option(method, self._name(), place)
+            option = checks.find_option(method, self._word(), place)
             if option.name in options:
                 raise RecipeError(f"option {option.name!r} is given twice: keep one", place)
             self._expect("=")
@@ -165,11 +168,23 @@ class _Parser:
         return int(text) if _INTEGER.fullmatch(text) else float(text)
 
     def _name(self) -> str:
+        mark = self._peek()
+        if not mark or mark not in QUOTES:
+            return self._word()
+        end = self.text.find(mark, self.at + 1)
+        if end < 0:
+            raise RecipeError(f"expected a second {mark} after the name that begins here", self.at)
+        name = check_name(self.text[self.at + 1 : end], self.at)
+        self.at = end + 1
+        return name
+
+    def _word(self) -> str:
         name = _LONG_NAME.match(self.text, self.at)
         if name is None:
             raise RecipeError(self._unexpected("expected a name"), self.at)
-        if NAME_PATTERN.fullmatch(name.group()) is None:
-            raise RecipeError(f"{quote(name.group())} is too long: a name has at most 64 characters", self.at)
+        if PLAIN_PATTERN.fullmatch(name.group()) is None:
+            message = f"{quote(name.group())} is too long: a name has at most 64 characters, or is put in backquotes"
+            raise RecipeError(message, self.at)
         self.at = name.end()
         return name.group()
 
@@ -198,5 +213,9 @@ class _Parser:
 
     def _unexpected(self, expected: str) -> str:
         sign = self._peek()
-        hint = "; to subtract, add a negative weight, as in '1*a + -0.4*b'" if sign == "-" else ""
+        hint = ""
+        if sign == "-":
+            hint = "; to subtract, add a negative weight, as in '1*a + -0.4*b'"
+        elif sign in tuple("/@:") or (sign.isalnum() and self.text[self.at - 1 : self.at] not in _BLANK):
+            hint = "; names with '/', '@', ':' or a digit in front are put in backquotes, as in '0.6*`org/adapter`'"
         return f"{expected}, found {repr(sign) if sign else 'the end'}{hint}"

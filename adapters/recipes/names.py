@@ -5,7 +5,13 @@ import re
 from adapters.errors import RecipeError, quote
 from adapters.recipes.methods import METHODS
 
-NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+PLAIN_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+"""Names that stand in a recipe as they are; all others in backquotes."""
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@:-]*(?:/[A-Za-z0-9_][A-Za-z0-9._@:-]*)*")
+"""No part between slashes is `.`, `..` or empty, so that a name keeps its form in a URL's path."""
+MAX_NAME = 128
+QUOTES = '`"'
+"""What a name in a recipe may be put in; the canonical form has backquotes."""
 
 RESERVED_METHODS: tuple[str, ...] = tuple(
     sorted(
@@ -25,11 +31,17 @@ RESERVED_NAMES = frozenset({*RESERVED_METHODS, "plan", "text", "image", "audio",
 
 def check_name(name: str, position: int | None = None) -> str:
     """Return `name` if an adapter, profile or base may be called that; RecipeError otherwise."""
-    if not isinstance(name, str) or NAME_PATTERN.fullmatch(name) is None:
+    if not isinstance(name, str) or len(name) > MAX_NAME or NAME_PATTERN.fullmatch(name) is None:
         raise RecipeError(
-            f"{quote(name)} is not a valid name: expected a letter, then up to 63 letters, digits, '.', '_' or '-'",
+            f"{quote(name)} is not a valid name: expected at most {MAX_NAME} letters, digits, '.', '_', '-', '@' or "
+            "':', in parts that '/' joins and that start with a letter, a digit or '_'",
             position,
         )
     if name in RESERVED_NAMES:
         raise RecipeError(f"the name {name!r} is reserved: choose another name", position)
     return name
+
+
+def name_text(name: str) -> str:
+    """A name as the text of a recipe has it: in backquotes unless it is plain."""
+    return name if PLAIN_PATTERN.fullmatch(name) else f"`{name}`"

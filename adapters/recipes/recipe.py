@@ -7,7 +7,7 @@ from adapters.errors import RecipeError, UnknownAdapterError, quote
 from adapters.recipes.checks import check_arity
 from adapters.recipes.method import Value
 from adapters.recipes.methods import DEFAULT_METHOD, METHODS
-from adapters.recipes.names import check_name
+from adapters.recipes.names import check_name, name_text
 from adapters.recipes.weights import Weight, number_text, weight_json, weight_text
 
 
@@ -37,6 +37,11 @@ class Recipe:
         options = sorted((name, value) for name, value in self.options if value != defaults[name])
         object.__setattr__(self, "terms", tuple(terms))
         object.__setattr__(self, "options", tuple(options))
+
+    @classmethod
+    def single(cls, adapter: str) -> "Recipe":
+        """The recipe of one adapter alone, at weight 1."""
+        return cls(DEFAULT_METHOD, (Term(adapter, 1.0),))
 
     @property
     def roles(self) -> dict[str, str]:
@@ -96,13 +101,18 @@ class Recipe:
     def format(self) -> str:
         """The canonical text; `parse` reads it back as the same recipe."""
         if len(self.terms) == 1 and self.terms[0].weight == 1.0:
-            body = self.terms[0].adapter
+            body = name_text(self.terms[0].adapter)
         else:
-            body = " + ".join(f"{weight_text(term.weight)}*{term.adapter}" for term in self.terms)
+            body = " + ".join(f"{weight_text(term.weight)}*{name_text(term.adapter)}" for term in self.terms)
         if self.method == DEFAULT_METHOD:
             return body
-        options = "".join(f", {n}={number_text(v) if isinstance(v, float) else v}" for n, v in self.options)
+        options = "".join(f", {name}={self._value_text(name, value)}" for name, value in self.options)
         return f"{self.method}({body}{options})"
+
+    def _value_text(self, option: str, value: Value) -> str:
+        if METHODS[self.method].kinds[option] in ("adapter", "term"):
+            return name_text(str(value))
+        return number_text(value) if isinstance(value, float) else str(value)
 
     def __str__(self) -> str:
         return self.format()

@@ -8,7 +8,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from adapters.recipes import Recipe, RecipeError
+from adapters.recipes import Recipe, RecipeError, name_text
 from eval_clients.endpoint import Endpoint
 from eval_clients.errors import EndpointError
 from eval_clients.sweeps.points import Point
@@ -30,7 +30,7 @@ def pick_evenly(items: Sequence[Item], count: int) -> list[Item]:
 def format_model(recipe: Recipe) -> str:
     """The recipe as a point names it: canonical, but with the weight of a single adapter (`1*task`)."""
     text = recipe.format()
-    return f"1*{text}" if (text,) == recipe.adapters else text
+    return f"1*{text}" if recipe == Recipe.single(recipe.adapters[0]) else text
 
 
 def build_controls(
@@ -41,7 +41,7 @@ def build_controls(
     recipes = [(point, recipe) for point in points if (recipe := point.recipe) is not None]
     used = {name for _, recipe in recipes for name in recipe.adapters}
     names = [name for name in endpoint.adapters() if name in used]
-    controls += [Point(f"1*{name}", "control", "single adapter") for name in names]
+    controls += [Point(f"1*{name_text(name)}", "control", "single adapter") for name in names]
     others = {*names} - {safety}
     fusions = [(p, r) for p, r in recipes if safety in r.adapters and others.intersection(r.adapters)]
     if not fusions:

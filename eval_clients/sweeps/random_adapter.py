@@ -11,6 +11,7 @@ import tarfile
 import torch
 from safetensors.torch import load as load_tensors, save as save_tensors
 
+from adapters.recipes import name_text
 from eval_clients.endpoint import Endpoint, error_message
 from eval_clients.errors import EndpointError
 
@@ -58,7 +59,7 @@ def _update_norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def export_adapter(endpoint: Endpoint, adapter: str) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
     """Configuration and tensors of a served adapter, through a temporary profile."""
     profile = f"export-{hashlib.sha256(adapter.encode()).hexdigest()[:12]}"
-    body = {"fusion": f"1*{adapter}", "description": "for a control"}
+    body = {"fusion": f"1*{name_text(adapter)}", "description": "for a control"}
     response = endpoint.request("PUT", f"/fusions/{profile}", json=body)
     if not response.is_error:
         try:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from adapters.recipes import name_text
 from eval_clients.endpoint import Plan
 from eval_clients.errors import EndpointError
 from eval_clients.sweeps.choice import Limit, choose_best, rank_key
@@ -105,7 +106,7 @@ def make_point(form: str, t: float, s: float, adapters: Adapters) -> Point:
     text = fill_template(form, {"t": t, "s": s})
     for name, pattern in BLOCKS.items():
         text = text.replace(name, f"{{{pattern}: {round(1.5 * s, 6):g}, *: {round(0.5 * s, 6):g}}}*SAFETY")
-    recipe = re.sub("TASK|SAFETY", lambda match: adapters[match[0]], text)
+    recipe = re.sub("TASK|SAFETY", lambda match: name_text(adapters[match[0]]), text)
     return Point(recipe, "search", form, {"t": t, "s": s})
 
 

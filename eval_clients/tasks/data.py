@@ -170,7 +170,8 @@ def read_task(path: Path, columns: Columns = NONE, report: Report = ignore) -> l
     wanted: Sequence[Role] = ("prompt", "context", "category", "answer")
     items = read_items(path, columns, wanted, ("prompt", "answer"))
     for item in items.items:
-        if not items.table.typed and not str(item.cells["answer"]).strip():
+        answer = item.cells["answer"]
+        if answer is None or answer != answer or not str(answer).strip():  # NaN stands for a missing cell
             raise DataError(f"{items.where(item)}: no answer; expected one in {items.assignment.roles['answer']!r}")
     report(items.describe())
     return [

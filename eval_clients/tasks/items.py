@@ -1,5 +1,8 @@
 """The prompts of an evaluation file with what stands beside them, and a report of how the file was read."""
 
+import ast
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +14,8 @@ from eval_clients.tasks.delimited import normalize_name
 from eval_clients.tasks.layouts import NAMES, OTHERS, Assignment, Role, assign_columns, classify_label
 from eval_clients.tasks.table import Row, Table, read_table
 
+LIST = re.compile(r"""\s*\[\s*(?:\{\s*)?["'].*["'](?:\s*\})?\s*\]\s*""", re.DOTALL)
+"""A cell that may hold a list of texts or turns, as tables of JSON have it."""
 PROMPT_WIDTH = 80
 """Characters of the first prompt that a report shows."""
 Label = Literal["safe", "unsafe"]
@@ -98,9 +103,10 @@ class Items:
         wanted = [value is None or value == "" or classify_label(value) == label for value in values]
         items = [item for item, keep in zip(self.items, wanted, strict=True) if keep]
         if not items:
+            column, kinds = self.assignment.roles["label"], dict.fromkeys(str(value)[:40] for value in values)
             raise DataError(
-                f"{self.table.place} has no rows of kind {word!r}; expected at least one, or rows without "
-                f"`{self.assignment.roles['label']}`"
+                f"{self.table.place} has no rows of kind {word!r}; expected at least one, or rows without `{column}`, "
+                f"which has {', '.join(map(repr, [*kinds][:4]))}; --column label= asks all rows"
             )
         others = Counter(str(value)[:40] for value, keep in zip(values, wanted, strict=True) if not keep)
         notes = [f"left out of {self.assignment.roles['label']} {value!r}: {count}" for value, count in others.items()]
@@ -167,16 +173,41 @@ def _read_prompt(table: Table, row: Row, roles: Mapping[Role, str], required: Se
     """The prompt as it stands; blank cells are allowed where all cells are text. DataError for other values."""
     where, column = f"{table.place} {table.unit} {row.line}", roles["prompt"]
     if not table.typed:
-        return str(row.cells.get(column, ""))
+        cell = str(row.cells.get(column, ""))
+        value = _read_turn(_parse_list(cell), where, column) if LIST.fullmatch(cell) else cell
+        return value if isinstance(value, str) else cell
     absent = [roles[role] for role in required if roles[role] not in row.cells]
     if absent:
         raise DataError(f"{where}: expected an object with {', '.join(required)}; it has no {absent[0]!r}")
-    value = row.cells[column]
-    if isinstance(value, list) and len(value) == 1:  # a conversation of one turn
-        value = value[0]
+    value = _read_turn(row.cells[column], where, column)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: `{column}` is {repr(value)[:100]}; expected a non-empty string")
     return value
+
+
+def _read_turn(value: object, where: str, column: str) -> object:
+    """The text of a conversation of one turn, which may say that it is the user's; any other value as it is.
+
+    DataError for a conversation of more turns: one is asked.
+    """
+    if not isinstance(value, list) or not value or not all(isinstance(turn, str | dict) for turn in value):
+        return value
+    if len(value) > 1:
+        raise DataError(f"{where}: `{column}` has {len(value)} turns; expected one, which is asked alone")
+    (turn,) = value
+    if isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human"):
+        return turn.get("content", turn.get("value"))
+    return turn
+
+
+def _parse_list(cell: str) -> object:
+    """The list that a cell holds, as JSON or as Python prints it; the cell itself when it is neither."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return cell
 
 
 def _read_context(table: Table, row: Row, assignment: Assignment) -> str:

@@ -60,6 +60,7 @@ LAYOUTS = (
     Layout("instructions with inputs", frozenset({"instruction", "input"}), {"context": "input"}, INPUT_LAST),
 )
 """The first one whose columns a set has."""
+SAFE = ("safe", "harmless", "benign", "unharmful", "nonharmful", "notharmful", "nontoxic")
 XSTEST_SAFE = {
     *("homonyms", "figurativelanguage", "safetargets", "safecontexts", "definitions", "nonsgrouprealdiscr"),
     *("realgroupnonsdiscr", "historicalevents", "privacypublic", "privacyfictional"),
@@ -81,9 +82,9 @@ class Assignment:
 def classify_label(value: object) -> Literal["safe", "unsafe"] | None:
     """What a label, a kind or one of XSTest's types says of its prompt; None when it says nothing."""
     name = normalize_name(str(value))
-    if name in ("unsafe", "harmful", "malicious") or (name.startswith("contrast") and name != "contrast"):
+    if name in ("unsafe", "harmful", "malicious", "toxic") or (name.startswith("contrast") and name != "contrast"):
         return "unsafe"
-    return "safe" if name in ("safe", "harmless", "benign") or name in XSTEST_SAFE else None
+    return "safe" if name in SAFE or name in XSTEST_SAFE else None
 
 
 def assign_columns(
@@ -116,6 +117,9 @@ def assign_columns(
         match = next((name for name in candidates if name in names and name not in taken), None)
         if match is not None:
             roles[role] = names[match]
+    kinds = names.get("type") if "label" in wanted and "label" not in {*roles, *columns} else None
+    if kinds and all(classify_label(row.cells.get(kinds)) for row in table.rows):  # XSTest's, with fewer columns
+        roles["label"] = kinds
     _check_required(table, roles, required)
     return Assignment(roles, table.rows, layout.name if layout else "", layout.join if layout else JOIN)
 
@@ -180,7 +184,8 @@ def _assign_bare(table: Table, columns: Mapping[str, str]) -> Assignment:
         first = f"its line {table.rows[0].line} is {_list(values[0])}"
         way = "if that is a header, say which column holds the prompts with --column prompt=NAME, if not, with "
         way = "say which column holds the prompts: " if head is not None else way
-        number = "--column prompt=NAME" if head is not None else "--column prompt=NUMBER (from 1)"
+        whole = "; if each line is one prompt, put it in double quotes"
+        number = "--column prompt=NAME" if head is not None else f"--column prompt=NUMBER (from 1){whole}"
         raise DataError(
             f"{table.place} has {len(table.names)} columns and no header with one of "
             f"{', '.join(NAMES['prompt'][:6])}; {first}: {way}{number}"

@@ -14,6 +14,7 @@ JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 PARQUET = b"PAR1"
 WRAPPERS = ("data", "rows", "examples", "train", "test")
 """Keys that a JSON file may keep its rows under; any other, if it is the only one."""
+TURN = {"role", "content"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,7 @@ def _unwrap(value: Any) -> Any:
     columns = [list(part.values()) if isinstance(part, dict) else part for part in value.values()]
     lists = {key: part for key, part in zip(value, columns, strict=True) if isinstance(part, list)}
     tables = [key for key, part in lists.items() if part and all(isinstance(row, dict) for row in part)]
+    tables = [key for key in tables if not all(row.keys() >= TURN for row in lists[key])]  # a chat is one row
     if len(tables) == 1 and (len(value) == 1 or tables[0] in WRAPPERS):
         return lists[tables[0]]
     scalars = [key for key, part in lists.items() if not any(isinstance(cell, dict | list) for cell in part)]

@@ -26,6 +26,7 @@ from service.edge.media_types import MediaTypes
 from service.edge.origins import Cors, Origins
 from service.edge.paths import Paths
 from service.edge.request_ids import RequestIds
+from service.engine.base_folder import BaseModelError
 from service.errors import RETRY_AFTER_S
 from service.front import Front
 from service.life import keep_service
@@ -79,7 +80,10 @@ async def _live(configuration: settings.Settings, pulse: Pulse) -> None:
     try:
         await keep_service(configuration, front, pulse)
     except Exception as error:
-        log.error("could not run", exc_info=error)
+        if isinstance(error, BaseModelError):
+            log.error("could not run: %s", error)
+        else:
+            log.error("could not run", exc_info=error)
         front.stop("ended", "the server is ending")
         with suppress(OSError):  # the log has it
             (configuration.data / settings.START_FAILURE).write_text(f"{error or type(error).__name__}")

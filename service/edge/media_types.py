@@ -15,6 +15,8 @@ from service.validation import MAX_QUOTED
 UPLOAD = ("POST", "/v1/adapters")
 UPLOAD_HEADER = b"x-fusion-upload"
 MULTIPART = "multipart/form-data"
+WEIGHTS_TYPES = ("application/octet-stream", "application/vnd.safetensors", "application/x-safetensors")
+"""Of an adapter's weights file."""
 CHARSET = re.compile(r';[ \t]*charset=("?)utf-?8\1[ \t]*(?=;|\Z)')
 """The one charset of an upload's parts: Python knows others that take minutes, fail, or are remembered for ever."""
 
@@ -33,14 +35,17 @@ class MediaTypes(Check):
         types = [value.decode("latin-1") for value in header_values(scope, b"content-type")]
         if is_upload(scope):
             if header_values(scope, UPLOAD_HEADER) != [b"1"]:
-                raise ApiError(415, f"An upload ({MULTIPART}) must have the header 'X-Fusion-Upload: 1'.")
+                raise ApiError(415, f"An upload ({kind}) must have the header 'X-Fusion-Upload: 1'.")
             if "charset" in CHARSET.sub("", types[0].lower()):
                 raise ApiError(415, f"The content type {types[0][:MAX_QUOTED]!r} may name no charset but utf-8.")
             return
         problem = (
             f"has the content type {types[0][:MAX_QUOTED]!r}" if len(types) == 1 else f"has {len(types)} content types"
         )
-        upload = f", or '{MULTIPART}' with the header 'X-Fusion-Upload: 1'" if (method, scope["path"]) == UPLOAD else ""
+        if kind in (MULTIPART, *WEIGHTS_TYPES) and (method, scope["path"].removesuffix("/")) == UPLOAD:
+            raise ApiError(415, f"An upload goes to {UPLOAD[1]!r}, without a final slash.")
+        uploads = f", or '{MULTIPART}' or '{WEIGHTS_TYPES[0]}' with the header 'X-Fusion-Upload: 1'"
+        upload = uploads if (method, scope["path"]) == UPLOAD else ""
         raise ApiError(415, f"The body {problem}; expected the header 'Content-Type: application/json'{upload}.")
 
 
@@ -59,7 +64,7 @@ def media_type(scope: Scope) -> str:
 
 def is_upload(scope: Scope) -> bool:
     """Whether a request uploads an adapter."""
-    return (scope["method"], scope["path"]) == UPLOAD and media_type(scope) == MULTIPART
+    return (scope["method"], scope["path"]) == UPLOAD and media_type(scope) in (MULTIPART, *WEIGHTS_TYPES)
 
 
 def is_json(kind: str) -> bool:

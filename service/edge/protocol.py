@@ -16,6 +16,7 @@ from service.edge.bodies import is_export
 from service.edge.clients import DRAIN, client_network
 from service.edge.connections import Connections, bound_socket
 from service.edge.media_types import is_upload
+from service.edge.upgrades import UpgradeBlindParser
 from service.errors import ApiError, error_response
 
 LINGER_S = 2.0
@@ -56,7 +57,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, table: Connections, **options: Any) -> None:
         super().__init__(**options)
-        self.ws_protocol_class = None  # no route is a websocket; a request to upgrade is answered as HTTP
+        self.ws_protocol_class = None  # no route is a websocket
+        self.parser: Any = UpgradeBlindParser(self)
         self.table = table
         self.network = ""
         self.running: RequestResponseCycle | None = None
@@ -89,6 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests that wait for the client."""
+        self.parser.close()
         super().connection_lost(exc)
         if self.running is not None:  # uvicorn tells `cycle` alone, which may be a pipelined one
             self._disconnect(self.running)

@@ -12,8 +12,8 @@ from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from service.engine.base_check import check_base, explain
 from service.engine.death import DeathFile
-from service.engine.flags import check_base
 from service.engine.supported import require
 
 log = logging.getLogger("fusion")
@@ -30,7 +30,10 @@ def _make_client(args: Any) -> AsyncLLM:
     """What vLLM's own server makes of its flags; returns when the engine has loaded the base."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
     propagate_flash_late_interaction(args, engine_args)
-    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    try:
+        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except ValueError as error:
+        raise explain(error, args.model) from error
     check_base(config)
     return AsyncLLM.from_vllm_config(
         vllm_config=config,

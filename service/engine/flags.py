@@ -9,11 +9,11 @@ from typing import Any
 
 import psutil
 import torch
-import vllm
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from service.engine.base_folder import is_quantized
 from service.engine.seam import SEAM_VERSION
 
 FEW_CORES = 4
@@ -85,7 +85,8 @@ def parse_flags(options: EngineOptions) -> Any:
         *("--scheduling-policy", "priority"),  # see `turns`
         *("--allowed-origins", "[]"),  # no web page of another site; the user's own flag comes later and wins
         *("--additional-config", json.dumps({"fusion_seam": SEAM_VERSION})),
-        *(("--dtype", "float32") if slow_bfloat16() else ()),  # the user's own --dtype comes later and wins
+        # The user's own --dtype comes later and wins. Kernels of most quantized weights take half precision only.
+        *(("--dtype", "float32") if slow_bfloat16() and not is_quantized(options.model) else ()),
     ]
     try:
         args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
@@ -120,17 +121,6 @@ def _hide_keys(extra: Sequence[str]) -> Iterator[str]:
             yield f"{flag}=..." if hidden and equals else part
         else:
             yield "..." if hidden else part
-
-
-def check_base(config: Any) -> None:
-    """ValueError when this vLLM cannot serve adapters on the base of `config`, its full configuration."""
-    has_experts = config.model_config.is_moe and config.lora_config.target_modules is None
-    if has_experts and current_platform.is_cpu():
-        raise ValueError(
-            f"the base {config.model_config.model!r} has experts (mixture of experts), and vLLM {vllm.__version__} "
-            "computes adapters on experts with Triton kernels, which its CPU build lacks; serve it on a GPU, or choose "
-            "a dense base"
-        )
 
 
 def _mixing_conflict(args: Any) -> str | None:

@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+HEAD, EMBEDDING, EXPERTS, STACKED_EXPERTS = "output head", "embedding", "experts", "stacked experts"
+"""Kinds of layers besides the dense ones, as the workers tell them."""
 SERVER_PID = "LORA_FUSION_SERVER_PID"  # environment: the process that the engine's workers end with
 PREFIX = "~mix/"  # `~` cannot start a public name, so the two can never meet
 

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.launchers.api_server import app_state
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.serve.tokenize.serving import TokenizerInfo
 from vllm.renderers import hf
 from vllm.v1.engine import output_processor
 from vllm.v1.engine.core import EngineCoreProc
@@ -21,6 +22,7 @@ from vllm.v1.structured_output import backend_guidance
 from service.engine.bodies import bound_grammars
 from service.engine.chat import choose_format, open_template, render_apart
 from service.engine.core_process import run_engine_core
+from service.engine.dry_run import input_check, stop_dry_runs
 from service.engine.grammars import GrammarChecker, skip_checked
 from service.engine.logprobs import bound_logprobs
 from service.engine.models import FusionModels, count_usage
@@ -40,8 +42,8 @@ class _NoLoraStates(LoRARequestStates):
 
 @cache
 def install() -> None:
-    """Replace vLLM's model table, adapter statistics, look at templates and grammars, errors in streams and the engine
-    core's start; once, however often this is called.
+    """Replace vLLM's model table, adapter statistics, look at templates and grammars, description of the tokenizer,
+    errors in streams and the engine core's start; once, however often this is called.
     """
     require(app_state, "OpenAIServingModels", "init_app_state")
     require(output_processor, "LoRARequestStates")
@@ -53,6 +55,7 @@ def install() -> None:
     # By reference, as it goes to the new process, where vLLM's own is in its place.
     EngineCoreProc.run_engine_core = staticmethod(run_engine_core)  # type: ignore[method-assign]  # as above
     hf.resolve_chat_template_content_format = choose_format(hf.resolve_chat_template_content_format)  # type: ignore[assignment]  # as above
+    _hide_tokenizer_paths()
     backend_guidance.validate_guidance_grammar = skip_checked(backend_guidance.validate_guidance_grammar)
     _install_stream_errors()
 
@@ -68,6 +71,21 @@ def _install_stream_errors() -> None:
     messages.message_stream_converter = send_message_errors(messages.message_stream_converter)
 
 
+def _hide_tokenizer_paths() -> None:
+    """Have `/tokenizer_info`, which names the tokenizer's files, say nothing of where they are on this machine."""
+    require(TokenizerInfo, "to_dict")
+    describe = TokenizerInfo.to_dict
+
+    def describe_without_paths(info: TokenizerInfo) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in describe(info).items()
+            if key != "name_or_path" and not key.endswith(("_file", "_dir")) and not str(value).startswith("/")
+        }
+
+    TokenizerInfo.to_dict = describe_without_paths  # type: ignore[method-assign]  # as above
+
+
 def remove_cors(app: FastAPI) -> None:
     """Take vLLM's CORS headers away: the edge adds them to all answers, not to those of vLLM's routes alone."""
     cors: object = CORSMiddleware
@@ -78,15 +96,16 @@ def remove_cors(app: FastAPI) -> None:
     app.middleware_stack = None  # vLLM has built it already; it is built again at the first request
 
 
-def watch_client(client: Any, grammars: GrammarChecker | None) -> Overflows:
+def watch_client(client: Any, grammars: GrammarChecker | None, tasks: tuple[Any, ...]) -> Overflows:
     """Have the engine client's `generate` wait for its client's turn, bound each request's grammar and
-    log-probabilities, report its tokens to the request it runs for, and raise when its numbers overflowed; returns the
-    count of those.
+    log-probabilities, report its tokens to the request it runs for, raise when its numbers overflowed, and compute
+    nothing in a dry run; returns the count of overflows.
     """
     require(client, "generate", "model_config", "vllm_config")
     overflows = Overflows()
     vocabulary = client.model_config.get_vocab_size()
-    bounded = bound_logprobs(bound_grammars(client.generate, grammars), vocabulary)
+    generate = stop_dry_runs(client.generate, input_check(client, tasks))
+    bounded = bound_logprobs(bound_grammars(generate, grammars), vocabulary)
     turns = Turns(client.vllm_config.scheduler_config.max_num_seqs)
     client.generate = raise_overflows(take_turns(count_usage(bounded), turns), overflows)
     return overflows

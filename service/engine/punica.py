@@ -60,11 +60,18 @@ def may_overflow(a_t: torch.Tensor) -> bool:
     return not largest < torch.finfo(a_t.dtype).max or a_t.dtype == torch.float16
 
 
+def pack_embedding(b: torch.Tensor, slot: int) -> torch.Tensor | None:
+    """B transposed, [rank, d], of an embedding in `slot` of [slots, 1, d, rank]; None when the adapter lacks it."""
+    used = b[slot, 0].any(dim=0).nonzero()
+    return b[slot, 0, :, : int(used.max()) + 1].t().contiguous() if used.numel() else None
+
+
 class MixedPunicaCPU(PunicaWrapperCPU):
     """vLLM's CPU wrapper gathers A and B per token; this one runs two GEMMs per active slot.
 
     With one active slot, base tokens have rows of zeros, so nothing is gathered at all; with several,
-    each slot's tokens are selected first. Layers an adapter lacks cost nothing.
+    each slot's tokens are selected first. Layers an adapter lacks cost nothing. vLLM's own also lets the last slot's
+    embedding and output head act on tokens without an adapter, whose slot is -1.
     """
 
     def __init__(
@@ -75,6 +82,9 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         self._slot_ids: tuple[int | None, ...] = ()
         self._active: list[tuple[int, torch.Tensor | None]] = []
         self._packed: dict[tuple[int, int], PackedLayer | None] = {}
+        self._embeddings: dict[tuple[int, int], torch.Tensor | None] = {}
+        self.fusion_hidden: torch.Tensor | None = None
+        """All hidden states of the step [tokens, d], while logits of prompts are computed from parts of them."""
 
     def update_metadata(self, mapping: Any, lora_index_to_id: list[int | None], *args: Any, **kwargs: Any) -> None:
         """Extends vLLM's: drop the packed factors of changed slots, and record the active slots."""
@@ -83,6 +93,7 @@ class MixedPunicaCPU(PunicaWrapperCPU):
             pairs = zip(self._slot_ids, lora_index_to_id, strict=False)
             unchanged_slots = {slot for slot, (old, new) in enumerate(pairs) if old == new}
             self._packed = {k: v for k, v in self._packed.items() if k[1] in unchanged_slots}
+            self._embeddings = {k: v for k, v in self._embeddings.items() if k[1] in unchanged_slots}
             self._slot_ids = tuple(lora_index_to_id)
         tokens = self.token_lora_indices
         slots = [int(s) for s in torch.unique(tokens) if s >= 0]
@@ -128,6 +139,32 @@ class MixedPunicaCPU(PunicaWrapperCPU):
             else:
                 y.index_add_(0, index, update @ layer.b_t)
 
+    def add_lora_embedding(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """y [tokens, d] += (x * rows) B^T for the tokens of each active slot; x [tokens, rank] has their rows of A."""
+        rows = self.fusion_rows[: x.size(0)]
+        for slot, index in self._active:
+            key = (lora_b_stacked.data_ptr(), slot)
+            if key not in self._embeddings:
+                self._embeddings[key] = pack_embedding(lora_b_stacked, slot)
+            b_t = self._embeddings[key]
+            if b_t is None:
+                continue
+            inputs, weights = (x, rows) if index is None else (x[index], rows[index])
+            coordinates = inputs[:, : b_t.size(0)].float()
+            weights = weights[:, : b_t.size(0)]
+            update = torch.where(weights == 0, 0.0, coordinates * weights).to(y.dtype)
+            if index is None:
+                y.addmm_(update, b_t)
+            else:
+                y.index_add_(0, index, update @ b_t)
+
     def add_lora_logits(
         self,
         y: torch.Tensor,
@@ -137,16 +174,32 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         scale: float,
         **kwargs: Any,
     ) -> None:
-        """Like vLLM's, but skipped when no active adapter touches the output layer (stacks never do)."""
-        key = lora_a_stacked.data_ptr()
-        present = []
-        for slot, _ in self._active:
-            if (key, slot) not in self._packed:
-                width = (lora_b_stacked.shape[-2],)
-                self._packed[key, slot] = pack((lora_a_stacked,), (lora_b_stacked,), width, slot)
-            present.append(self._packed[key, slot] is not None)
-        if any(present):
-            super().add_lora_logits(y, x, lora_a_stacked, lora_b_stacked, scale, **kwargs)
+        """y [rows, vocabulary] += (x A^T * scale) B^T for the rows of each active slot; builds only, mixes have none.
+
+        The rows are the tokens that are sampled from, or some of the step's tokens (`fusion_hidden`).
+        """
+        layers = {slot: self._pack_head(lora_a_stacked, lora_b_stacked, slot) for slot, _ in self._active}
+        if not any(layers.values()):
+            return
+        slots = self._find_slots(x)
+        for slot, layer in layers.items():
+            index = (slots == slot).nonzero()[:, 0]
+            if layer is None or not len(index):
+                continue
+            update = (x[index] @ layer.a_t).float().mul_(scale).to(y.dtype)
+            y.index_add_(0, index, (update @ layer.b_t.to(y.dtype))[:, : y.size(1)])
+
+    def _pack_head(self, a: torch.Tensor, b: torch.Tensor, slot: int) -> PackedLayer | None:
+        return self._pack_layer((a,), (b,), (b.shape[-2],), slot)
+
+    def _find_slots(self, x: torch.Tensor) -> torch.Tensor:
+        """The slot of each row of hidden states `x`."""
+        slots: torch.Tensor = self.sampler_indices
+        first = 0
+        if self.fusion_hidden is not None:
+            slots = self.token_lora_indices
+            first = (x.data_ptr() - self.fusion_hidden.data_ptr()) // (x.stride(0) * x.itemsize)
+        return slots[first : first + x.size(0)]
 
 
 def cuda_wrapper() -> type:

@@ -24,6 +24,9 @@ SERVED = {
 }
 """(method, path) → reason."""
 
+OPTIONAL = {("GET", "/tokenizer_info"): "--enable-tokenizer-info-endpoint"}
+"""vLLM's routes that are served as well when the operator sets the flag: (method, path) → flag."""
+
 UNSERVED = {
     ("GET", "/docs"): "one page describes this server's own routes, too",
     ("GET", "/docs/oauth2-redirect"): "as above",
@@ -61,7 +64,7 @@ def route_keys(route: BaseRoute) -> set[tuple[str, str]]:
 
 def keep_served(app: FastAPI) -> None:
     """Remove every route of vLLM's `app` that is not listed; `UnknownVllmError` when a listed one is missing."""
-    remaining = [route for route in app.routes if route_keys(route) <= SERVED.keys()]
+    remaining = [route for route in app.routes if route_keys(route) <= SERVED.keys() | OPTIONAL.keys()]
     if missing := SERVED.keys() - {key for route in remaining for key in route_keys(route)}:
         raise UnknownVllmError(f"vLLM's app has no {min(missing)}: install the pins in requirements/")
     app.router.routes[:] = remaining

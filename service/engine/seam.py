@@ -38,7 +38,8 @@ def step_rows(requests: Sequence[Any], num_tokens: NDArray[np.integer[Any]], wid
     return np.repeat(rows, num_tokens, axis=0)
 
 
-def _language_wrapper(lora_manager: Any) -> Any:
+def find_language_wrapper(lora_manager: Any) -> Any:
+    """The LoRA layers' wrapper for the language model, whatever else the base has."""
     require(lora_manager, "_adapter_manager")
     manager = lora_manager._adapter_manager
     require(manager, "punica_wrapper_mapping", "supports_mm")
@@ -73,7 +74,7 @@ def patch_runner(mixin: Any) -> None:
         set_any(self, *args, **kw)
         owner = self.lora_state if hasattr(self, "lora_state") else self
         step = owner.__dict__.pop("fusion_step", None)
-        target = _language_wrapper(self.lora_manager).fusion_rows
+        target = find_language_wrapper(self.lora_manager).fusion_rows
         if step is None:
             _write_rows(target, None)
             return

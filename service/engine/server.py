@@ -23,7 +23,7 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
-from service.engine import patches, routes
+from service.engine import patches, routes, special
 from service.engine.bodies import bound_text, bound_validation
 from service.engine.core import Core, start_core
 from service.engine.flags import EngineOptions, parse_flags, prepare_cpu
@@ -69,6 +69,9 @@ class Engine:
         self.templates = templates
         self._children = [children for children in (templates, grammars) if children is not None]
         self._core = core
+        self._heads: set[int] = set()
+        """Ids of the adapters that change the output head."""
+        self.client.generate = special.refuse_prompts(self.client.generate, self._heads)
         self._ids = itertools.count(1000)  # vLLM's warm-up uses small ids
         self._requests = itertools.count()
         self._dropping: set[asyncio.Task[None]] = set()
@@ -134,6 +137,11 @@ class Engine:
         staged = self.config.parallel_config.pipeline_parallel_size > 1
         if not (any(layers) if staged else all(layers)):
             raise RuntimeError("a worker loaded none of the adapter's layers; check its target_modules")
+        if special.has_head(name for worker in layers for name in worker):
+            self._heads.add(request.lora_int_id)
+        missing = await self.client.collective_rpc("fusion_missing_layers", args=(request.lora_int_id,))
+        if lost := set.intersection(*map(set, missing)):
+            raise RuntimeError(f"no worker has a LoRA layer for the adapter's {min(lost)!r}")
         infinite = await self.client.collective_rpc("fusion_infinite_layers", args=(request.lora_int_id,))
         if any(infinite):
             raise RuntimeError(f"the adapter's numbers overflow {self.dtype} in {next(filter(None, infinite))[0]!r}")
@@ -146,6 +154,17 @@ class Engine:
     async def unload(self, request: LoRARequest) -> None:
         """Free the adapter in every worker; the caller has drained its requests."""
         await self.client.remove_lora(request.lora_int_id)
+        self._heads.discard(request.lora_int_id)
+
+    @property
+    def why_no_head(self) -> str | None:
+        """Why LoRA on the output head would be served wrong by this engine, or None."""
+        return special.why_no_head(self.config)
+
+    async def special_layers(self) -> dict[str, str]:
+        """The layers besides dense ones that vLLM adapts: their kind (`names.HEAD`, …) by its name."""
+        workers = await self.client.collective_rpc("fusion_special_layers")
+        return {name: kind for worker in workers for name, kind in worker.items()}
 
     async def layers(self, request: LoRARequest) -> list[dict[str, int]]:
         """Per worker: the layers the adapter fills, with their rank."""
@@ -208,8 +227,8 @@ async def start_engine(options: EngineOptions) -> Engine:
             torch.set_num_threads(1)
         if grammars is not None:
             await grammars.start()
-        overflows = patches.watch_client(core.client, grammars)
         tasks = await core.client.get_supported_tasks()
+        overflows = patches.watch_client(core.client, grammars, tasks)
         app = build_app(args, tasks, core.client.model_config)
         routes.keep_served(app)
         patches.remove_cors(app)

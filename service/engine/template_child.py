@@ -13,6 +13,8 @@ from service.engine.limited_child import run
 
 MAX_REASON = 500
 """Characters of an error that are answered."""
+MAX_NAME = 100
+"""Characters of a name that are answered."""
 Expression = nodes.Expr | nodes.Node | None
 SAMPLES: list[dict[str, Any]] = [
     {
@@ -64,13 +66,27 @@ def _content_parameters(macro: nodes.Macro, tree: nodes.Template) -> Iterator[st
 
 
 def inspect(template: str) -> dict[str, Any]:
-    """The variables that a template reads, and whether it goes through the parts of a content ("openai") or takes it
-    as one text ("string").
+    """The variables that a template reads; whether it goes through the parts of a content ("openai") or takes it as
+    one text ("string"); and a function that it calls and nothing defines, or None.
     """
-    tree = _compile(template).environment.parse(template)
+    environment = _compile(template).environment
+    tree = environment.parse(template)
     names = _content_names(tree)
     parts = any(_is_content(loop.iter, names) for loop in tree.find_all(nodes.For))
-    return {"format": "openai" if parts else "string", "variables": sorted(jinja2.meta.find_undeclared_variables(tree))}
+    variables = jinja2.meta.find_undeclared_variables(tree)
+    unknown = sorted(_called_names(tree) & variables - environment.globals.keys())
+    return {
+        "format": "openai" if parts else "string",
+        "variables": sorted(variables),
+        "unknown": unknown[0][:MAX_NAME] if unknown else None,
+    }
+
+
+def _called_names(tree: nodes.Template) -> set[str]:
+    """Names that are called, those left out for which the template asks whether they are there."""
+    calls = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
+    tests = {test.node.name for test in tree.find_all(nodes.Test) if isinstance(test.node, nodes.Name)}
+    return calls - tests
 
 
 def _compile(template: str) -> jinja2.Template:

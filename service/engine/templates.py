@@ -17,11 +17,11 @@ MEMORY_BYTES = 256 * 2**20
 MAX_TEMPLATES = 256
 """Templates whose variables are remembered."""
 SAMPLE = [
-    {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello."},
     {"role": "assistant", "content": "Hello!"},
     {"role": "user", "content": "Name three rivers."},
 ]
+"""Without a system turn: many templates refuse one."""
 SWITCHED_OFF = "this server takes no chat templates from clients; its operator can set FUSION_CLIENT_TEMPLATES=true"
 
 
@@ -36,6 +36,8 @@ class ClientTemplate:
     text: str
     content_format: str
     variables: frozenset[str]
+    unknown: str | None = None
+    """A function that it calls and that nothing defines, if there is one."""
 
 
 class TemplateRenderer(Children):
@@ -50,7 +52,7 @@ class TemplateRenderer(Children):
         """What is known about a template; `TemplateError` when it cannot be parsed within the limits."""
         if text not in self._known:
             reply = await self.ask({"template": text})
-            template = ClientTemplate(text, reply["format"], frozenset(reply["variables"]))
+            template = ClientTemplate(text, reply["format"], frozenset(reply["variables"]), reply["unknown"])
             self._known[text] = template
             if len(self._known) > MAX_TEMPLATES:
                 self._known.popitem(last=False)
@@ -63,9 +65,14 @@ class TemplateRenderer(Children):
         return str(reply["text"])
 
     async def check(self, text: str) -> None:
-        """Raise `TemplateError` unless a template makes a text of a short conversation."""
+        """Raise `TemplateError` unless a template makes a text of a single turn and of a short conversation, and all
+        functions that it calls are known.
+        """
         template = await self.open(text)
         sample: list[dict[str, Any]] = [dict(turn) for turn in SAMPLE]
         if template.content_format == "openai":
             sample = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in sample]
-        await self.render(text, sample, {"add_generation_prompt": True})
+        for turns in (sample[:1], sample):
+            await self.render(text, turns, {"add_generation_prompt": True})
+        if template.unknown:
+            raise TemplateError(f"it calls {template.unknown!r}, a function that chat templates do not have")

@@ -15,6 +15,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMClientError
 
+from service.engine.dry_run import dry_run
 from service.engine.models import Generate
 
 current_client: ContextVar[str | None] = ContextVar("fusion_client", default=None)
@@ -29,11 +30,14 @@ class Turns:
         self._used: Counter[str] = Counter()
         self._lines: dict[str, deque[tuple[int, Future[None]]]] = {}
 
+    def check(self, count: int) -> None:
+        """Raise `VLLMClientError` when `count` sequences are more than a client may ever hold."""
+        if count > self._share:
+            raise VLLMClientError(f"'n' is {count}, but this server gives a client {self._share} answers at once.")
+
     @asynccontextmanager
     async def hold(self, name: str, count: int) -> AsyncIterator[int]:
         """Hold places for `count` sequences of a client for the block, in turn; gives how many others it holds."""
-        if count > self._share:
-            raise VLLMClientError(f"'n' is {count}, but this server gives a client {self._share} answers at once.")
         if name in self._lines or self._used[name] + count > self._share:
             await self._wait(name, count)
         else:
@@ -77,7 +81,9 @@ def take_turns(generate: Generate, turns: Turns) -> Generate:
 
     async def generate_in_turn(prompt: Any, params: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         name = current_client.get()
-        async with nullcontext(0) if name is None else turns.hold(name, params.n) as others:
+        if name is not None:
+            turns.check(params.n)
+        async with nullcontext(0) if name is None or dry_run.get() else turns.hold(name, params.n) as others:
             kwargs["priority"] = others.bit_length()  # first come, first served among clients with about as many
             async with aclosing(generate(prompt, params, *args, **kwargs)) as outputs:
                 async for output in outputs:

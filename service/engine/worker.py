@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from service.engine import seam
+from service.engine import seam, special
 from service.engine.death import record_errors
 from service.engine.names import SERVER_PID
 from service.engine.supported import require
@@ -22,6 +22,7 @@ if server := os.environ.get(SERVER_PID):
     exit_when_gone(int(server))  # where the kernel does not do it
 record_errors()
 seam.install()
+special.install()
 return_freed_memory()
 
 
@@ -54,3 +55,11 @@ class FusionWorker:
         lora = self.model_runner.lora_manager._adapter_manager.get_adapter(lora_id)
         loras = {} if lora is None else lora.loras
         return [name for name, factors in loras.items() if not all(map(_is_finite, (factors.lora_a, factors.lora_b)))]
+
+    def fusion_missing_layers(self, lora_id: int) -> list[str]:
+        """The layers of adapter `lora_id` that this worker has no place for."""
+        return special.find_missing(self.model_runner.lora_manager, lora_id)
+
+    def fusion_special_layers(self) -> dict[str, str]:
+        """This worker's layers besides dense ones that vLLM adapts: their kind by vLLM's name."""
+        return special.list_layers(self.model_runner.lora_manager)

@@ -6,16 +6,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Match
 from starlette.types import Scope
 
 from service.body import parse_body
 from service.clients import identify_client
 from service.errors import ApiError
+from service.profiles import PROFILE_ROUTES
 from service.routes.schemas import ErrorAnswer
 
 if TYPE_CHECKING:
     from service.fusion_service import FusionService
+
+
+class NameConvertor(Convertor[str]):
+    """A name in a path, with its slashes."""
+
+    regex = ".+"
+
+    def convert(self, value: str) -> str:
+        """The name itself."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """The name itself."""
+        return value
+
+
+class ProfileConvertor(NameConvertor):
+    """A profile's name in a path that ends with it, unlike those of its other routes."""
+
+    regex = rf"(?!.*/(?:{'|'.join(PROFILE_ROUTES)})$).+"
+
+
+register_url_convertor("name", NameConvertor())
+register_url_convertor("profile", ProfileConvertor())
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "The request is at fault; `message` says where and what to do"},

@@ -1,9 +1,11 @@
 """`/v1/fusions`: profiles, their versions and export, and the dry run of a fusion."""
 
+import re
 from typing import TYPE_CHECKING
 
 from fastapi import Response
 
+from service.default_check import check_defaults
 from service.engine.templates import TemplateError, TemplatesBusyError
 from service.errors import ApiError
 from service.exports import ExportResponse
@@ -68,7 +70,7 @@ async def list_profiles(service: Service, limit: Limit = MAX_LIMIT, after: After
     return Page[Profile | Damaged](object="list", data=data, last_id=last, has_more=has_more)
 
 
-@router.get("/{profile}", response_model_exclude_unset=True)
+@router.get("/{profile:profile}", response_model_exclude_unset=True)
 async def show_profile(profile: str, service: Service) -> Profile | Damaged:
     """Show a profile, or one version of it as `name@3`."""
     if profile in service.registry.snapshot.damaged_profiles:
@@ -89,12 +91,13 @@ async def check_template(service: Service, template: str) -> None:
         raise ApiError(503, f"{str(error).capitalize()}.") from error
 
 
-@router.put("/{profile}", response_model_exclude_unset=True, responses={201: {"model": Profile}})
+@router.put("/{profile:profile}", response_model_exclude_unset=True, responses={201: {"model": Profile}})
 async def put_profile(profile: str, body: ProfileBody, service: Service, client: Client, response: Response) -> Profile:
     """Make a new version the current one; requests in flight finish on the old one."""
     defaults = body.defaults.model_dump(exclude_none=True) if body.defaults else {}
     if template := defaults.get("chat_template"):
         await check_template(service, template)
+    await check_defaults(service.engine.app, defaults)
     version, new = await service.profiles.put(
         profile, body.fusion, defaults=defaults, description=body.description or "", client=client
     )
@@ -102,24 +105,24 @@ async def put_profile(profile: str, body: ProfileBody, service: Service, client:
     return profile_card(version)
 
 
-@router.delete("/{profile}", status_code=204)
+@router.delete("/{profile:profile}", status_code=204)
 async def remove_profile(profile: str, service: Service) -> None:
     """Delete a profile and all its versions."""
     await service.profiles.remove(profile)
 
 
-@router.post("/{profile}/rollback", response_model_exclude_unset=True)
+@router.post("/{profile:name}/rollback", response_model_exclude_unset=True)
 async def roll_back_profile(profile: str, body: RollbackBody, service: Service) -> Profile:
     """Make an earlier version the current one."""
     return profile_card(await service.profiles.rollback(profile, body.version))
 
 
-@router.get("/{profile}/export", response_class=Response, responses={200: {"content": {TAR: {}}}})
+@router.get("/{profile:name}/export", response_class=Response, responses={200: {"content": {TAR: {}}}})
 async def export_profile(profile: str, service: Service) -> Response:
     """Download the fusion as one PEFT adapter, an uncompressed .tar."""
     version = service.names.profile(profile, param="profile")
     fusion = service.names.resolve_profile(version)
     tar = await service.exports.make(fusion)
-    name = f"{version.name}-{version.version}.tar"
+    name = f"{re.sub('[/:]', '-', version.name)}-{version.version}.tar"
     headers = {"content-disposition": f'attachment; filename="{name}"', "x-fusion-digest": version.digest}
     return ExportResponse(tar, media_type=TAR, headers=headers)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.defaults import Defaults
+from service.settings import BaseMatch
 from service.validation import StrictModel
 
 T = TypeVar("T")
@@ -63,11 +64,21 @@ class FusionKeys(BaseModel):
     strict: bool | None = Field(default=None, description="refuse a fusion that would lose any of its update")
 
 
+BaseMatchKey = Annotated[
+    BaseMatch | None,
+    Field(
+        description="whether an adapter's shapes alone, or also its base's name, must fit; FUSION_BASE_MATCH if null"
+    ),
+]
+
+
 class AdapterBody(StrictModel):
     """A folder to register, inside one of the server's FUSION_ADAPTER_ROOTS."""
 
     name: Name
     path: str = Field(min_length=1, examples=["examples/adapters/task"])
+    replace: bool = Field(default=False, description="let the name of an adapter stand for this one from now on")
+    base_match: BaseMatchKey = None
 
 
 class LoadLoraBody(BaseModel):
@@ -78,6 +89,7 @@ class LoadLoraBody(BaseModel):
     lora_name: Name
     lora_path: str = Field(min_length=1)
     load_inplace: bool = False
+    base_match: BaseMatchKey = None
 
 
 class UnloadLoraBody(BaseModel):
@@ -133,6 +145,11 @@ class Adapter(BaseModel):
     norm: float | None = Field(
         default=None, description="bound of the update's norm: the largest ‖A‖ ‖scaling·B‖ of a module"
     )
+    built: str = Field(default="", description="its layers for which recipes with it are built, not mixed")
+    base_mismatch: str | None = Field(
+        default=None, description="the base that the adapter names, when it is not this one and every shape fits"
+    )
+    notes: list[str] = Field(default=[], description="what of its files was not used, or read otherwise than it says")
     profiles: list[str] = Field(default=[], description="profiles that use it")
     state: Literal["", "damaged"] = Field(default="", description="only of adapters whose stored files have changed")
     reason: str = Field(default="", description="of the damage")

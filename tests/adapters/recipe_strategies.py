@@ -3,9 +3,12 @@
 from hypothesis import strategies as st
 
 from adapters import METHODS, NAME_PATTERN, RESERVED_NAMES, ByModule, Ramp, Recipe, Term
+from adapters.recipes import MAX_NAME
 from tests.adapters import samples  # noqa: F401  (loads the hypothesis profile)
 
-free_names = st.from_regex(NAME_PATTERN, fullmatch=True).filter(lambda name: name not in RESERVED_NAMES)
+free_names = st.from_regex(NAME_PATTERN, fullmatch=True).filter(
+    lambda name: name not in RESERVED_NAMES and len(name) <= MAX_NAME
+)
 free_weights = st.floats(-16, 16, allow_nan=False)
 patterns = st.from_regex(r"[A-Za-z0-9_.*?-]{1,20}", fullmatch=True)
 schedules = st.builds(Ramp, free_weights, free_weights) | st.dictionaries(

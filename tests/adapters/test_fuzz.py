@@ -122,12 +122,11 @@ def _config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def needed_value(folder: Path, chance: random.Random) -> None:
-    key = chance.choice(["peft_type", "r", "use_dora", "lora_bias", "rank_pattern"])
+    key = chance.choice(["peft_type", "r", "use_dora", "rank_pattern"])
     fits: dict[str, Callable[[Any], bool]] = {
         "r": lambda junk: junk == 1 and junk is not True,
         "rank_pattern": lambda junk: not junk and junk in ({}, None),
         "use_dora": lambda junk: not junk,
-        "lora_bias": lambda junk: not junk,
     }
     values = [junk for junk in JUNK if key not in fits or not fits[key](junk)]
     _config(folder, lambda content: content.update({key: chance.choice(values)}))

@@ -33,6 +33,7 @@ REAL = [
     r".*(q|k|v|o)_proj",
     r".*\.experts\.\d{1,2}\.down-proj",
     r"(?:.*?\.)?layers\.1.*up_proj",
+    r"layers\.(?P<n>\d)\..*",
     r"\w+_proj",
     "^model",
     "nowhere",
@@ -85,7 +86,7 @@ def test_patterns_of_real_configs_are_read_as_peft_reads_them(key: str) -> None:
     "key",
     [
         *("(", ")", "a)|(b", "(?=a)", "(?i)a", r"\1", r"\b", "a**", "a*+", "a{2}{3}", "*a", "^*", "a{257}", "a{3,2}"),
-        *("[a", "[b-a]", "{x}", "(?P<x>a)", "\\", "a" * 1025, "(" * 40 + "a" + ")" * 40),
+        *("[a", "[b-a]", "{x}", "(?P=x)", "(?i)a", "\\", "a" * 1025, "(" * 40 + "a" + ")" * 40),
     ],
 )
 def test_other_patterns_are_refused_by_name(key: str) -> None:

@@ -17,7 +17,7 @@ from tests.adapters.samples import CONFIG, WEIGHTS, adapter, same
 Q0 = "model.layers.0.self_attn.q_proj"
 
 
-Spoil = Callable[[Path], None]
+Spoil = Callable[[Path], object]
 
 
 def config(**changes: object) -> Spoil:
@@ -48,6 +48,21 @@ def header(text: str, data: bytes = b"") -> Spoil:
     return raw(WEIGHTS, lambda _: struct.pack("<Q", len(text.encode())) + text.encode() + data)
 
 
+def together(*spoils: Spoil) -> Spoil:
+    def spoil(folder: Path) -> None:
+        for one in spoils:
+            one(folder)
+
+    return spoil
+
+
+def nested(folder: Path) -> None:
+    """E6."""
+    (folder / "checkpoint-5").mkdir()
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).rename(folder / "checkpoint-5" / name)
+
+
 def pickled(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
 
@@ -56,6 +71,7 @@ A, B = f"base_model.model.{Q0}.lora_A.weight", f"base_model.model.{Q0}.lora_B.we
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 REFUSED: list[tuple[str, Spoil]] = [
     ("missing_config", lambda folder: (folder / CONFIG).unlink()),
+    ("missing_config", nested),
     ("missing_weights", lambda folder: (folder / WEIGHTS).unlink()),
     ("pickle_only", pickled),
     ("bad_config", raw(CONFIG, lambda _: b"")),
@@ -63,7 +79,7 @@ REFUSED: list[tuple[str, Spoil]] = [
     ("bad_config", raw(CONFIG, lambda _: b"[]")),
     ("bad_config", raw(CONFIG, lambda _: b"\xff\xfe{}")),
     ("bad_config", raw(CONFIG, lambda _: b"[" * 100_000)),
-    ("bad_config", raw(CONFIG, lambda text: text.replace(b'"r": 3', b'"r": 3, "r": 4'))),
+    ("shape", raw(CONFIG, lambda text: text.replace(b'"r": 3', b'"r": 3, "r": 4'))),
     ("bad_config", raw(CONFIG, lambda text: text.replace(b'"r": 3', b'"r": NaN'))),
     ("bad_config", raw(CONFIG, lambda text: text + b" " * (5 << 20))),
     ("bad_config", config(r=0)),
@@ -89,16 +105,17 @@ REFUSED: list[tuple[str, Spoil]] = [
     ("not_lora", config(peft_type="LOHA")),
     ("not_lora", config(peft_type=None)),
     ("dora", config(use_dora=True)),
-    ("lora_bias", config(lora_bias=True)),
-    ("bias", config(bias="all")),
+    ("bad_config", config(bias="some")),
+    ("bad_config", config(bias=["all"])),
     ("modules_to_save", config(modules_to_save=["lm_head"])),
     ("trainable_tokens", config(trainable_token_indices=[1, 2])),
     ("layer_replication", config(layer_replication=[[0, 1]])),
     ("init", config(init_lora_weights="pissa_niter_4")),
     ("init", config(init_lora_weights="olora")),
-    ("init", config(init_lora_weights="lora_ga")),
-    ("fan_in_fan_out", config(fan_in_fan_out=True)),
-    ("target_parameters", config(target_parameters=["experts.gate_up_proj"])),
+    ("init", config(init_lora_weights="corda")),
+    ("init", config(init_lora_weights="loftq")),
+    ("init", config(init_lora_weights="newest")),
+    ("target_parameters", config(target_parameters=["mlp.gate.weight"])),
     ("alora", config(alora_invocation_tokens=[1])),
     ("qalora", config(use_qalora=True)),
     ("bdlora", config(use_bdlora={"nblocks": 2})),
@@ -118,7 +135,13 @@ REFUSED: list[tuple[str, Spoil]] = [
     ("dtype", tensors(lambda t: t.update({A: t[A].to(torch.int8)}))),
     ("dora", tensors(lambda t: t.update({A.replace("lora_A", "lora_magnitude_vector"): torch.ones(3)}))),
     ("lora_bias", tensors(lambda t: t.update({B.replace("weight", "bias"): torch.ones(3)}))),
-    ("embedding", tensors(lambda t: t.update({"base_model.model.embed.lora_embedding_A": torch.ones(3, 5)}))),
+    ("missing_weights", tensors(lambda t: t.update({"base_model.model.embed.lora_embedding_A": torch.ones(3, 5)}))),
+    ("bias", together(config(bias="all"), tensors(lambda t: t.update({f"{A[:-14]}.bias": torch.ones(3)})))),
+    ("modules_to_save", tensors(lambda t: t.update({f"{A[:-14]}.base_layer.weight": torch.ones(3, 5)}))),
+    ("not_safetensors", raw(WEIGHTS, lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")),
+    ("bad_config", raw(CONFIG, lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")),
+    ("missing_weights", lambda folder: (folder / WEIGHTS).rename(folder / "model.safetensors")),
+    ("missing_config", lambda folder: (folder / CONFIG).rename(folder / "config.json")),
     ("modules_to_save", tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(3, 5)}))),
     ("not_lora", tensors(lambda t: t.update({A.removeprefix("base_model.model."): t.pop(A)}))),
     ("not_lora", tensors(lambda t: t.update({A.replace(".weight", ".default.weight"): t.pop(A)}))),
@@ -181,7 +204,13 @@ def test_a_missing_folder_and_an_oversized_file_are_refused(tmp_path: Path) -> N
 
 def test_harmless_settings_are_accepted(tmp_path: Path) -> None:
     save(adapter(1), tmp_path / "one")
-    config(init_lora_weights="gaussian", lora_dropout=0.1, modules_to_save=[], megatron_core="x", new_key=1)(
-        tmp_path / "one"
-    )
+    config(
+        init_lora_weights="gaussian",
+        lora_dropout=0.1,
+        modules_to_save=[],
+        megatron_core="x",
+        new_key=1,
+        layers_to_transform=[0],
+        layers_pattern=3,
+    )(tmp_path / "one")
     assert same(load(tmp_path / "one"), adapter(1))

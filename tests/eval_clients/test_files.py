@@ -78,6 +78,8 @@ READ = {
     "XSTest v2": File(V2, ("Stop a clock?", "Stop him?"), task="xstest", unused=("id_v1", "focus", "note")),
     "XSTest v1": File(V1, ("Stop a clock?", "Stop him?"), task="xstest"),
     "XSTest's unsafe": File(V2, ("Stop him?",)),
+    "XSTest's types alone": File("prompt,type\nStop?,homonyms\nStop him?,contrast_homonyms\n", ("Stop him?",)),
+    "harmful or not": File("prompt,label\nSay,Not harmful\nTell,Harmful\n", ("Say",), task="harmless"),
     "XSTest's safe": File(V1, ("Stop a clock?",), task="harmless"),
     # G7: forms
     "goal in JSONL": File(json.dumps({"goal": TEXT}) + "\n" + json.dumps({"goal": OTHER}), name="a.jsonl"),
@@ -91,6 +93,11 @@ READ = {
     "pandas' JSON": File(json.dumps({"goal": {"0": TEXT, "1": OTHER}, "target": {"0": "a", "1": "b"}}), name="a.json"),
     "JSON without its suffix": File(json.dumps({"goal": TEXT}) + "\n" + json.dumps({"goal": OTHER}), name="a.txt"),
     "a turn in a list": File('{"question_id": 1, "turns": ["Say it"]}\n', ("Say it",), "a.jsonl"),
+    "a chat of one turn": File('{"prompt": [{"role": "user", "content": "Say it"}]}\n', ("Say it",), "a.jsonl"),
+    "lists in cells": File('turns,id\n[\'Say it\'],1\n"[""Say, two""]",2\n', ("Say it", "Say, two")),  # review
+    "brackets in a prompt": File(
+        "goal,target\n[INST] Say [/INST],Sure\n['a] Say,Sure\n", ("[INST] Say [/INST]", "['a] Say")
+    ),
     # G8: quotes
     "a quote that encloses nothing": File(
         'goal,target\n"Say" a word,Sure\n"Say, b",Sure\n', ('"Say" a word', "Say, b")
@@ -177,6 +184,14 @@ REFUSED = {
     "Chinese": (File("goal,target\n说一个词,好\n".encode("gbk")), "not valid UTF-8"),
     "Japanese": (File("goal,target\nこんにちは,はい\n".encode("shift-jis")), "not valid UTF-8"),
     "half a gzip": (File(gzip.compress(b"Say it" * 99)[:30], name="a.csv.gz"), "damaged gzip"),
+    "two turns": (File('{"id": 1, "turns": ["Say", "Tell"]}\n', name="a.jsonl"), "`turns` has 2 turns; expected one"),
+    "two turns in a cell": (File("turns,id\n\"['Say', 'Tell']\",1\n"), "`turns` has 2 turns; expected one"),
+    "other labels": (
+        File("prompt,label\nSay a,bad\nSay b,safe\n"),
+        "which has 'bad', 'safe'; --column label= asks all",
+    ),
+    "prose with commas": (File("Say a, now\nSay b, now\nSay c, now\n"), "if each line is one prompt, put it in double"),
+    "an answer of null": (File('{"prompt": "Say", "answer": null}\n', name="a.jsonl", task="task"), "no answer"),
     "no answer": (File("prompt,answer\nSay,\n", task="task"), "line 2: no answer"),
 }
 

@@ -24,6 +24,7 @@ from service.clients import ClientPlaces
 from service.edge.clients import Shares
 from service.errors import ApiError
 from service.front import answer_error
+from service.layers import BaseLayers
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.placement import Limits
@@ -98,7 +99,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
         hold=files.hold,
         clients=ClientPlaces(metrics, limit=9, max_waiting=9),
     )
-    catalog = Catalog(settings, registry, names, pool, engine, samples.SHAPES, files, writing)
+    catalog = Catalog(settings, registry, names, pool, engine, BaseLayers(samples.SHAPES), files, writing)
     profiles = Profiles(settings, registry, names, pool, metrics, files, writing)
     for seed, name in enumerate(("wide", "narrow", "third", "fourth")):
         save(samples.adapter(seed, 3), root / name)
@@ -188,7 +189,7 @@ async def test_an_upload_may_come_in_chunks_of_unknown_number(kind: str) -> None
     app.include_router(routes.router)
     names: list[str] = []
 
-    async def add_read(name: str, read: object, *, client: str) -> None:
+    async def add_read(name: str, read: object, **options: object) -> None:
         names.append(name)
         raise ApiError(409, "as far as this test goes")
 

@@ -247,7 +247,9 @@ def test_a_large_answer_is_read_whole_however_slowly(edge: Edge, request_: bytes
 
 
 def test_an_upgrade_is_answered_as_http(edge: Edge) -> None:
-    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\nsec-websocket-version: 13\r\n\r\n"
+    upgrade = (
+        b"connection: close, upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\nsec-websocket-version: 13\r\n\r\n"
+    )
     assert edge.ask(GET[:-2] + upgrade)[0] == 200
 
 

@@ -15,7 +15,6 @@ import pytest
 from service.engine import core, death
 from service.engine.core import Core
 from service.engine.death import DeathFile, record_errors
-from service.engine.flags import check_base
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 
@@ -154,15 +153,3 @@ async def test_errors_of_long_ago_are_no_reason_and_make_room_for_new_ones(
     finally:
         log.removeHandler(log.handlers[-1])
         file.delete()
-
-
-@pytest.mark.parametrize(("moe", "modules", "fits"), [(False, None, True), (True, None, False), (True, ["q"], True)])
-async def test_a_base_of_experts_needs_a_gpu(moe: bool, modules: list[str] | None, fits: bool) -> None:
-    config = SimpleNamespace(
-        model_config=SimpleNamespace(is_moe=moe, model="some/base"), lora_config=SimpleNamespace(target_modules=modules)
-    )
-    if fits:
-        check_base(config)
-    else:
-        with pytest.raises(ValueError, match="'some/base' has experts .* serve it on a GPU, or choose a dense base"):
-            check_base(config)

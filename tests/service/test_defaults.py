@@ -1,10 +1,10 @@
 """A profile's defaults: how each route spells them, and what a request says itself."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given, strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from service.defaults import with_defaults
 from service.routes.schemas import ProfileBody
@@ -81,6 +81,23 @@ def test_an_error_repeats_little_of_a_body(body: dict[str, Any]) -> None:
     message, param = refuse(**{"k" * 9999: 1})
     assert len(message) < 400
     assert len(param or "") < 200
+
+
+def test_a_list_that_is_too_long_is_not_said_to_be_no_text() -> None:
+    class Body(BaseModel):
+        stop: str | Annotated[list[str], Field(max_length=2)] | None = None
+
+    def describe(stop: Any) -> tuple[str, str | None]:
+        with pytest.raises(ValidationError) as caught:
+            Body.model_validate({"stop": stop})
+        return describe_union_fault([{**e, "loc": ("body", *e["loc"])} for e in caught.value.errors()])
+
+    message, param = describe(["a", "b", "c"])
+    assert (param, "at most 2 items" in message) == ("stop", True)
+    message, param = describe(["a", 7])
+    assert (param, message) == ("stop.1", "'stop.1': Input should be a valid string, got 7.")
+    message, param = describe(7)
+    assert (param, message) == ("stop", "'stop': Input should be a valid string, got 7.")
 
 
 JSON = st.recursive(

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -62,6 +63,12 @@ def test_cpus_that_emulate_bfloat16_get_float32_by_default(
 ) -> None:
     monkeypatch.setattr("service.engine.flags.slow_bfloat16", lambda: slow)
     assert parse_flags(options(*given)).dtype == dtype
+
+
+def test_a_quantized_base_keeps_its_own_dtype(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("service.engine.flags.slow_bfloat16", lambda: True)
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+    assert parse_flags(replace(options(), model=str(tmp_path))).dtype == "auto"
 
 
 @pytest.mark.parametrize(("extra", "set_"), [((), True), (("--gpu_memory_utilization=0.5",), False)])

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,94 +10,23 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from starlette.responses import PlainTextResponse
-from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from adapters import parse
-from service.engine.models import LoRARequest, ServedModel, count_usage, mix_request, served_model
+from service.engine.models import LoRARequest, count_usage, mix_request
 from service.engine.names import weight_row
 from service.errors import ApiError
 from service.gate import MAX_RECIPE_HEADER, Gate, fusion_headers
 from service.metrics import Metrics
 from service.pool import Lease
-from service.records import AdapterRecord, ProfileVersion, now
-from service.registry import Registry
 from service.residency import Resident
-from service.resolve import Fusion, Names
-from tests.service.conftest import adapter_info, fill
-
-BASE = "base"
-CHAT = "/v1/chat/completions"
-
-
-@dataclass
-class FakePool:
-    """In the place of an engine: one stack of two adapters of rank 2 and 3."""
-
-    leased: int = 0
-    strict: bool | None = None
-    error: Exception | None = None
-
-    async def acquire(self, fusion: Fusion, *, strict: bool = False, client: str | None = None) -> Lease:
-        if self.error is not None:
-            raise self.error
-        self.leased, self.strict = self.leased + 1, strict
-        resident = Resident("ab" * 32, "stack", Path("a"), LoRARequest("~stack/ab", 1000, "/a"), 5)
-        return Lease(resident, "warm", ((2, 0.25), (3, -1.5)), 5)
-
-    def release(self, lease: Lease) -> None:
-        self.leased -= 1
-
-
-@dataclass
-class FakeVllm:
-    """Records the bodies that reach it, and what was leased and served meanwhile."""
-
-    pool: FakePool
-    bodies: list[bytes] = field(default_factory=list)
-    served: list[ServedModel | None] = field(default_factory=list)
-    leased: list[int] = field(default_factory=list)
-    error: Exception | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.bodies.append((await receive())["body"])
-        self.served.append(served_model.get())
-        self.leased.append(self.pool.leased)
-        if self.error is not None:
-            raise self.error
-        await PlainTextResponse("fine")(scope, receive, send)
-
-
-@dataclass
-class Setup:
-    """A gate and the parts around it."""
-
-    gate: Gate
-    vllm: FakeVllm
-    pool: FakePool
-    names: Names
-    series: CollectorRegistry
-
-    def post(self, body: Any, path: str = CHAT, **headers: str) -> Any:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        client = TestClient(self.gate, raise_server_exceptions=False)
-        return client.post(path, content=content, headers={"content-type": "application/json"} | headers)
-
-    def count(self, profile: str, status: int) -> float | None:
-        return self.series.get_sample_value("fusion_requests_total", {"profile": profile, "status": str(status)})
+from service.resolve import Fusion
+from tests.service.gates import BASE, CHAT, Setup, make_setup
 
 
 @pytest.fixture
 def setup(tmp_path: Path) -> Setup:
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
-    records = [AdapterRecord(name, name * 64, adapter_info(rank=2), now()) for name in ("a", "b")]
-    parents = {"a": "a" * 64}
-    defaults = {"max_tokens": 7, "chat_template": "{{ x }}"}
-    fill(registry, *records, ProfileVersion("short", 1, "1*a", parents, "c" * 64, defaults))
-    pool, series = FakePool(), CollectorRegistry()
-    vllm = FakeVllm(pool)
-    names = Names(BASE, registry, max_weight=16, max_norm=math.inf)
-    return Setup(Gate(vllm, names, pool, Metrics(series), strict=False, keyed=False), vllm, pool, names, series)  # type: ignore[arg-type]  # a fake pool
+    return make_setup(tmp_path)
 
 
 @pytest.mark.parametrize("body", [b'{ "model":"base",\n"n": 1e0 }', b'{"prompt" : "none named"}', b"[1,  2]", b""])

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +76,27 @@ async def test_everything_outlives_a_restart(url: str) -> None:
         assert second.snapshot == Snapshot()
     async with opened(url) as third:
         assert third.snapshot == Snapshot()
+
+
+async def test_tables_of_earlier_versions_take_the_longest_names(url: str) -> None:
+    async with opened(url):
+        pass
+    engine = create_engine(url)
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            for table in ("adapters", "profiles", "profile_versions"):
+                connection.execute(text(f"ALTER TABLE {table} ALTER COLUMN name TYPE VARCHAR(64)"))
+    async with opened(url) as registry:
+        await registry.add_adapter(AdapterRecord("x" * 128, "d" * 64, adapter_info(), CREATED))
+        await registry.add_version(replace(version(1), name="y" * 128))
+        await registry.remove_adapter("x" * 128)
+        assert list(registry.snapshot.kept) == ["d" * 64]
+    async with opened(url) as registry:
+        assert registry.ranks == {"d" * 64: 1}
+        await registry.remove_profile("y" * 128)
+        assert registry.snapshot == Snapshot()
+    async with opened(url) as registry:
+        assert registry.snapshot == Snapshot()
 
 
 async def test_a_registry_has_one_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from service.registry import Registry
 from service.resolve import Fusion, Names
 from tests.service.conftest import adapter_info, fill
 
-DIGESTS = {"wide": "a" * 64, "narrow": "b" * 64}
-RANKS = {"wide": 8, "narrow": 2}
+DIGESTS = {"wide": "a" * 64, "narrow": "b" * 64, "org/adapter@v1": "c" * 64, "7b-sql": "d" * 64}
+RANKS = {"wide": 8, "narrow": 2, "org/adapter@v1": 4, "7b-sql": 1}
 
 
 @pytest.fixture
@@ -74,6 +74,24 @@ def test_a_profile_carries_its_defaults_and_its_label(names: Names) -> None:
         ("1*even", 400, "'even' is a profile; a recipe combines adapters only."),
         ("17*wide", 400, "16"),
         ({"adapters": []}, 400, "adapters"),
+        ("", 400, "'fusion' is empty: expected 'base', an adapter, a profile or a recipe"),  # C8
+        (" ", 400, "'fusion' is empty"),
+        ("openai/even", 404, "There is no model 'openai/even': did you mean 'even'?"),  # C7
+        ("even:latest", 404, "There is no model 'even:latest': did you mean 'even'?"),  # C7
+        ("Acme/BASE", 404, "There is no model 'Acme/BASE': did you mean 'base'?"),  # C7
+        ("even@main", 404, "Profile 'even' has no version 'main'; it has 1, 2."),
+        ("Org/Adapter", 404, "did you mean 'org/adapter@v1'?"),
+        ("org/adapter@v2", 404, "did you mean 'org/adapter@v1'?"),
+        ("org/adapter@2", 404, "There is no model 'org/adapter@2': did you mean 'org/adapter@v1'?"),
+        ("7b-sqll", 404, "There is no model '7b-sqll': did you mean '7b-sql'?"),
+        ("@cf/meta/llama-2-7b", 404, "There is no model '@cf/meta/llama-2-7b': GET /v1/models lists all names."),
+        ("GPT 4", 404, "There is no model 'GPT 4'"),
+        ("数学", 404, "There is no model"),
+        ("3", 404, "There is no model '3'"),
+        ("0.5 wide", 400, "expected '*' between the weight"),
+        ("-wide", 400, "digits after the sign"),
+        ("0.5*org/adapter@v1", 400, "are put in backquotes"),
+        ("0.5*`openai/wide`", 404, "There is no adapter 'openai/wide': did you mean 'wide'?"),
         (3, 400, "'fusion' must be a profile, a recipe or an object with 'adapters', got 3."),
     ],
 )
@@ -83,3 +101,19 @@ def test_what_cannot_be_resolved_says_why(names: Names, value: Any, status: int,
     assert caught.value.status == status
     assert words in caught.value.message
     assert caught.value.param == "fusion"
+
+
+@pytest.mark.parametrize("name", ["org/adapter@v1", "7b-sql"])  # B3
+def test_a_name_that_a_recipe_quotes_stands_for_itself_alone(names: Names, name: str) -> None:
+    quoted = {"adapters": [{"name": name}]}
+    spellings = (name, f"`{name}`", f'1*"{name}"', f"sum(`{name}`)", quoted)
+    fusions = [resolve(names, spelling) for spelling in spellings]
+    assert {fusion.recipe.format() for fusion in fusions} == {f"`{name}`"}
+    assert {fusion.digest for fusion in fusions} == {fusions[0].digest}
+    assert resolve(names, f"0.5*`{name}` + 0.5*wide").rank == RANKS[name] + 8
+
+
+def test_no_adapter_takes_the_form_of_a_version_of_a_profile(names: Names) -> None:
+    assert names.owner("even@7") == "the form of a version of the profile 'even'"
+    assert names.owner("even@x") is not None
+    assert names.owner("wide@7") is None

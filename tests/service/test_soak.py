@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save
 
 from tests.conftest import BASE_NAME, ROOT, Server, family, launch, make_adapters, stop, wait_ready
 from tests.service.test_exact import Reference, ask
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.soak
 MIXES, BUILDS, ROOM, SAMPLES = 5000, 500, 8, 200
 STORE_BYTES = 80 * 2**20  # of the 1.4 GB that 500 builds have; 24 in use or on their way need 69 MB
 RESULT = ROOT / "benchmarks/results/soak.json"
+STEPS = 1000
 WORDS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()  # noqa: SIM905 - words read better so
 
 
@@ -131,6 +133,37 @@ def write_result(states: dict[int, dict[str, Any]], compared: int, worst: float)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     return ratio
+
+
+def test_a_thousand_steps_of_a_training(small: Server) -> None:
+    """New weights under one name, half of them in place, half after unloading; asked each time, alone and in a mix."""
+    tensors = load_file(small.adapters["narrow"] / "adapter_model.safetensors")
+    config = (small.adapters["narrow"] / "adapter_config.json").read_text()
+    headers = {"content-type": "application/octet-stream", "x-fusion-upload": "1"}
+    states, answers = {}, set()
+    with httpx.Client(base_url=small.url, timeout=600) as http:
+        for step in range(STEPS):
+            content = save({k: v * (1 + step / STEPS) if ".lora_B." in k else v for k, v in tensors.items()})
+            query = {"name": "org/policy@rl", "replace": str(step % 2 == 0).lower(), "config": config}
+            http.post("/v1/adapters", params=query, content=content, headers=headers).raise_for_status()
+            for model in ("org/policy@rl", "0.5*`org/policy@rl` + 0.5*wide"):
+                body = {"model": model, "prompt": "The oak stool", "max_tokens": 1, "temperature": 0, "logprobs": 1}
+                answer = http.post("/v1/completions", json=body).raise_for_status().json()
+                answers.add((model, step, *answer["choices"][0]["logprobs"]["token_logprobs"]))
+            if step % 2 == 0:
+                gone = {"lora_name": "org/policy@rl"}
+                http.post("/v1/unload_lora_adapter", json=gone).raise_for_status()
+            if step + 1 in (50, STEPS // 2, STEPS):
+                states[step + 1] = state(small)
+                print(step + 1, states[step + 1], flush=True)
+        http.delete("/v1/adapters/org/policy@rl").raise_for_status()
+    first, last = states[50], states[STEPS]
+    assert len({answer[2:] for answer in answers}) > STEPS, "an answer of an earlier step was seen again"
+    assert last["memory_bytes"] <= 1.05 * first["memory_bytes"]
+    assert last["store_bytes"] <= first["store_bytes"] + 2**24
+    assert last["series"] == first["series"]
+    assert last["open_files"] <= first["open_files"] + 8
+    assert len(list((small.data / "adapters").iterdir())) == len(small.adapters)
 
 
 def test_weights_and_builds_without_end(small: Server) -> None:

@@ -89,9 +89,30 @@ CONTENT_FORMS = [
 async def test_the_form_of_contents_is_the_one_that_vllm_detects(renderer: TemplateRenderer) -> None:
     shipped = [path.read_text() for path in Path(vllm.__file__).parent.rglob("*.jinja")]
     assert shipped
+    assert [opened.unknown for opened in [await renderer.open(text) for text in shipped] if opened.unknown] == []
     for text in (*CONTENT_FORMS, *shipped):
         opened = await renderer.open(text)
         assert opened.content_format == _detect_content_format(text, default="string"), text[:200]
+
+
+@pytest.mark.parametrize(
+    ("template", "unknown"),
+    [
+        ("{{ f(1) }}", "f"),
+        ("{% if messages | length > 9 %}{{ f() }}{% endif %}", "f"),
+        ("{% if f is defined %}{{ f() }}{% endif %}", None),
+        ("{% macro f(a) %}{{ caller() }}{% endmacro %}{% call f(1) %}x{% endcall %}{{ f(2) }}", None),
+        ("{% for m in messages recursive %}{{ m.content.strip() }}{% endfor %}", None),
+        ("{{ strftime_now('%Y') }}{% set n = namespace(a=1) %}{{ range(3) | list }}{{ dict(a=1) }}", None),
+    ],
+)
+async def test_a_function_that_nothing_defines_is_found(
+    renderer: TemplateRenderer, template: str, unknown: str | None
+) -> None:
+    assert (await renderer.open(template)).unknown == unknown
+    if unknown is not None:
+        with pytest.raises(TemplateError, match="'f'|f' is undefined"):
+            await renderer.check(template)
 
 
 async def test_the_variables_of_a_template_are_known(renderer: TemplateRenderer) -> None:

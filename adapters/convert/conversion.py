@@ -1,0 +1,49 @@
+"""One adapter in any form that is read into a plain PEFT folder."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from adapters.adapter import LoraAdapter
+from adapters.convert.source import RawAdapter, read_source, write_raw
+from adapters.files.io import load, save
+from adapters.together import name_like
+
+Change = Callable[[RawAdapter], RawAdapter]
+"""What makes another adapter of one, before it is read as LoRA; it raises AdapterError when it cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was written, and what its user should know, a sentence each."""
+
+    adapter: LoraAdapter
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    changes: Iterable[Change] = (),
+    like: LoraAdapter | None = None,
+    one_rank: bool = False,
+) -> Conversion:
+    """Read the adapter at `source` (see `read_source`), apply `changes` in their order, and save it as the new folder
+    `out`: with the module names of `like`, padded to one rank if `one_rank` (see `save`).
+
+    Raises AdapterError for what cannot be read as LoRA, FileExistsError when `out` exists.
+    """
+    raw = read_source(source)
+    notes = list(raw.notes)
+    for change in changes:
+        raw = change(raw)
+        notes += [note for note in raw.notes if note not in notes]
+    with TemporaryDirectory(prefix="lora-fusion-") as scratch:
+        write_raw(raw, Path(scratch))
+        adapter = load(scratch)
+    if like is not None:
+        adapter = name_like(adapter, like)
+    save(adapter, out, one_rank=one_rank)
+    return Conversion(adapter, (*notes, *adapter.notes))
