@@ -113,6 +113,30 @@ def attacks() -> str:
     return "\n".join([f"| attack | {commit} | now |", "| --- | --- | --- |", *rows, "", *sources])
 
 
+BASE_KINDS = {
+    "families": "| family (random weights, float32) | base | mixed | built | effect of an adapter |",
+    "vision": "| with vision (random weights, float32, text alone) | base | mixed | built | effect of an adapter |",
+    "quantized": "| quantized (random weights, computed in bfloat16) | base | mixed | built | effect of an adapter |",
+}
+
+
+def bases() -> str:
+    """How far served log-probabilities lie from transformers + PEFT, by family of base."""
+    path = RESULTS / "bases.json"
+    if not path.exists():
+        return "Not measured yet."
+    record = json.loads(path.read_text())
+    lines = []
+    for kind, header in BASE_KINDS.items():
+        lines += ["", header, "| --- | --- | --- | --- | --- |"] if kind in record else []
+        for name, row in record.get(kind, {}).items():
+            figures = " | ".join(f"{row[column]:.0e}" for column in ("base", "mixed", "built"))
+            lines.append(f"| {name} | {figures} | {row['effect']:.2f} |")
+    rows = [row for kind in record.values() for row in kind.values()]
+    sources = sorted({f"`{row['command']}`, {row['date']}, vLLM {row['vllm']}" for row in rows})
+    return "\n".join([*lines[1:], "", *sources])
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"ratios": partial(ratios, FIRST)},
     "docs/performance.md": {"results": ratios},
@@ -120,6 +144,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/settings.md": {"settings": reference.settings},
     "docs/http-api.md": {"routes": reference.routes},
     "docs/security.md": {"attacks": attacks},
+    "docs/bases.md": {"bases": bases},
     "docs/recipes.md": {"methods": reference.methods},
     "docs/training.md": {"training-settings": reference.training_settings, "formats": reference.formats},
     "benchmarks/README.md": {

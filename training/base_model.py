@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from training.builtin.base import BASE_NAME, make_base
+from training.builtin.base import BASE_NAME, SOURCES, make_base
 from training.errors import ConfigError
 
 BASES = Path(".cache/base")
@@ -24,6 +24,10 @@ def resolve_base(name: str) -> str:
             return str(make_base(BASES / name))
         except OSError as error:
             raise ConfigError(f"model.base is {name!r}, which cannot be made in {BASES}: {error}") from error
+    if name in SOURCES:
+        raise ConfigError(
+            f"model.base {name!r} has not been made: `python -m training.base {BASES / name} --base {name}` makes it"
+        )
     if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
         raise ConfigError(
             f"model.base is {name!r}: there is no model folder of that name, here or in {BASES}; expected a folder, "

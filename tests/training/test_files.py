@@ -45,6 +45,7 @@ FILES: list[tuple[str, str | bytes]] = [
     ("x.json", json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]})),
     ("x.json", json.dumps({key: {str(i): row[key] for i, row in enumerate(ROWS)} for key in ROWS[0]})),
     ("x.json", json.dumps({f"id-{i}": row for i, row in enumerate(ROWS)})),
+    ("x.json", json.dumps({"columns": list(ROWS[0]), "index": [0, 1, 2], "data": [list(r.values()) for r in ROWS]})),
     ("x.JSON", json.dumps(ROWS)),
     ("x.ndjson", LINES),
     ("x", LINES),
@@ -96,6 +97,16 @@ def test_a_parquet_file_is_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ConfigError, match="is not valid Parquet"):
         read_chats(str(path))
+
+
+def test_fields_that_arrow_adds_to_the_objects_of_a_row_are_left_out(tmp_path: Path) -> None:
+    """Review: a tool call of Parquet has the arguments of all others, as null."""
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {name: 1}}} for name in "xy"]
+    user, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+    rows = [{"messages": [user, {"role": "assistant", "content": "", "tool_calls": [call]}, answer]} for call in calls]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    chats = read_chats(str(tmp_path / "x.parquet"))
+    assert [chat.extras for chat in chats] == [{1: {"tool_calls": [call]}} for call in calls]
 
 
 def test_a_field_may_be_long_and_the_limit_of_others_stays(tmp_path: Path) -> None:
@@ -166,6 +177,7 @@ def test_a_folder_is_named(tmp_path: Path) -> None:
         ("x.csv", table(",") + "a,b,c\n", r"x\.csv:5 does not have as many fields as the header: 3 instead of 2"),
         ("x.csv", table(",").replace("\n", '\n"Say" it,A\n', 1), r"x\.csv:2 is not valid CSV"),
         ("x.csv", table(",") + '"never closed,A\n', r"x\.csv:5 is not valid CSV"),
+        ("x.csv", table(",") + '"not closed,A\nQ,A\n"Say" it,A\n', r"x\.csv:5 is not valid CSV.* lines up to 7, which"),
     ],
 )
 def test_a_broken_row_is_left_out_and_the_others_are_read(name: str, content: str, reason: str, tmp_path: Path) -> None:

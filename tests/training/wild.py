@@ -94,6 +94,19 @@ READ: list[tuple[str, Any, list[tuple[str, str]], set[int], set[str]]] = [
     ("F5", {"prompt": "Q", "completion": "A", "label": True}, [Q, A], set(), set()),
     ("F5", {"prompt": "Q", "completion": "A", "label": 1}, [Q, A], set(), {"label"}),
     ("F5", {"messages": None, "prompt": "Q", "completion": "A"}, [Q, A], set(), set()),
+    ("review", {"prompt": ["Q"], "completion": ["A"]}, [Q, A], set(), set()),
+    *[
+        ("review", {"prompt": "Q", "completion": text}, [Q, ("assistant", text)], set(), set())
+        for text in ('{"role": "admin", "content": "x"}', '[{"value": 3}]', '[{"role": "admin", "content": "x"}]')
+    ],
+    ("review", {"prompt": json.dumps(ASK), "completion": json.dumps(ANSWER)}, [Q, A], set(), set()),
+    (
+        "review",
+        {"prompt": "[1, 2]", "completion": '{"x": 1}'},
+        [("user", "[1, 2]"), ("assistant", '{"x": 1}')],
+        set(),
+        set(),
+    ),
     *[
         ("F6", share((person, "Q"), (model, "A")), [Q, A], set(), set())
         for person, model in (("Human", "chatgpt"), ("user", "bing"), ("human", "bard"), ("USER", "model"))
@@ -171,6 +184,12 @@ CALLS: list[Any] = [  # F7: three ways to write the same call and its result
 ]
 
 BAD = [
+    ("review", {"prompt": "Q", "completion": ["A", "B"]}, "the answer is a list of 2 texts"),
+    ("review", {"prompt": ["Q", "A", "R"], "completion": "B"}, "the question is a list of 3 texts"),
+    ("review", {"prompt": "Q", "chosen": ["A", "B"], "rejected": ["C"]}, "the answer is a list of 2 texts"),
+    ("review", {"prompt": "Q", "completion": {"city": "A"}}, "the answer is the object .*write JSON as a string"),
+    ("review", {"prompt": str(ASK), "completion": "A"}, "the question is .* as Python prints them"),
+    ("review", {"instruction": "Q", "output": "A", "history": ["a", "b", "c"]}, "the history is a list of 3 texts"),
     ("F2", {"messages": [*ASK, {**ANSWER[0], "weight": 0.5}]}, ": weight of a turn is '0.5': expected 0 or 1"),
     ("F5", {"prompt": "Q", "completion": "A", "label": False}, ": label is false: its answer is not one to learn"),
     ("F5", {"text": "Q A"}, " has the columns 'text', which matches no known format: name them with --columns"),

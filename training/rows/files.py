@@ -98,6 +98,8 @@ class Reader:
         """The rows inside an object: a list or a table, here or under a key; None when the object is a row."""
         if self.is_row(document):
             return _transpose(document)
+        if (table := _read_split(document)) is not None:
+            return table
         inner = {key: value for key, value in document.items() if isinstance(value, list | dict)}
         key = next((key for key in (self.split, *_LIST_KEYS) if key in inner), None)
         if key is None:
@@ -137,7 +139,9 @@ class Reader:
                 try:
                     fields = next(reader, None)
                 except csv.Error as error:
-                    yield f"{path.name}:{number}", Broken(f"is not valid CSV: {error}")
+                    last = reader.line_num + skipped
+                    span = f"; its quotes take in the lines up to {last}, which are left out" if last > number else ""
+                    yield f"{path.name}:{number}", Broken(f"is not valid CSV: {error}{span}")
                     continue
                 if fields is None:
                     return
@@ -187,6 +191,26 @@ def _is_chat(document: list[Any]) -> bool:
     return is_text or (
         bool(document) and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in document)
     )
+
+
+def _read_split(document: Mapping[str, Any]) -> list[Any] | None:
+    """The rows of {columns: [name, …], data: [[value, …], …]}, which pandas calls split; None for other objects."""
+    columns, data = document.get("columns"), document.get("data")
+    if not (isinstance(columns, list) and isinstance(data, list) and all(isinstance(name, str) for name in columns)):
+        return None
+    if not all(isinstance(row, list) and len(row) == len(columns) for row in data):
+        return None
+    return [dict(zip(columns, row, strict=True)) for row in data]
+
+
+def drop_nulls(value: Any) -> Any:
+    """The value without the null fields of its objects.
+
+    All objects of an Arrow column have the fields of any of them, so that a tool call has the arguments of all others.
+    """
+    if isinstance(value, dict):
+        return {key: drop_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [drop_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _transpose(table: Mapping[str, Any]) -> Sequence[Any] | None:
@@ -242,6 +266,6 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path.name}:[{number}]", row
+                    yield f"{path.name}:[{number}]", {name: drop_nulls(value) for name, value in row.items()}
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"{path.name} is not valid Parquet: {error}") from None

@@ -14,7 +14,7 @@ from training.builtin.safety import read_rows
 from training.config import SOURCE_HELP
 from training.errors import ConfigError
 from training.rows.chats import Chat
-from training.rows.files import Broken, Reader
+from training.rows.files import Broken, Reader, drop_nulls
 from training.rows.formats import FORMATS, normalize
 from training.rows.shapes import Ledger, Shape
 
@@ -157,4 +157,4 @@ def _read_hub(name: str, split: str) -> Iterator[tuple[str, Any]]:
     except Exception as error:  # many types: no such data set, no such split, no network
         raise ConfigError(f"the data set {name!r} (split {split!r}) cannot be read: {error}") from error
     for i, row in enumerate(rows):
-        yield f"{name}:{i}", dict(row)
+        yield f"{name}:{i}", {column: drop_nulls(value) for column, value in row.items()}

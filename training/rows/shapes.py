@@ -15,6 +15,7 @@ from training.rows.turns import (
     is_missing,
     read_history,
     read_json,
+    read_side,
     read_text,
     read_tools,
     read_turns,
@@ -168,6 +169,8 @@ def _read_turns(format: Format, values: Mapping[str, Any], assigned: dict[str, s
 def _read_exchange(format: Format, values: Mapping[str, Any], assigned: dict[str, str], keys: set[str]) -> list[Turn]:
     """The prompt, which is not learned, and the answer; each as text or as turns."""
     answer, prompt = values["answer"], values.get("prompt")
+    if "prompt" in values or "messages" in values:  # else a list of texts is a chat
+        answer, prompt = read_side(answer, "the answer"), read_side(prompt, "the question")
     if isinstance(answer, list | Mapping):
         turns = read_turns(answer, keys)
     else:

@@ -28,6 +28,9 @@ _ROUNDS = {
 """Keys of an object without a role that holds a question and its answer."""
 _PASSED = ("name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 """Keys that chat templates know."""
+_JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"(?:role|from|content|value)"\s*:')
+_PYTHON_TURNS = re.compile(r"\s*\[\s*\{\s*'(?:role|from|content|value)'\s*:")
+"""Turns in a cell of a table, as JSON and as Python prints them."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _HUMAN_OR_ASSISTANT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
@@ -76,6 +79,33 @@ def read_json(value: object) -> Any:
     return value
 
 
+def read_side(value: object, what: str) -> Any:
+    """One side of an exchange: its text, or its turns, which may be JSON in a table's cell.
+
+    ValueError for several texts, which may be alternatives as well as turns, and for an object that is no turn.
+    """
+    if isinstance(value, str) and _JSON_TURNS.match(value):
+        parsed = read_json(value)
+        value = parsed if isinstance(parsed, list) and all(map(_is_turn, parsed)) else value
+    elif isinstance(value, str) and _PYTHON_TURNS.match(value):
+        raise ValueError(f"{what} is {shorten(value)}, turns as Python prints them: save them as JSON or Parquet")
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        if len(value) > 1:
+            raise ValueError(f"{what} is a list of {len(value)} texts: expected one text, or turns with roles")
+        return value[0]
+    if isinstance(value, Mapping) and not value.keys() & {*_ROLE_KEYS, *_ROUNDS}:
+        raise ValueError(f"{what} is the object {shorten(value)}: expected a text or turns; write JSON as a string")
+    return value
+
+
+def _is_turn(value: object) -> bool:
+    """Whether it is an object with a role that is known and a content; an answer in JSON may look much like one."""
+    if not isinstance(value, Mapping):
+        return False
+    role = next((str(value[key]).strip().lower() for key in _ROLE_KEYS if key in value), "")
+    return role in ROLES and any(key in value for key in (*_CONTENT_KEYS, "tool_calls"))
+
+
 def read_turns(value: object, unused: set[str]) -> list[Turn]:
     """Turns given as {role, content}, {from, value} or, for plain strings, [system, user, assistant, user, …].
 
@@ -117,8 +147,6 @@ def _read_turn(turn: object, unused: set[str]) -> Turn:
         raise ValueError(f"a turn has role {shorten(name)}: expected system, user, assistant or tool")
     value = keys.pop(content_key, None)
     extras = {key: keys.pop(key) for key in _PASSED if key in keys}
-    if not extras.get("tool_calls", True):  # an empty list
-        del extras["tool_calls"]
     flags = [_read_flag(key, keys.pop(key)) for key in _FLAGS if key in keys]
     if role == "call":
         role, value, extras = "assistant", *_read_call(value, extras)
@@ -126,6 +154,8 @@ def _read_turn(turn: object, unused: set[str]) -> Turn:
         extras["tool_calls"] = [{"type": "function", "function": keys.pop("function_call")}]
     if "tool_calls" in extras:
         extras["tool_calls"] = [_read_tool_call(call) for call in _expect_list(extras["tool_calls"])]
+    if not extras.get("tool_calls", True):  # an empty list
+        del extras["tool_calls"]
     if value is None and keys.get("refusal"):
         value = keys.pop("refusal")
     unused.update(key for key, value in keys.items() if has_value(value))
@@ -211,6 +241,8 @@ def read_history(value: object, unused: set[str]) -> list[Turn]:
         what = "a turn of the history"
         pairs = [(read_text(question, what), read_text(answer, what)) for question, answer in rounds]
         return [turn for question, answer in pairs for turn in (Turn("user", question), Turn("assistant", answer))]
+    if isinstance(rounds, list) and len(rounds) % 2 and all(isinstance(text, str) for text in rounds):
+        raise ValueError(f"the history is a list of {len(rounds)} texts: expected pairs of a question and its answer")
     return read_turns(rounds, unused)
 
 
