@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
+from service.engine.seeds import patch_cpu_seeds
 from service.engine.supported import require
 
 
@@ -122,6 +123,7 @@ def install(*, cpu: bool) -> None:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
         patch_cpu_zeroing(CPUModelRunner)
+        patch_cpu_seeds(GPUModelRunner)
     else:  # the V2 runner's modules need Triton to import
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
 

@@ -116,6 +116,21 @@ def test_chunked_prefill_is_exact(server: Server, reference: Reference) -> None:
     assert largest_difference(server, reference, work) < TOLERANCE
 
 
+def test_a_seed_gives_one_answer_in_however_many_steps_its_prompt_is_computed(
+    server: Server, reference: Reference
+) -> None:
+    ids = reference.token_ids(LONG)[5:]  # over one step's 512 tokens, and not in the cache yet
+
+    def ask(model: str) -> list[str]:
+        answer = server.client.completions.create(
+            model=model, prompt=ids, max_tokens=8, temperature=1.5, seed=3, n=2, extra_body={"ignore_eos": True}
+        )
+        return [choice.text for choice in answer.choices]
+
+    for model in (MIXES[1], BASE_NAME):
+        assert ask(model) == ask(model)  # the second time from the cache, in one step
+
+
 def test_a_reused_prefix_stays_with_its_weights(server: Server, reference: Reference) -> None:
     ids = reference.token_ids(LONG)[:300]
 
