@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from adapters import AdapterError, LoraAdapter, match_adapter, split_gate_up
-from service.engine.base_folder import BaseModelError
+from service.engine.base_folder import BaseModelError, describe_error
 from service.layers import BaseLayers, find_layers
 from service.settings import BaseMatch, Settings
 
@@ -30,8 +30,8 @@ def read_layers(model: str, *, trust_code: bool = False) -> BaseLayers:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_code)
         empty = _make_empty(config, trust_code)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # transformers raises many types: of a rope or activation it does not know, KeyError
+        reason = " ".join(describe_error(error).split())[:300]
         raise BaseModelError(f"transformers cannot read the base {model!r}: {reason}") from error
     return find_layers(empty, _language_prefix(config, empty))
 

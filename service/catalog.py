@@ -96,11 +96,10 @@ class Catalog:
         """Register the adapter folder at `path`; returns the record and whether the name is new.
 
         The files are copied into the store, so the source may go; the probe takes a place of `client`. With `replace`
-        the name may be that of an adapter, which it stands for no more once the new one is ready, and the new one may
-        be without effect, as adapters are before the first step of a training; requests in progress and profiles keep
-        the old one. Raises `ApiError` 409 when something else has the name, 503 when there is no place in time,
-        `AdapterError` when the folder does not hold an adapter of this base, or one that overflows the served dtype or
-        has no effect.
+        an adapter of that name makes way once the new one is ready, and the new one may have no effect, as before the
+        first step of a training; requests in progress and profiles keep the old one. Raises `ApiError` 409 when the
+        name is taken, 503 when no place becomes free in time, `AdapterError` when the folder does not hold an adapter
+        of this base, or one that overflows the served dtype or has no effect.
         """
         return await self.add_read(name, partial(load, path), client=client, replace=replace, base_match=base_match)
 
@@ -136,8 +135,8 @@ class Catalog:
                 await holds.enter_async_context(self.files.hold([adapter.digest]))
                 await self.files.add(adapter)  # a known one too: damaged files are mended
                 if known is not None and is_known:
-                    said = {} if mismatch is None else {MISMATCH: mismatch}
-                    return dataclasses.replace(known, info={**known.info, **said}), False
+                    extra = {} if mismatch is None else {MISMATCH: mismatch}
+                    return dataclasses.replace(known, info={**known.info, **extra}), False
                 record = _describe(name, adapter, norm, mismatch, self.layers.list_built(adapter))
                 del adapter
             try:
@@ -180,8 +179,10 @@ class Catalog:
                 return
             record = self.registry.adapters.get(name)
             if record is None:
-                self.names.look_up(name, param="name")  # raises 404 naming the nearest
-                raise ApiError(404, f"{name!r} is not an adapter; GET /v1/adapters lists them.", param="name")
+                if (owner := self.names.owner(name)) is None:
+                    raise self.names.not_found("adapter", name, self.registry.adapters, "name")
+                message = f"{name!r} is not an adapter but {owner}; GET /v1/adapters lists adapters."
+                raise ApiError(404, message, param="name")
             users = [] if even_pinned else self.registry.profiles_that_name(name)
             if users and self.registry.snapshot.is_last(record):
                 message = f"Adapter {name!r} is used by {', '.join(users[:5])}; delete these profiles first."
@@ -222,9 +223,9 @@ class Catalog:
             raise ApiError(409, f"{name!r} is already {owner}; choose another name{way}.", param="name")
         if is_adapter and snapshot.will_keep(name) is None:
             return
-        if len(snapshot.adapters) + len(snapshot.kept) >= self.settings.max_names:
-            kept = f" ({len(snapshot.kept)} without a name, for profiles)" if snapshot.kept else ""
-            message = f"There are already {self.settings.max_names} adapters{kept}, the limit; delete one first."
+        if len(snapshot.adapters) + len(snapshot.nameless) >= self.settings.max_names:
+            others = f" ({len(snapshot.nameless)} without a name, for profiles)" if snapshot.nameless else ""
+            message = f"There are already {self.settings.max_names} adapters{others}, the limit; delete one first."
             raise ApiError(409, message)
 
     def _check_rank(self, adapter: LoraAdapter) -> None:

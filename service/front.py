@@ -52,8 +52,8 @@ def routing_error(routes: Iterable[BaseRoute], scope: Scope) -> ApiError:
     path, method = scope["path"], scope["method"]
     matching = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
     allowed = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
-    if path in BENTOML_PATHS:
-        allowed = ["GET", "HEAD"]
+    if "GET" in allowed or path in BENTOML_PATHS:
+        allowed = sorted({*allowed, "GET", "HEAD"})
     if not allowed and (flag := OPTIONAL.get(("GET", path))):
         return ApiError(404, f"{path!r} is served when FUSION_ENGINE_ARGS has vLLM's {flag}.")
     if not allowed:

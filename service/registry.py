@@ -21,7 +21,7 @@ from service.database import LOCK_WAIT_S, Database, ExpiredError, OwnedError
 from service.errors import ApiError
 from service.records import AdapterRecord, ProfileVersion
 from service.snapshot import ROW_BYTES, Snapshot, read_snapshot
-from service.tables import ADAPTERS, KEPT, PROFILES, VERSIONS
+from service.tables import ADAPTERS, NAMELESS, PROFILES, VERSIONS
 from service.threads import ThreadPool
 
 T = TypeVar("T")
@@ -163,25 +163,25 @@ class Registry:
 
     async def add_adapter(self, record: AdapterRecord) -> None:
         """Insert, in place of what has this name; the caller has checked that it may go."""
-        kept = self.snapshot.will_keep(record.name)
+        nameless = self.snapshot.will_keep(record.name)
 
         def write(connection: Connection) -> None:
             connection.execute(delete(ADAPTERS).where(ADAPTERS.c.name == record.name))
-            if kept is not None:
-                connection.execute(insert(KEPT).values(_make_row(kept)))
-            connection.execute(delete(KEPT).where(KEPT.c.digest == record.digest))
+            if nameless is not None:
+                connection.execute(insert(NAMELESS).values(_make_row(nameless)))
+            connection.execute(delete(NAMELESS).where(NAMELESS.c.digest == record.digest))
             connection.execute(insert(ADAPTERS).values(_make_row(record)))
 
         await self.write(write, lambda _: self.snapshot.add_adapter(record))
 
     async def remove_adapter(self, name: str) -> None:
         """Delete the record of `name`, which is kept elsewhere while a profile pins its content; files stay."""
-        kept = self.snapshot.will_keep(name)
+        nameless = self.snapshot.will_keep(name)
 
         def write(connection: Connection) -> None:
             connection.execute(delete(ADAPTERS).where(ADAPTERS.c.name == name))
-            if kept is not None:
-                connection.execute(insert(KEPT).values(_make_row(kept)))
+            if nameless is not None:
+                connection.execute(insert(NAMELESS).values(_make_row(nameless)))
 
         await self.write(write, lambda _: self.snapshot.remove_adapter(name))
 
@@ -214,13 +214,13 @@ class Registry:
 
     async def remove_profile(self, name: str) -> None:
         """Delete the profile, all its versions, and what is kept for them alone."""
-        kept = [{"gone": digest} for digest in self.snapshot.kept if set(self.snapshot.pins.get(digest, ())) <= {name}]
+        unpinned = [{"gone": digest} for digest in self.snapshot.list_unpinned(name)]
 
         def write(connection: Connection) -> None:
             connection.execute(delete(VERSIONS).where(VERSIONS.c.name == name))
             connection.execute(delete(PROFILES).where(PROFILES.c.name == name))
-            if kept:
-                connection.execute(delete(KEPT).where(KEPT.c.digest == bindparam("gone")), kept)
+            if unpinned:
+                connection.execute(delete(NAMELESS).where(NAMELESS.c.digest == bindparam("gone")), unpinned)
 
         await self.write(write, lambda _: self.snapshot.remove_profile(name))
 

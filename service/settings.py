@@ -45,7 +45,9 @@ class Settings:
 
     base: str = _say(".cache/base/smollm2-135m-instruct", "folder, or hub name, of the base model")
     base_name: str = _say(
-        "smollm2-135m-instruct", "name the base is served under, and that adapters declare as their base"
+        "",
+        "name the base is served under, and that adapters declare as their base; empty: the name of the folder in "
+        "`FUSION_BASE`, or the hub name there",
     )
     base_aliases: tuple[str, ...] = _say(
         (), "other values of an adapter's `base_model_name_or_path` that mean this base, separated by `,`"
@@ -137,6 +139,11 @@ class Settings:
         return self.max_client_places or max(1, self.max_cpu_loras * 3 // 4)
 
     def __post_init__(self) -> None:
+        if not self.base_name:
+            is_folder = self.base.startswith((".", "/")) or Path(self.base).is_dir()
+            object.__setattr__(
+                self, "base_name", os.path.basename(os.path.abspath(self.base)) if is_folder else self.base
+            )
         slots = max(self.max_loras, 3)
         ranges = {
             "max_weight": (0 < self.max_weight < float("inf"), "a positive finite number"),

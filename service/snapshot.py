@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from service.database import Database
 from service.records import AdapterRecord, DamageError, ProfileVersion, read_adapter, read_version
-from service.tables import ADAPTERS, KEPT, PROFILES, SCORECARDS, VERSIONS
+from service.tables import ADAPTERS, NAMELESS, PROFILES, SCORECARDS, VERSIONS
 
 ROW_BYTES = 1024
 """What a profile version or a scorecard counts for on top of its JSON text, about what it takes in memory."""
@@ -19,7 +19,7 @@ class Snapshot:
     """The tables' content. Read and changed on the event loop only, so that no reader sees half a change."""
 
     adapters: dict[str, AdapterRecord] = field(default_factory=dict)
-    kept: dict[str, AdapterRecord] = field(default_factory=dict)
+    nameless: dict[str, AdapterRecord] = field(default_factory=dict)
     """The last record of adapters that have no name any more and that a version of a profile pins, by digest."""
     ranks: dict[str, int] = field(default_factory=dict)
     """Rank of every adapter with a name or kept, by digest."""
@@ -50,7 +50,7 @@ class Snapshot:
     def add_adapter(self, record: AdapterRecord) -> None:
         """Put a record in, over what had its name."""
         self.remove_adapter(record.name)
-        self.kept.pop(record.digest, None)
+        self.nameless.pop(record.digest, None)
         self.adapters[record.name] = record
         self._measure(record)
         self.fusions[record.info["fusion_digest"]] += 1
@@ -58,7 +58,7 @@ class Snapshot:
     def keep(self, record: AdapterRecord) -> None:
         """Put in the record of an adapter without a name."""
         if record.digest not in self.ranks:
-            self.kept[record.digest] = record
+            self.nameless[record.digest] = record
             self._measure(record)
 
     def is_last(self, record: AdapterRecord) -> bool:
@@ -73,11 +73,11 @@ class Snapshot:
     def remove_adapter(self, name: str) -> None:
         """Take a record, or a damaged row, out."""
         self.damaged_adapters.pop(name, None)
-        if (kept := self.will_keep(name)) is not None:
-            self.kept[kept.digest] = kept
+        if (nameless := self.will_keep(name)) is not None:
+            self.nameless[nameless.digest] = nameless
         if (record := self.adapters.pop(name, None)) is not None:
             self._count_off(self.fusions, record.info["fusion_digest"])
-            if kept is None and self.is_last(record):  # two names may share files
+            if nameless is None and self.is_last(record):  # two names may share files
                 del self.ranks[record.digest], self.norms[record.digest]
                 self.built.pop(record.digest, None)
 
@@ -94,8 +94,17 @@ class Snapshot:
         self.damaged_profiles.pop(name, None)
         self.profiles[name] = self.versions[name][version]
 
+    def list_unpinned(self, name: str) -> list[str]:
+        """The digests in `nameless` that nothing needs without the profile `name`; a version of another one that cannot
+        be read may pin what no other version does.
+        """
+        is_readable = self.damaged_versions.keys() <= {name}
+        pins = {digest: set(self.pins.get(digest, ())) for digest in self.nameless}
+        return [digest for digest, names in pins.items() if names == {name} or (is_readable and not names)]
+
     def remove_profile(self, name: str) -> None:
         """Take a profile and all its versions out."""
+        unpinned = self.list_unpinned(name)
         self.profiles.pop(name, None)
         self.damaged_profiles.pop(name, None)
         self.damaged_versions.pop(name, None)
@@ -104,8 +113,8 @@ class Snapshot:
             for digest in set(version.parents.values()):
                 self._count_off(self.pins[digest], name)
         self.pins = {digest: names for digest, names in self.pins.items() if names}
-        for digest in self.kept.keys() - self.pins.keys():
-            del self.kept[digest], self.ranks[digest], self.norms[digest]
+        for digest in unpinned:
+            del self.nameless[digest], self.ranks[digest], self.norms[digest]
             self.built.pop(digest, None)
         self.nbytes -= self._profile_bytes.pop(name, 0)
 
@@ -147,7 +156,8 @@ def read_snapshot(database: Database) -> Snapshot:
             snapshot.add_adapter(read_adapter(name, digest, info, created))
         except DamageError as error:
             snapshot.damaged_adapters[str(name)] = str(error)
-    for name, digest, info, created in database.rows(select(KEPT.c.name, KEPT.c.digest, KEPT.c.info, KEPT.c.created)):
+    columns = (NAMELESS.c.name, NAMELESS.c.digest, NAMELESS.c.info, NAMELESS.c.created)
+    for name, digest, info, created in database.rows(select(*columns)):
         with suppress(DamageError):  # the profiles that pin it are shown as damaged
             snapshot.keep(read_adapter(name, digest, info, created))
     for name, number, body in database.rows(select(VERSIONS)):

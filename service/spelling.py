@@ -12,8 +12,8 @@ _TAG = re.compile(r"[:@#][^/:@#]*$")
 
 
 def is_name(text: str) -> bool:
-    """Whether `text`, which is no valid recipe, is meant as a name: it has no sign of a recipe, no sign in front, and
-    no blank unless a letter begins it.
+    """Whether `text`, which is not a valid recipe, is meant as a name: it has no operator or bracket of a recipe, does
+    not start with a sign or a quote, and has blanks only if it starts with a letter.
     """
     text = text.strip()
     if not text or _RECIPE_SIGNS.search(text) or text[0] in "-'":

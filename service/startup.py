@@ -15,7 +15,7 @@ from service.build_files import BuildFiles
 from service.catalog import MISMATCH, Catalog
 from service.clients import ClientPlaces
 from service.data_folder import hold_data_folder, scratch_folder
-from service.engine.base_folder import check_folder
+from service.engine.base_folder import check_folder, has_flag
 from service.engine.flags import EngineOptions
 from service.engine.proof import Proof, prove
 from service.engine.server import Engine, start_engine
@@ -71,7 +71,7 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
     registered; ValueError for flags vLLM does not take and bases it cannot serve.
     """
     async with AsyncExitStack() as stack:
-        trust_code = "--trust-remote-code" in settings.engine_args
+        trust_code = has_flag(settings.engine_args, "--trust-remote-code")
         layers_task = asyncio.create_task(asyncio.to_thread(read_layers, settings.base, trust_code=trust_code))
         stack.callback(layers_task.cancel)
         engine = await start_engine(_engine_options(settings))

@@ -14,8 +14,8 @@ ADAPTERS = Table(
     Column("info", Text, nullable=False),
     Column("created", String(32), nullable=False),
 )
-KEPT = Table(
-    "kept_adapters",
+NAMELESS = Table(
+    "nameless_adapters",
     METADATA,
     Column("digest", String(64), primary_key=True),
     Column("name", String(MAX_NAME), nullable=False),

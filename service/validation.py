@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 NAME = re.compile(r"[a-z_][a-z0-9_]*|[0-9]+")
 """What a key or an index looks like, unlike pydantic's names for branches."""
 BRANCHES = {"string_type": "str", "int_type": "int", "float_type": "float", "bool_type": "bool"}
-"""Pydantic's names for branches that look like keys, by the error of a value that is no such thing."""
+"""Pydantic's names for branches that look like keys, by the type of the error for a value of another type."""
 MAX_QUOTED = 100
 """Characters of a wrong value that an error message repeats."""
 MAX_PATH = 16

@@ -4,6 +4,7 @@
 
 from adapters.files.archive import unpack_adapter
 from adapters.files.checksums import BUSY, CHECKSUMS, is_whole, write_checksums
+from adapters.files.json_text import LFS_POINTER
 from adapters.files.landing import atomic_folder, land_folder
 from adapters.files.parts import join_parts
 from adapters.files.shipped import SHIPPED, adapter_path, shipped_adapter
@@ -11,6 +12,7 @@ from adapters.files.shipped import SHIPPED, adapter_path, shipped_adapter
 __all__ = [
     "BUSY",
     "CHECKSUMS",
+    "LFS_POINTER",
     "SHIPPED",
     "adapter_path",
     "atomic_folder",

@@ -11,7 +11,7 @@ from vllm.model_executor.models import ModelRegistry, supports_lora
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
-from service.engine.base_folder import BaseModelError
+from service.engine.base_folder import BaseModelError, describe_error
 
 MAX_REASON = 500
 """Characters of vLLM's own reason."""
@@ -30,9 +30,11 @@ def _try_import(architecture: str) -> str:
     return f"its model {architecture} cannot be inspected, the log above says why"
 
 
-def explain(error: ValueError, model: str) -> BaseModelError:
+def explain(error: Exception, model: str) -> BaseModelError:
     """vLLM's rejection of its configuration as one sentence."""
-    reasons = [str(part["msg"]) for part in error.errors()] if isinstance(error, ValidationError) else [str(error)]
+    reasons = (
+        [str(part["msg"]) for part in error.errors()] if isinstance(error, ValidationError) else [describe_error(error)]
+    )
     text = " ".join("; ".join(reasons).removeprefix("Value error, ").split())
     if unknown := _UNKNOWN_ARCHITECTURE.search(text):
         text = f"it has no model for {unknown[1]}"
@@ -76,10 +78,8 @@ def _check_quantization(model: Any) -> None:
 def _missing_kernel(quantization: Mapping[str, Any]) -> str:
     """Which form of quantization lacks a kernel in the CPU build; empty when none is known to."""
     method = quantization.get("quant_method")
-    if method == "fp8" and not quantization.get("weight_block_size"):
-        return "FP8 with one scale per layer"  # the kernel that joins the scales of q, k and v is an empty name there
-    if method == "fp8" and not torch.cpu.get_capabilities().get("amx_tile"):
-        return "FP8 in blocks, which takes a CPU with AMX"
+    if method == "fp8":
+        return _missing_fp8("block" if quantization.get("weight_block_size") else "tensor")
     if method == "gptq" and quantization.get("bits") != 4:
         return f"GPTQ with {quantization.get('bits')} bits"
     if method == "compressed-tensors":
@@ -88,6 +88,20 @@ def _missing_kernel(quantization: Mapping[str, Any]) -> str:
                 return (
                     "integers for weights and inputs"  # its layers have no weight left, of which LoRA asks the device
                 )
+            weights = group.get("weights") or {}
+            if (weights.get("type"), weights.get("num_bits")) == ("float", 8) and (
+                missing := _missing_fp8(weights.get("strategy"))
+            ):
+                return missing
+    return ""
+
+
+def _missing_fp8(strategy: object) -> str:
+    """The same for FP8 with scales by compressed-tensors' name of what has one."""
+    if strategy == "tensor":
+        return "FP8 with one scale per layer"  # the kernel that joins the scales of q, k and v is an empty name there
+    if strategy == "block" and not torch.cpu.get_capabilities().get("amx_tile"):
+        return "FP8 in blocks, which takes a CPU with AMX"
     return ""
 
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-LFS_POINTER = b"version https://git-lfs"
+from adapters.files import LFS_POINTER
+
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 MAX_HEADER_BYTES = 100 * 2**20
 """Of a safetensors file, by its format."""
@@ -12,6 +13,11 @@ MAX_HEADER_BYTES = 100 * 2**20
 
 class BaseModelError(ValueError):
     """This base cannot be served; the message says why, and what to do."""
+
+
+def describe_error(error: Exception) -> str:
+    """What a library raised for a base, with the type where the text alone says little, as that of a KeyError."""
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def check_folder(base: str, engine_args: Sequence[str] = ()) -> None:
@@ -37,8 +43,13 @@ def check_folder(base: str, engine_args: Sequence[str] = ()) -> None:
                 raise BaseModelError(
                     f"{str(path)!r} is a Git LFS pointer, not the file itself: run `git lfs pull` in {base!r}"
                 )
-    if not any(flag.replace("_", "-").startswith("--load-format") for flag in engine_args):
+    if not has_flag(engine_args, "--load-format"):
         _check_weights(folder)
+
+
+def has_flag(engine_args: Sequence[str], flag: str) -> bool:
+    """Whether vLLM's flags have this one, also as `--the_flag` or `--the-flag=value`."""
+    return any(given.partition("=")[0].replace("_", "-") == flag for given in engine_args)
 
 
 def is_quantized(base: str) -> bool:
@@ -51,7 +62,7 @@ def is_quantized(base: str) -> bool:
 
 
 def _missing_config(base: str, folder: Path) -> Exception:
-    """Why there is no config.json in `folder`."""
+    """The error for a base without a config.json in `folder`, with its likely reason."""
     if (folder / "adapter_config.json").is_file():
         return BaseModelError(
             f"FUSION_BASE={base!r} is a LoRA adapter: name it in FUSION_ADAPTERS=NAME={base}, and the model that it "

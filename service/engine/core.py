@@ -32,7 +32,9 @@ def _make_client(args: Any) -> AsyncLLM:
     propagate_flash_late_interaction(args, engine_args)
     try:
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    except ValueError as error:
+    except Exception as error:  # what a configuration leads to is of many types: of a rope it does not know, KeyError
+        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+            raise  # of the machine, not of the base
         raise explain(error, args.model) from error
     check_base(config)
     return AsyncLLM.from_vllm_config(

@@ -93,8 +93,8 @@ def _find_error(events: bytes) -> Response | None:
             code = error.get("code")
             status = code if isinstance(code, int) else 400
             kind = error.get("type", "error")
-            said = {"type": "BadRequestError" if kind == "error" else kind, "code": status}
-            return JSONResponse({"error": {"param": None, **error, **said}}, status)
+            fields = {"type": "BadRequestError" if kind == "error" else kind, "code": status}
+            return JSONResponse({"error": {"param": None, **error, **fields}}, status)
     return None
 
 

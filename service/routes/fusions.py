@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from fastapi import Response
+from fastapi import Request, Response
 
 from service.default_check import check_defaults
 from service.engine.templates import TemplateError, TemplatesBusyError
@@ -92,12 +92,14 @@ async def check_template(service: Service, template: str) -> None:
 
 
 @router.put("/{profile:profile}", response_model_exclude_unset=True, responses={201: {"model": Profile}})
-async def put_profile(profile: str, body: ProfileBody, service: Service, client: Client, response: Response) -> Profile:
+async def put_profile(
+    profile: str, body: ProfileBody, request: Request, service: Service, client: Client, response: Response
+) -> Profile:
     """Make a new version the current one; requests in flight finish on the old one."""
     defaults = body.defaults.model_dump(exclude_none=True) if body.defaults else {}
     if template := defaults.get("chat_template"):
         await check_template(service, template)
-    await check_defaults(service.engine.app, defaults)
+    await check_defaults(service.engine.app, defaults, request.headers.raw)
     version, new = await service.profiles.put(
         profile, body.fusion, defaults=defaults, description=body.description or "", client=client
     )

@@ -5,7 +5,7 @@ The second is for training loops, which have no disk in common with the server: 
 """
 
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -21,10 +21,12 @@ from service.data_folder import scratch_folder
 from service.edge.media_types import MULTIPART, WEIGHTS_TYPES, media_type
 from service.errors import ApiError, api_error
 from service.routes.schemas import BaseMatchKey, Name
-from service.validation import StrictModel
+from service.validation import MAX_QUOTED, StrictModel
 
 Body = TypeVar("Body", bound=BaseModel)
 MAX_FIELDS = 8
+WEIGHTS_KEYS = frozenset({"config", "r", "lora_alpha", "use_rslora"})
+"""What is said of weights alone."""
 IN_MEMORY_BYTES = 2**20
 """Of the body; what is more goes to a temporary file, as the file of a form does."""
 
@@ -73,7 +75,7 @@ class Upload(NamedTuple):
 async def receive_upload(request: Request) -> AsyncIterator[Upload]:
     """The upload in the body, for the block; 400 for what is none."""
     if media_type(request.scope) in WEIGHTS_TYPES:
-        fields = validate(UploadFields, dict(request.query_params))
+        fields = validate(UploadFields, _read_once(request.query_params.multi_items(), "keys of the query"))
         with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
             upload = UploadFile(file)  # type: ignore[arg-type]  # a BinaryIO in all but its declaration
             async for part in request.stream():
@@ -81,18 +83,31 @@ async def receive_upload(request: Request) -> AsyncIterator[Upload]:
             yield Upload(fields, file, holds_weights=True)
     else:
         async with request.form(max_files=2, max_fields=MAX_FIELDS) as form:
-            parts = form.multi_items()
-            files = {key: part for key, part in parts if isinstance(part, UploadFile)}
-            texts: dict[str, Any] = {key: part for key, part in parts if isinstance(part, str)}
-            if len(files) + len(texts) < len(parts):
-                raise ApiError(400, "Too many files, or two parts of one name; expected each part once.")
+            parts = _read_once(form.multi_items(), "parts")
+            files = {key: part for key, part in parts.items() if isinstance(part, UploadFile)}
+            texts = {key: part for key, part in parts.items() if isinstance(part, str)}
             if (config := files.pop("config", None)) is not None:
                 texts["config"] = (await config.read()).decode(errors="replace")
             kind = next(iter(files), "")
             if len(files) != 1 or kind not in ("file", "weights"):
                 message = "A multipart upload needs the parts 'name' and 'file' (a .tar), or 'name', 'weights' (a "
                 raise ApiError(400, f"{message}safetensors file) and 'config' (an adapter_config.json).")
-            yield Upload(validate(UploadFields, texts), files[kind].file, holds_weights=kind == "weights")
+            fields = validate(UploadFields, texts)
+            if kind == "file" and (unused := texts.keys() & WEIGHTS_KEYS):
+                message = f"{min(unused)!r} goes with the part 'weights'; a .tar has an adapter_config.json of its own."
+                raise ApiError(400, message, param=min(unused))
+            yield Upload(fields, files[kind].file, holds_weights=kind == "weights")
+
+
+def _read_once(pairs: Iterable[tuple[str, Any]], what: str) -> dict[str, Any]:
+    """The pairs as a dict; 400 when a key comes twice."""
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            message = f"{key[:MAX_QUOTED]!r} is given twice; expected {what} of different names."
+            raise ApiError(400, message, param=key[:MAX_QUOTED])
+        content[key] = value
+    return content
 
 
 def validate(model: type[Body], content: Any) -> Body:

@@ -77,10 +77,10 @@ def int8(weight: Tensor) -> Packed:
     return {"weight": values, "weight_scale": scale}, values.float() * scale
 
 
-def _compressed(kind: str, layout: str) -> Mapping[str, Any]:
-    """The configuration of compressed-tensors with a scale per output and, for inputs, per token."""
+def _compressed(kind: str, layout: str, strategy: str = "channel") -> Mapping[str, Any]:
+    """The configuration of compressed-tensors with a scale per output (or layer) and, for inputs, per token."""
     numbers = {"num_bits": 8, "type": kind, "symmetric": True}
-    weights = {**numbers, "strategy": "channel", "dynamic": False}
+    weights = {**numbers, "strategy": strategy, "dynamic": False}
     inputs = {**numbers, "strategy": "token", "dynamic": True}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     head = {"quant_method": "compressed-tensors", "format": layout, "ignore": ["lm_head"]}
@@ -96,11 +96,12 @@ FORMATS: Mapping[str, tuple[Callable[[Tensor], Packed], Mapping[str, Any]]] = {
         {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
     ),
     "FP8 (compressed-tensors)": (fp8_channels, _compressed("float", "float-quantized")),
+    "FP8 by layer (compressed-tensors)": (fp8, _compressed("float", "float-quantized", "tensor")),
     "INT8 (compressed-tensors)": (int8, _compressed("int", "int-quantized")),
 }
 """How a layer is packed, and what the base's configuration says of it."""
 
-UNSERVED = {"FP8", "INT8 (compressed-tensors)"}
+UNSERVED = {"FP8", "FP8 by layer (compressed-tensors)", "INT8 (compressed-tensors)"}
 """Formats that vLLM's CPU build cannot compute, with adapters, on this machine."""
 if "amx_tile" not in Path("/proc/cpuinfo").read_text():
     UNSERVED.add("FP8 in blocks")

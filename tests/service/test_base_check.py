@@ -1,5 +1,6 @@
 """Bases that this vLLM cannot serve adapters on are refused before an engine is started, in one sentence."""
 
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,6 +98,30 @@ def test_what_vllm_says_of_an_unknown_architecture_becomes_one_sentence(tmp_path
     said = str(explain(caught.value, "some/base"))
     assert said.startswith("vLLM 0.32.0")
     assert said.endswith("cannot serve the base 'some/base': it has no model for ['NoSuchForCausalLM']")
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"rope_parameters": {"rope_type": "of-tomorrow", "rope_theta": 1e4}}, "KeyError: 'of-tomorrow'"),
+        ({"hidden_act": "of-tomorrow"}, "KeyError: 'of-tomorrow'"),
+        ({"hidden_size": "x"}, "hidden_size"),
+        ({"vocab_size": -5}, "negative dimension"),
+    ],
+)
+def test_a_configuration_of_another_time_ends_in_one_sentence(
+    extra: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    content = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES, **extra}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(BaseModelError, match=r"^transformers cannot read the base '.*': ") as caught:
+        read_layers(str(tmp_path))
+    assert words in str(caught.value)
+
+
+def test_what_is_no_value_error_says_its_type() -> None:
+    said = str(explain(KeyError("of-tomorrow"), "some/base"))
+    assert said.endswith("cannot serve the base 'some/base': KeyError: 'of-tomorrow'")
 
 
 def test_a_base_that_generates_nothing_is_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.engine.base_folder import BaseModelError, check_folder
+from service.engine.base_folder import BaseModelError, check_folder, has_flag
 from tests.conftest import BASE, ROOT
 
 
@@ -97,6 +97,12 @@ def test_weights_may_lie_elsewhere_when_vllm_is_told_so(folder: Path) -> None:
     drop_weights(folder)
     check_folder(str(folder), ["--load-format", "dummy"])
     check_folder(str(folder), ["--load_format=runai_streamer"])
+
+
+def test_flags_are_seen_as_vllm_spells_them() -> None:
+    for given in ("--trust-remote-code", "--trust_remote_code", "--trust-remote-code=true"):
+        assert has_flag(["--dtype", "float32", given], "--trust-remote-code")
+    assert not has_flag(["--no-trust-remote-code", "--trust"], "--trust-remote-code")
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:

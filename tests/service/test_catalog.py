@@ -142,7 +142,7 @@ async def test_a_pinned_adapter_stays_until_its_profiles_go(shop: Shop) -> None:
     await shop.profiles.remove("even")
     await shop.catalog.remove("wide")
     assert not shop.sources.entries()
-    with pytest.raises(ApiError, match="There is no model 'wide'"):
+    with pytest.raises(ApiError, match="There is no adapter 'wide'"):
         await shop.catalog.remove("wide")
 
 

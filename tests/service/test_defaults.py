@@ -113,7 +113,7 @@ def test_defaults_take_any_json(body: dict[str, Any], path: str) -> None:
     assert merged.keys() >= body.keys()
 
 
-def test_each_conversation_of_a_batch_gets_the_system_turn() -> None:
+def test_each_conversation_of_a_batch_gets_the_system_turn() -> None:  # D2
     body = {"messages": [[USER], [SYSTEM, USER], "x"]}
     merged = with_defaults(body, {"system": "Be brief."}, "/v1/chat/completions/batch")
     assert merged["messages"] == [[SYSTEM, USER], [SYSTEM, USER], "x"]

@@ -98,7 +98,7 @@ def preflight(http: TestClient, origin: str, method: str = "PUT") -> Any:
     return http.options("/v1/fusions/p", headers={"origin": origin} | asked)
 
 
-def test_preflight_requests_are_answered_as_the_flags_say() -> None:
+def test_preflight_requests_are_answered_as_the_flags_say() -> None:  # C4
     answer = preflight(cors_app(answer_ok), SITE)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, SITE)
     assert "PUT" in answer.headers["access-control-allow-methods"]

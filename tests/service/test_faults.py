@@ -93,6 +93,9 @@ def test_a_key_is_asked_for_before_anything_is_answered_or_built(bare: str) -> N
         for path in ("/livez", "/readyz", "/health"):
             assert http.get(path).status_code == 200
         assert http.get("/metrics").status_code == 401
+        profile = {"fusion": "wide", "defaults": {"max_tokens": 10**9}}  # D1: vLLM asks for the key, too
+        refusal = http.put("/v1/fusions/tried", json=profile, headers=KEY)
+        assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "defaults.max_tokens")
     keyed = openai.OpenAI(base_url=f"{bare}/v1", api_key="first", max_retries=0)
     assert {"wide", "narrow"} <= {model.id for model in keyed.models.list()}
     with pytest.raises(openai.AuthenticationError):

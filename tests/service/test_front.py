@@ -178,12 +178,12 @@ def test_vllms_errors_have_the_one_shape_and_show_nothing_of_the_inside(
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PATCH", "/v1/adapters", "GET, POST"),
-        ("POST", "/v1/adapters/a", "DELETE, GET"),
-        ("POST", "/v1/fusions/p", "DELETE, GET, PUT"),
-        ("DELETE", "/v1/models", "GET"),
+        ("PATCH", "/v1/adapters", "GET, HEAD, POST"),
+        ("POST", "/v1/adapters/a", "DELETE, GET, HEAD"),
+        ("POST", "/v1/fusions/p", "DELETE, GET, HEAD, PUT"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
         ("HEAD", "/v1/fusions/p/rollback", "POST"),
-        ("POST", "/version", "GET"),
+        ("POST", "/version", "GET, HEAD"),
         ("POST", "/livez", "GET, HEAD"),
     ],
 )

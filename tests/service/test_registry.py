@@ -90,13 +90,25 @@ async def test_tables_of_earlier_versions_take_the_longest_names(url: str) -> No
         await registry.add_adapter(AdapterRecord("x" * 128, "d" * 64, adapter_info(), CREATED))
         await registry.add_version(replace(version(1), name="y" * 128))
         await registry.remove_adapter("x" * 128)
-        assert list(registry.snapshot.kept) == ["d" * 64]
+        assert list(registry.snapshot.nameless) == ["d" * 64]
     async with opened(url) as registry:
         assert registry.ranks == {"d" * 64: 1}
         await registry.remove_profile("y" * 128)
         assert registry.snapshot == Snapshot()
     async with opened(url) as registry:
         assert registry.snapshot == Snapshot()
+
+
+async def test_what_a_damaged_version_may_pin_outlives_other_profiles() -> None:
+    snapshot = Snapshot()
+    for name, digest in (("a", "d" * 64), ("b", "e" * 64)):
+        snapshot.keep(AdapterRecord(name, digest, adapter_info(), CREATED))
+    snapshot.add_version(replace(version(1), name="fine", parents={"a": "d" * 64}), 9)
+    snapshot.damaged_versions["broken"] = {1: "no JSON"}
+    snapshot.remove_profile("fine")
+    assert snapshot.nameless.keys() == snapshot.ranks.keys() == {"e" * 64}
+    snapshot.remove_profile("broken")
+    assert snapshot == Snapshot()
 
 
 async def test_a_registry_has_one_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

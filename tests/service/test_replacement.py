@@ -69,7 +69,7 @@ async def test_profiles_keep_what_they_pin_over_replacement_unloading_and_restar
     shop.catalog.registry.close()
     registry = Registry(f"sqlite:///{shop.catalog.settings.data / 'registry.sqlite'}", timeout_s=5)
     assert registry.snapshot == before
-    assert registry.snapshot.kept == {old.digest: old}
+    assert registry.snapshot.nameless == {old.digest: old}
     registry.close()
 
 
@@ -85,7 +85,7 @@ async def test_what_is_kept_goes_with_its_last_profile(shop: Shop) -> None:  # n
     await shop.profiles.remove("odd")
     await settle()
     snapshot = shop.catalog.registry.snapshot
-    assert not snapshot.kept and not snapshot.ranks and not snapshot.norms  # noqa: PT018 - one state
+    assert not snapshot.nameless and not snapshot.ranks and not snapshot.norms  # noqa: PT018 - one state
     assert not stored(shop)
     assert not builds(shop)
 
@@ -98,7 +98,7 @@ async def test_a_second_name_of_what_a_profile_pins_can_go(shop: Shop) -> None: 
     await shop.catalog.remove("twin")  # B2
     await shop.catalog.add("wide", shop.root / "narrow", replace=True)
     await shop.catalog.add("twin", shop.root / "wide")
-    assert not shop.catalog.registry.snapshot.kept, "it has a name again"
+    assert not shop.catalog.registry.snapshot.nameless, "it has a name again"
     await shop.catalog.remove("twin")  # B2: its content has no other name now, but the profile knows it by another
     assert digest(shop, "even") == pinned
     await shop.catalog.add("wide", shop.root / "wide", replace=True)
@@ -154,6 +154,24 @@ async def test_whoever_waits_gets_the_content_that_the_name_had(shop: Shop) -> N
     await replacing
     await settle()
     assert old.digest not in stored(shop)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wyde", "There is no adapter 'wyde': did you mean 'wide'?"),
+        ("0.5*wide", "There is no adapter '0.5*wide'"),
+        ("a+", "There is no adapter 'a+'"),
+        ("even", "'even' is not an adapter but a profile"),
+        (samples.BASE, "is not an adapter but the base model"),
+    ],
+)
+async def test_what_is_no_adapter_is_not_removed(shop: Shop, name: str, words: str) -> None:  # noqa: F811 - a fixture
+    await shop.catalog.add("wide", shop.root / "wide")
+    await shop.profiles.put("even", "0.5*wide")
+    with pytest.raises(ApiError) as caught:
+        await shop.catalog.remove(name, even_pinned=True)
+    assert (caught.value.status, caught.value.param, words in caught.value.message) == (404, "name", True)
 
 
 async def test_before_its_first_step_a_training_has_an_adapter_without_effect(shop: Shop) -> None:  # noqa: F811 - a fixture

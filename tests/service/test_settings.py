@@ -8,6 +8,7 @@ import pytest
 
 from service.__main__ import main
 from service.settings import Settings, SettingsError, describe, describe_json, read_settings
+from tests.conftest import BASE_NAME
 
 
 def test_environment_beats_the_file_beats_defaults(tmp_path: Path) -> None:
@@ -16,6 +17,15 @@ def test_environment_beats_the_file_beats_defaults(tmp_path: Path) -> None:
     settings = read_settings({"FUSION_CONFIG": str(file), "FUSION_PORT": "5000", "PATH": "/bin"})
     assert (settings.port, settings.max_loras, settings.adapters, settings.strict) == (5000, 3, ("a=/x",), True)
     assert settings.max_lora_rank == Settings().max_lora_rank
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [("/models/llama", "llama"), ("./llama/", "llama"), ("org/llama", "org/llama"), (Settings().base, BASE_NAME)],
+)
+def test_a_base_has_the_name_of_its_folder_or_on_the_hub(base: str, name: str) -> None:
+    assert read_settings({"FUSION_BASE": base}).base_name == name
+    assert read_settings({"FUSION_BASE": base, "FUSION_BASE_NAME": "other"}).base_name == "other"
 
 
 def test_lists_are_split_by_their_own_separator() -> None:

@@ -117,6 +117,27 @@ async def test_weights_without_what_they_need_are_refused(
     assert words in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"r": "8"}, "r"), ({"config": CONFIG}, "config"), ({"lora_alpha": "1", "use_rslora": "true"}, "lora_alpha")],
+)
+async def test_what_an_archive_does_not_use_is_named(
+    http: httpx.AsyncClient, fields: dict[str, str], param: str
+) -> None:
+    answer = await http.post("/v1/adapters", data={"name": "p", **fields}, files={"file": b"x"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], "goes with the part 'weights'" in error["message"]) == (param, True)
+
+
+async def test_what_is_said_twice_is_refused(http: httpx.AsyncClient) -> None:
+    content = tensors(samples.adapter(0, 3))
+    answer = await http.post("/v1/adapters?name=p&name=q&r=3&lora_alpha=6", content=content, headers=RAW)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "name")
+    answer = await http.post("/v1/adapters", files=[("name", (None, b"p"))] * 2 + [("file", ("a.tar", b"x"))])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "name")
+
+
 async def test_bytes_that_are_no_weights_are_refused(http: httpx.AsyncClient) -> None:
     params = {"name": "p", "r": "3", "lora_alpha": "6"}
     for content in (b"", b"x", b"\xff" * 100, tensors(samples.adapter(0, 3))[:-4]):
