@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from adapters.adapter import LoraAdapter
 from adapters.convert.source import RawAdapter, read_source, write_raw
 from adapters.files.io import load, save
+from adapters.files.one_rank import to_one_rank
 from adapters.together import name_like
 
 Change = Callable[[RawAdapter], RawAdapter]
@@ -31,7 +32,7 @@ def convert(
     one_rank: bool = False,
 ) -> Conversion:
     """Read the adapter at `source` (see `read_source`), apply `changes` in their order, and save it as the new folder
-    `out`: with the module names of `like`, padded to one rank if `one_rank` (see `save`).
+    `out`: with the module names of `like`, padded to one rank if `one_rank` (see `to_one_rank`).
 
     Raises AdapterError for what cannot be read as LoRA, FileExistsError when `out` exists.
     """
@@ -45,5 +46,7 @@ def convert(
         adapter = load(scratch)
     if like is not None:
         adapter = name_like(adapter, like)
-    save(adapter, out, one_rank=one_rank)
+    if one_rank:
+        adapter = to_one_rank(adapter)
+    save(adapter, out)
     return Conversion(adapter, (*notes, *adapter.notes))

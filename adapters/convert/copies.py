@@ -37,7 +37,7 @@ class DropCopies:
                 )
         notes = tuple(f"left out {quote(name)}, which equals the base's weight" for name in names)
         config = raw.config
-        if saved := config.get("modules_to_save"):  # what of them is not among `names` is no weight, and is refused
+        if saved := config.get("modules_to_save"):  # tensors of these modules that are not weights are refused later
             config = {**config, "modules_to_save": None}
             notes += (f"modules_to_save={quote(saved)} was set to null",)
         tensors = {name: tensor for name, tensor in raw.tensors.items() if name not in names}

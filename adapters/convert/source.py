@@ -116,7 +116,7 @@ def _unpack(path: Path, folder: Path) -> None:
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise AdapterError("bad_archive", f"{quote(path.name)} is no archive that can be read: {error}") from error
+        raise AdapterError("bad_archive", f"{quote(path.name)} cannot be read as an archive: {error}") from error
     if len({member.rpartition("/")[0] for member in paths.values()}) > 1:
         both = " and ".join(map(quote, list(paths.values())[:2]))
         raise AdapterError("bad_archive", f"{quote(path.name)} holds {both}, which are not of one folder")

@@ -23,7 +23,19 @@ def to_one_rank(adapter: LoraAdapter) -> LoraAdapter:
     if all((module.rank, module.scaling) == (rank, scaling) for module in modules.values()):
         return adapter
     padded = {name: _pad(name, module, rank, scaling) for name, module in modules.items()}
-    return LoraAdapter(padded, adapter.base, adapter.notes, adapter.copies)
+    errors = [_measure_rounding(module, padded[name], scaling) for name, module in modules.items()]
+    notes = adapter.notes
+    if rounded := sum(error > 0 for error in errors):
+        dtypes = ", ".join(sorted({str(module.b.dtype).removeprefix("torch.") for module in modules.values()}))
+        notes += (f"one lora_alpha for all modules rounds B of {rounded} to {dtypes}, by {max(errors):.1e} at most",)
+    return LoraAdapter(padded, adapter.base, notes, adapter.copies)
+
+
+def _measure_rounding(module: LoraModule, padded: LoraModule, scaling: float) -> float:
+    """The relative error of B (Frobenius norm) against what its module would need at that scaling."""
+    exact = module.b.double() * (module.scaling / scaling)
+    difference = float((padded.b[:, : module.rank].double() - exact).norm())
+    return difference / float(exact.norm()) if difference else 0.0
 
 
 def _pad(name: str, module: LoraModule, rank: int, scaling: float) -> LoraModule:

@@ -43,20 +43,11 @@ def pickled(folder: Path, *, new: bool = True) -> Path:
     return folder
 
 
-def zipped(folder: Path) -> Path:
+def zipped(folder: Path, separator: str = "/") -> Path:
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:
         for file in folder.iterdir():
-            archive.write(file, f"checkpoint/{file.name}")
-    return path
-
-
-def zipped_on_windows(folder: Path) -> Path:
-    """Review: with the separators of some programs there."""
-    path = folder.with_suffix(".windows.zip")
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in folder.iterdir():
-            archive.write(file, f"checkpoint\\{file.name}")
+            archive.write(file, f"checkpoint{separator}{file.name}")
     return path
 
 
@@ -72,7 +63,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "A10, an old pickle": lambda folder: pickled(folder, new=False),
     "A10, the pickle itself": lambda folder: pickled(folder) / BIN,
     "A19, a zip": lambda folder: zipped(pickled(folder)),
-    "review, a zip of Windows": lambda folder: zipped_on_windows(pickled(folder)),
+    "review, a zip of Windows": lambda folder: zipped(pickled(folder), "\\"),
     "A19, a tar.gz": lambda folder: tarred(pickled(folder)),
 }
 

@@ -18,26 +18,29 @@ ROWS: list[dict[str, Any]] = [
     {"question": "The capital of France is", "choices": ["Paris", "iron"], "answer": 0},
     {"question": "Water boils when it is", "choices": ["hot", "purple"], "answer": 0},
 ]
-CHOICE = """task: choice
-dataset_path: json
+DATA = """dataset_path: json
 dataset_kwargs: {data_files: {test: ROWS}}
 test_split: test
-output_type: multiple_choice
 doc_to_text: "{{question}}"
+"""
+CHOICE = (
+    DATA
+    + """task: choice
+output_type: multiple_choice
 doc_to_choice: "{{choices}}"
 doc_to_target: "{{answer}}"
 metric_list: [{metric: acc}]
 """
-ANSWER = """task: answer
-dataset_path: json
-dataset_kwargs: {data_files: {test: ROWS}}
-test_split: test
+)
+ANSWER = (
+    DATA
+    + """task: answer
 output_type: generate_until
-doc_to_text: "{{question}}"
 doc_to_target: "{{choices[answer]}}"
 generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 8, do_sample: false, temperature: 0}
 metric_list: [{metric: exact_match}]
 """
+)
 
 
 @pytest.fixture

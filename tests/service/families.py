@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters import parse
+import torch
+
+from tests.service.reference import PeftReference
 
 VOCABULARY = 512
 SIZES: Mapping[str, Any] = {
@@ -151,8 +153,6 @@ def save_tokenizer(folder: Path) -> None:
 
 def randomize(model: Any, seed: int) -> None:
     """Give every parameter a part in the result: norms and biases too, which transformers sets to ones and zeros."""
-    import torch
-
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -184,7 +184,6 @@ def make_base(family: Family, folder: Path) -> Path:
 
 def make_adapters(base: Path, name: str, family: Family, folder: Path) -> dict[str, Path]:
     """`x` on all linear layers, `y` on every other kind of them; their B is large enough to be seen."""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     paths = {}
@@ -202,39 +201,15 @@ def make_adapters(base: Path, name: str, family: Family, folder: Path) -> dict[s
     return paths
 
 
-class FamilyReference:
-    """transformers + PEFT on one base, both adapters side by side.
-
-    Attention is "eager": transformers' fused attention leaves out the soft cap of Gemma 2.
+def make_reference(base: Path, adapters: Mapping[str, Path], family: Family) -> PeftReference:
+    """Both adapters side by side. Attention is "eager": transformers' fused attention leaves out the soft cap of Gemma
+    2.
     """
+    plain = model_class(family).from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    return PeftReference(plain, adapters)
 
-    def __init__(self, base: Path, adapters: Mapping[str, Path], family: Family) -> None:
-        import torch
-        from peft import PeftModel
-        from peft.tuners.lora import LoraLayer
 
-        plain = model_class(family).from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
-        (first, path), *others = adapters.items()
-        self.model = PeftModel.from_pretrained(plain, path, adapter_name=first)
-        for name, path in others:
-            self.model.load_adapter(path, adapter_name=name)
-        self.model.base_model.set_adapter(list(adapters))
-        self.layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-        self.unit = [dict(layer.scaling) for layer in self.layers]
-
-    def change_inputs(self, change: Callable[[Any], Any]) -> None:
-        """Have every layer of the base see its inputs changed; the adapters see them as they are."""
-        for layer in self.layers:
-            layer.base_layer.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]), *inputs[1:]))
-
-    def log_probabilities(self, ids: Sequence[int], recipe: str | None) -> list[float]:
-        """Of every token after the first, under a plain sum of adapters; None is the base."""
-        import torch
-
-        weights = parse(recipe).weights if recipe else {}
-        for layer, unit in zip(self.layers, self.unit, strict=True):
-            for name, scaling in unit.items():
-                layer.scaling[name] = scaling * weights.get(name, 0.0)
-        with torch.inference_mode():
-            logits = self.model(torch.tensor([list(ids)])).logits[0].float().log_softmax(-1)
-        return [float(logits[i, token]) for i, token in enumerate(ids[1:])]
+def change_inputs(reference: PeftReference, change: Callable[[Any], Any]) -> None:
+    """Have every layer of the base see its inputs changed; the adapters see them as they are."""
+    for layer in reference.layers:
+        layer.base_layer.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]), *inputs[1:]))

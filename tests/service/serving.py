@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conftest import ROOT, Server, launch, stop, wait_ready
-from tests.service.families import VOCABULARY, FamilyReference
+from tests.service.families import VOCABULARY
+from tests.service.reference import PeftReference
 from tests.service.test_exact import ask
 
 NAME = "tiny"
@@ -71,7 +72,7 @@ for images alone.
 
 
 def compare(
-    base: Path, adapters: Mapping[str, Path], reference: FamilyReference, folder: Path, engine: str, site: str = ""
+    base: Path, adapters: Mapping[str, Path], reference: PeftReference, folder: Path, engine: str, site: str = ""
 ) -> dict[str, float]:
     """Serve `base` and ask everything in one batch: the largest difference of a log-probability from the reference's,
     of "base", "mixed" and "built"; and "effect", the smallest of the largest differences that an adapter makes. `site`

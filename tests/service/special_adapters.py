@@ -1,15 +1,12 @@
-"""Adapters on the embedding and the output head as PEFT saves them, and what PEFT answers with them."""
+"""Adapters on the embedding and the output head as PEFT saves them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
-
-from adapters import parse
 
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "head": {"r": 4, "lora_alpha": 6, "target_modules": ["lm_head"]},
@@ -31,27 +28,3 @@ def make_special(base: PreTrainedModel, name: str, folder: Path, base_name: str)
     model.save_pretrained(folder / name, save_embedding_layers=False)
     model.unload()
     return folder / name
-
-
-class PeftReference:
-    """transformers + PEFT: all adapters loaded, those of a recipe active at its weights."""
-
-    def __init__(self, base: PreTrainedModel, folders: Mapping[str, Path]) -> None:
-        first, *others = folders.items()
-        self.model = PeftModel.from_pretrained(base, first[1], adapter_name=first[0])
-        for name, folder in others:
-            self.model.load_adapter(folder, adapter_name=name)
-        self.layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-        self.unit = [dict(layer.scaling) for layer in self.layers]
-        self.names = list(folders)
-
-    @torch.inference_mode()
-    def log_probabilities(self, ids: list[int], recipe: str | None) -> list[float]:
-        """Of every token after the first."""
-        weights = {} if recipe is None else parse(recipe).weights
-        for layer, unit in zip(self.layers, self.unit, strict=True):
-            for name, scaling in unit.items():
-                layer.scaling[name] = scaling * weights.get(name, 0.0)
-        self.model.base_model.set_adapter(list(weights) or self.names[:1])
-        logits = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        return [float(logits[i, token]) for i, token in enumerate(ids[1:])]

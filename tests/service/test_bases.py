@@ -13,7 +13,16 @@ import pytest
 import vllm
 
 from tests.conftest import ROOT
-from tests.service.families import FAMILIES, QUANTIZED, VISION, Family, FamilyReference, make_adapters, make_base
+from tests.service.families import (
+    FAMILIES,
+    QUANTIZED,
+    VISION,
+    Family,
+    change_inputs,
+    make_adapters,
+    make_base,
+    make_reference,
+)
 from tests.service.quantized import FORMATS, UNSERVED, quantize_base, round_fp8
 from tests.service.serving import NAME, TORCHVISION, compare
 
@@ -30,7 +39,7 @@ def serve_family(family: Family, folder: Path, engine: str = "--dtype float32", 
     """What `compare` finds on a random base of this family with two random adapters."""
     base = make_base(family, folder / "base")
     adapters = make_adapters(base, NAME, family, folder / "adapters")
-    return compare(base, adapters, FamilyReference(base, adapters, family), folder, engine, site)
+    return compare(base, adapters, make_reference(base, adapters, family), folder, engine, site)
 
 
 def record(kind: str, name: str, result: dict[str, float]) -> None:
@@ -73,9 +82,9 @@ def test_a_quantized_base_is_served_as_its_plain_weights(name: str, tmp_path: Pa
     whole = make_base(QUANTIZED, tmp_path / "whole")
     base, plain = quantize_base(whole, name, tmp_path)
     adapters = make_adapters(plain, NAME, QUANTIZED, tmp_path / "adapters")
-    reference = FamilyReference(plain, adapters, QUANTIZED)
+    reference = make_reference(plain, adapters, QUANTIZED)
     if name.startswith("FP8"):
-        reference.change_inputs(round_fp8)
+        change_inputs(reference, round_fp8)
     result = compare(base, adapters, reference, tmp_path, "--dtype bfloat16")
     record("quantized", name, result)
     assert max(result["base"], result["mixed"], result["built"]) < LOW_PRECISION * result["effect"], result

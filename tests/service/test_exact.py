@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from transformers import AutoTokenizer
 
 from adapters import fuse, load, parse, save
-from tests.conftest import BASE, BASE_NAME, Server, base_model
+from tests.conftest import BASE_NAME, Server, base_model
+from tests.service.reference import PeftReference, token_ids
 
 TOLERANCE = 1e-4
 NEW_TOKENS = 6
@@ -30,35 +29,9 @@ MIXES = [
 ]
 
 
-class Reference:
-    """transformers + PEFT: all adapters loaded, those of a recipe active at its weights."""
-
-    def __init__(self, server: Server) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(BASE)
-        first, *others = server.adapters.items()
-        self.model = PeftModel.from_pretrained(base_model(), first[1], adapter_name=first[0])
-        for name, path in others:
-            self.model.load_adapter(path, adapter_name=name)
-        self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
-        self.unit = [dict(layer.scaling) for layer in self.layers]
-
-    def token_ids(self, prompt: str) -> list[int]:
-        return list(self.tokenizer(prompt)["input_ids"])
-
-    @torch.inference_mode()
-    def log_probabilities(self, ids: list[int], recipe: str | None) -> list[float]:
-        weights = {} if recipe is None else parse(recipe).weights
-        for layer, unit in zip(self.layers, self.unit, strict=True):
-            for name, scaling in unit.items():
-                layer.scaling[name] = scaling * weights.get(name, 0.0)
-        self.model.base_model.set_adapter(list(weights) or ["wide"])
-        logits = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        return [float(logits[i, token]) for i, token in enumerate(ids[1:])]
-
-
 @pytest.fixture(scope="module")
-def reference(server: Server) -> Reference:
-    return Reference(server)
+def reference(server: Server) -> PeftReference:
+    return PeftReference(base_model(), server.adapters)
 
 
 def ask(server: Server, model: str, ids: list[int]) -> tuple[list[int], list[float]]:
@@ -80,7 +53,7 @@ def ask(server: Server, model: str, ids: list[int]) -> tuple[list[int], list[flo
     return ids + list(new)[-NEW_TOKENS:], values
 
 
-def largest_difference(server: Server, reference: Reference, work: list[tuple[str | None, list[int]]]) -> float:
+def largest_difference(server: Server, reference: PeftReference, work: list[tuple[str | None, list[int]]]) -> float:
     """Ask everything at once, so that it shares batches; compare each token with the reference."""
     with ThreadPoolExecutor(len(work)) as pool:
         answers = list(pool.map(lambda w: ask(server, w[0] or BASE_NAME, w[1]), work))
@@ -92,34 +65,34 @@ def largest_difference(server: Server, reference: Reference, work: list[tuple[st
     return worst
 
 
-def test_mixes_and_base_in_one_batch_are_exact(server: Server, reference: Reference) -> None:
+def test_mixes_and_base_in_one_batch_are_exact(server: Server, reference: PeftReference) -> None:
     work: list[tuple[str | None, list[int]]] = []
     for i, prompt in enumerate(PROMPTS):
-        ids = reference.token_ids(prompt)
+        ids = token_ids(prompt)
         work += [(MIXES[i % len(MIXES)], ids), (MIXES[(i + 3) % len(MIXES)], ids)]
         if i % 3 == 0:
             work.append((None, ids))
     assert largest_difference(server, reference, work) < TOLERANCE
 
 
-def test_the_comparison_can_tell_mixes_apart(server: Server, reference: Reference) -> None:
-    ids = reference.token_ids(PROMPTS[0])
+def test_the_comparison_can_tell_mixes_apart(server: Server, reference: PeftReference) -> None:
+    ids = token_ids(PROMPTS[0])
     own, values = ask(server, MIXES[0], ids)
     other = reference.log_probabilities(own, MIXES[1])
     assert max(abs(a - b) for a, b in zip(other, values, strict=True)) > 100 * TOLERANCE
 
 
-def test_chunked_prefill_is_exact(server: Server, reference: Reference) -> None:
-    ids = reference.token_ids(LONG)
+def test_chunked_prefill_is_exact(server: Server, reference: PeftReference) -> None:
+    ids = token_ids(LONG)
     assert len(ids) > 600  # over one step's 512 tokens
     work: list[tuple[str | None, list[int]]] = [(MIXES[0], ids), (MIXES[2], ids[:700]), (None, ids)]
     assert largest_difference(server, reference, work) < TOLERANCE
 
 
 def test_a_seed_gives_one_answer_in_however_many_steps_its_prompt_is_computed(
-    server: Server, reference: Reference
+    server: Server, reference: PeftReference
 ) -> None:
-    ids = reference.token_ids(LONG)[5:]  # over one step's 512 tokens, and not in the cache yet
+    ids = token_ids(LONG)[5:]  # over one step's 512 tokens, and not in the cache yet
 
     def ask(model: str) -> list[str]:
         answer = server.client.completions.create(
@@ -131,8 +104,8 @@ def test_a_seed_gives_one_answer_in_however_many_steps_its_prompt_is_computed(
         assert ask(model) == ask(model)  # the second time from the cache, in one step
 
 
-def test_a_reused_prefix_stays_with_its_weights(server: Server, reference: Reference) -> None:
-    ids = reference.token_ids(LONG)[:300]
+def test_a_reused_prefix_stays_with_its_weights(server: Server, reference: PeftReference) -> None:
+    ids = token_ids(LONG)[:300]
 
     @cache
     def decode(model: str | None) -> tuple[list[int], list[float]]:
@@ -156,9 +129,9 @@ def test_a_reused_prefix_stays_with_its_weights(server: Server, reference: Refer
         assert max(abs(a - b) for a, b in zip(expected, values, strict=True)) < TOLERANCE
 
 
-def test_a_built_recipe_is_exact(server: Server, reference: Reference) -> None:
+def test_a_built_recipe_is_exact(server: Server, reference: PeftReference) -> None:
     # Rank 40 is over the engine's 32, so this sum cannot be mixed; svd of a rank-10 sum at 10 loses nothing.
-    ids = reference.token_ids(PROMPTS[1])
+    ids = token_ids(PROMPTS[1])
     own, values = ask(server, "svd(0.6*narrow + 0.4*wide, rank=10)", ids)
     expected = reference.log_probabilities(own, "0.6*narrow + 0.4*wide")
     assert max(abs(a - b) for a, b in zip(expected, values, strict=True)) < TOLERANCE
@@ -178,7 +151,7 @@ def test_what_other_methods_build_is_served_as_peft_reads_it(recipe: str, server
     made, _ = fuse(parse(recipe), adapters, max_rank=32)
     save(made, tmp_path / "fused")
     model = PeftModel.from_pretrained(base_model(), tmp_path / "fused")
-    ids = list(AutoTokenizer.from_pretrained(BASE)(PROMPTS[2])["input_ids"])
+    ids = token_ids(PROMPTS[2])
     own, values = ask(server, recipe, ids)
     with torch.inference_mode():
         logits = model(torch.tensor([own])).logits[0].log_softmax(-1)

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from tests.conftest import BASE_NAME, ENGINE, Server, base_model, launch, stop, wait_ready
-from tests.service.special_adapters import SPECIAL, PeftReference, make_special
+from tests.service.reference import PeftReference
+from tests.service.special_adapters import SPECIAL, make_special
 
 TOLERANCE, NEW_TOKENS = 1e-4, 5
 PROMPTS = [[504, 2834, 282, 4649, 314, n, 30, 1812 + n, 665] for n in range(400, 408)]
