@@ -136,11 +136,11 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
 
 
 def test_the_search_stays_within_its_budget(endpoint: Endpoint, tmp_path: Path) -> None:
-    out, rows = tmp_path / "search", few(tmp_path / "rows.jsonl", SAFETY_ROWS, {"harmful": 4, "harmless": 4})
+    out, rows = tmp_path / "search", few(tmp_path / "rows.jsonl", SAFETY_ROWS, {"harmful": 2, "harmless": 2})
     command = ["sweep", "--base-url", endpoint.base_url, "--out", str(out), "--display", "none", "--max-tokens", "8"]
     command += ["--recipe", f"{{1-l}}*{TASK} + {{l}}*{SAFETY}", "--grid", "l=0.4,0.6", "--safety", SAFETY]
     command += ["--tasks", "harmful_csv,harmless", "--data", f"harmful_csv={rows}", "--data", f"harmless={rows}"]
-    assert main([*command, "--no-controls", "--search", "30"]) == 0
+    assert main([*command, "--no-controls", "--search", "14"]) == 0
     points = json.loads((out / "points.json").read_text())
     assert [point["kind"] for point in points].count("search") == 3
 

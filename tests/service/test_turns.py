@@ -98,15 +98,15 @@ def test_one_client_s_answers_keep_nobody_waiting(server: Server) -> None:
     few = {"model": BASE_NAME, "prompt": "y", "max_tokens": 2}
 
     def flood(url: str) -> None:
-        with httpx.Client(base_url=url, timeout=40) as http:
+        with httpx.Client(base_url=url, timeout=20) as http:
             http.post("/v1/completions", json=crowd)
 
     with ThreadPoolExecutor(4) as pool:
         floods = [pool.submit(flood, server.url) for _ in range(4)]
-        time.sleep(5)
+        time.sleep(3)
         transport = httpx.HTTPTransport(local_address="127.0.0.2")
         with httpx.Client(base_url=server.url, timeout=40, transport=transport) as other:
             start = time.monotonic()
             assert other.post("/v1/completions", json=few).status_code == 200
-            assert time.monotonic() - start < 20
+            assert time.monotonic() - start < 15
         assert all(isinstance(one.exception(), httpx.ReadTimeout) for one in floods)  # they took all the time
