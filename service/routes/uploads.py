@@ -75,7 +75,7 @@ class Upload(NamedTuple):
 async def receive_upload(request: Request) -> AsyncIterator[Upload]:
     """The upload in the body, for the block; 400 for what is none."""
     if media_type(request.scope) in WEIGHTS_TYPES:
-        fields = validate(UploadFields, _read_once(request.query_params.multi_items(), "keys of the query"))
+        fields = validate(UploadFields, _read_once(request.query_params.multi_items()))
         with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
             upload = UploadFile(file)  # type: ignore[arg-type]  # a BinaryIO in all but its declaration
             async for part in request.stream():
@@ -83,7 +83,7 @@ async def receive_upload(request: Request) -> AsyncIterator[Upload]:
             yield Upload(fields, file, holds_weights=True)
     else:
         async with request.form(max_files=2, max_fields=MAX_FIELDS) as form:
-            parts = _read_once(form.multi_items(), "parts")
+            parts = _read_once(form.multi_items())
             files = {key: part for key, part in parts.items() if isinstance(part, UploadFile)}
             texts = {key: part for key, part in parts.items() if isinstance(part, str)}
             if (config := files.pop("config", None)) is not None:
@@ -99,12 +99,12 @@ async def receive_upload(request: Request) -> AsyncIterator[Upload]:
             yield Upload(fields, files[kind].file, holds_weights=kind == "weights")
 
 
-def _read_once(pairs: Iterable[tuple[str, Any]], what: str) -> dict[str, Any]:
+def _read_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """The pairs as a dict; 400 when a key comes twice."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            message = f"{key[:MAX_QUOTED]!r} is given twice; expected {what} of different names."
+            message = f"{key[:MAX_QUOTED]!r} is given twice; give it once."
             raise ApiError(400, message, param=key[:MAX_QUOTED])
         content[key] = value
     return content
