@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
             case "" | "filter":
                 self.send(200, answer)
             case "hang":
-                time.sleep(3)
+                time.sleep(8)
             case "cut":
                 content = json.dumps(answer).encode()
                 self.send(200, content[:20], length=len(content))

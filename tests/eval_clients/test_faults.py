@@ -21,8 +21,8 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def arguments(url: str, data: Path, out: Path) -> list[str]:
-    quick = ["--timeout", "1", "--retries", "0", "--display", "none"]
+def arguments(url: str, data: Path, out: Path, timeout: str = "60") -> list[str]:
+    quick = ["--timeout", timeout, "--retries", "0", "--display", "none"]
     return ["harmless", "--base-url", url, "--data", str(data), "--out", str(out), *quick]
 
 
@@ -32,7 +32,7 @@ def test_a_failing_endpoint_costs_only_its_own_samples_and_resume_asks_only_for_
     out, broken = tmp_path / "out", dict(zip(PROMPTS, ("hang", "500", "429", "cut", "garbage"), strict=False))
     rules = Faulty(lambda body: "Sharpen the blade on a wet stone.", lambda body: broken.get(last_prompt(body), ""))
     with endpoint(rules) as served:
-        assert main(arguments(served.url, prompts, out)) == 1
+        assert main(arguments(served.url, prompts, out, timeout="5")) == 1
         said = capsys.readouterr()
         assert "5 of 7 samples failed" in said.err
         assert "--resume" in said.err
