@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.errors import AdapterError, FusionError, quote
+from adapters.readout import Readout
 
 _NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
 
@@ -87,11 +88,16 @@ class LoraAdapter:
     """What of its files was not used, or read otherwise than it says, for its user; a sentence each."""
     copies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of the copies of the base's weights in its files, which were left out, by the weights' names."""
+    gate: Readout | None = None
+    """How its value is read, when it is a gate and no adapter to be fused."""
+    answer_only: bool = False
+    """Whether it acts from the prompt's last token on, which predicts the answer's first, and not before."""
 
     @cached_property
     def digest(self) -> str:
-        """sha256 hex of the content, `base` not included; computed, and everything read, on first use."""
-        return _hash_modules(self.modules)
+        """sha256 hex of the content, without `base`; computed, and everything read, on first use."""
+        digest = _hash_modules(self.modules, answer_only=self.answer_only)
+        return digest if self.gate is None else hashlib.sha256(f"{digest}/{self.gate.to_text()}".encode()).hexdigest()
 
     @cached_property
     def facts(self) -> Mapping[str, ModuleFacts]:
@@ -126,14 +132,14 @@ class LoraAdapter:
         return self.modules[module].delta()
 
 
-def make_adapter(modules: Mapping[str, LoraModule], base: str | None) -> LoraAdapter:
+def make_adapter(modules: Mapping[str, LoraModule], base: str | None, *, answer_only: bool = False) -> LoraAdapter:
     """Check shapes and sort by module name. AdapterError 'missing_weights', 'shape', 'dtype' or 'nan'."""
     if not modules:
         raise AdapterError("missing_weights", "the adapter has no LoRA module: expected at least one")
     for name, module in modules.items():
         _check_module(name, module)
     ordered = dict(sorted(modules.items()))
-    return LoraAdapter(ordered, base)
+    return LoraAdapter(ordered, base, answer_only=answer_only)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
@@ -161,9 +167,9 @@ def _check_module(name: str, module: LoraModule) -> None:
         raise AdapterError("nan", f"module {name!r} has the scaling {module.scaling!r}: expected a finite number")
 
 
-def _hash_modules(modules: Mapping[str, LoraModule]) -> str:
+def _hash_modules(modules: Mapping[str, LoraModule], *, answer_only: bool) -> str:
     """sha256 hex over every module's name, scaling, dtypes, shapes and bytes, in sorted order."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b'"answer_only"\n' * answer_only)
     for name in modules:
         module = modules[name]
         factors = (module.a, module.b)

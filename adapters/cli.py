@@ -5,24 +5,28 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from adapters.adapter import LoraAdapter
+from adapters.algebra.bound import acts_on_answer
 from adapters.algebra.diff import diff
 from adapters.algebra.fuse import fuse, plan
 from adapters.algebra.heatmap import write_heatmap
 from adapters.algebra.rank import smallest_rank
+from adapters.algebra.report import FusionReport
 from adapters.convert import command as convert_command
 from adapters.errors import FusionError, UnknownAdapterError
 from adapters.files.io import load, save
 from adapters.files.shipped import adapter_path
-from adapters.recipes import METHODS, Recipe, check_name, parse
+from adapters.recipes import METHODS, PROMPT, Recipe, check_name, check_prompt, parse
 from adapters.together import check_together
 
 PROG = "python -m adapters"
 AUTO = "auto"
+ANSWER_ONLY = "note: the result acts on the answer alone: serve it inside answer(…)"
 _EXAMPLE = """example:
   {prog} fuse "0.6*task + 0.4*safety" \\
       --adapter task=runs/task/adapter --adapter safety=runs/safety/adapter --out fused
@@ -121,10 +125,13 @@ def _show(args: argparse.Namespace) -> Output:
         "rank": adapter.rank,
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "bytes": adapter.nbytes,
+        **({"answer_only": True} if adapter.answer_only else {}),
+        **({} if adapter.gate is None else {"gate": asdict(adapter.gate)}),
         "notes": list(adapter.notes),
         "modules": rows,
     }
-    lines = [f"{key:<8}{value}" for key, value in content.items() if key not in ("modules", "notes")]
+    lines = [f"{key:<8}{value}" for key, value in content.items() if key not in ("answer_only", "modules", "notes")]
+    lines += ["acts on the answer alone: serve it inside answer(…)"] * adapter.answer_only
     lines += [f"note    {note}" for note in adapter.notes]
     lines += [f"{name}  rank {m.rank}  scaling {m.scaling:g}  {m.shape}" for name, m in adapter.modules.items()]
     return "\n".join(lines), content
@@ -132,12 +139,31 @@ def _show(args: argparse.Namespace) -> Output:
 
 def _plan(args: argparse.Namespace) -> Output:
     recipe, parents = _read_inputs(args)
-    limit = _choose_limit(args, recipe, parents)
-    report = plan(
-        recipe, parents, max_rank=limit, strict=args.strict, device=_find_device(args), same_base=args.same_base
-    )
     notes = _note(args, recipe, parents)
-    return "\n".join([report.table(), *notes]), {**report.to_json(), "max_rank": limit, "notes": notes}
+    if recipe.is_constant and acts_on_answer(recipe, parents):
+        notes.append(ANSWER_ONLY)
+    else:
+        check_prompt(recipe, [name for name, adapter in parents.items() if adapter.answer_only], args.recipe)
+    if recipe.is_constant:
+        report, limit = _plan_phase(args, recipe, parents)
+        return "\n".join([report.table(), *notes]), {**report.to_json(), "max_rank": limit, "notes": notes}
+    if recipe.gate is not None:
+        notes.append(f"note: the gate {recipe.gate.by!r} chooses weights for each prompt; planned are its default ones")
+    lines, rows = [recipe.format()], []
+    for start, phase in recipe.choose({}).phases():
+        report, limit = _plan_phase(args, phase, parents)
+        lines += ["", f"from {'the prompt' if start == PROMPT else f'token {start} of the answer'} on:", report.table()]
+        rows.append({"start": start, **report.to_json(), "max_rank": limit})
+    return "\n".join([*lines, *notes]), {"recipe": recipe.format(), "phases": rows, "notes": notes}
+
+
+def _plan_phase(
+    args: argparse.Namespace, recipe: Recipe, parents: Mapping[str, LoraAdapter]
+) -> tuple[FusionReport, int | None]:
+    """The report of a recipe of one phase, and its rank limit."""
+    limit, device = _choose_limit(args, recipe, parents), _find_device(args)
+    report = plan(recipe, parents, max_rank=limit, strict=args.strict, device=device, same_base=args.same_base)
+    return report, limit
 
 
 def _fuse(args: argparse.Namespace) -> Output:
@@ -159,6 +185,7 @@ def _fuse(args: argparse.Namespace) -> Output:
     }
     save(adapter, out, provenance=provenance, one_rank=True)
     notes = _note(args, recipe, parents)
+    notes += [ANSWER_ONLY] * adapter.answer_only
     text = "\n".join([report.table(), *notes, "", f"written to {args.out}"])
     return text, {**report.to_json(), "out": args.out, "notes": notes}
 

@@ -1,6 +1,7 @@
 """Whether adapters belong to one base, and an adapter to a base, as far as names and shapes show."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from adapters.adapter import LoraAdapter, LoraModule, ModuleFacts
@@ -62,7 +63,7 @@ def rename(adapter: LoraAdapter, names: Mapping[str, str]) -> LoraAdapter:
     modules: dict[str, LoraModule] = {names.get(name, name): module for name, module in adapter.modules.items()}
     old, new = next(iter(names.items()))
     note = f"{len(names)} modules are read under the base's names: {quote(old)} as {quote(new)}"
-    return LoraAdapter(dict(sorted(modules.items())), adapter.base, (*adapter.notes, note), adapter.copies)
+    return replace(adapter, modules=dict(sorted(modules.items())), notes=(*adapter.notes, note))
 
 
 def _compare_bases(adapters: Mapping[str, LoraAdapter]) -> Iterable[str]:

@@ -37,6 +37,7 @@ class Offline:
     def __init__(self, llm: Any) -> None:
         self.llm = llm
         self.config = llm.llm_engine.vllm_config
+        self.alive, self.why_no_phases = True, None
         self._ids = itertools.count(1000)
         self._waiting: list[tuple[Sequence[int], Any, asyncio.Future[list[dict[int, float]]]]] = []
 
@@ -47,6 +48,11 @@ class Offline:
         request = LoRARequest(name, next(self._ids), str(path))
         self.llm.llm_engine.add_lora(request)
         return request
+
+    async def number_modules(self, names: Sequence[str]) -> None:
+        """As `service.engine.server.Engine.number_modules`, for as many rows as any step needs."""
+        self.llm.collective_rpc("fusion_number_modules", args=(list(names),))
+        assert self.llm.collective_rpc("fusion_spare_rows") == [None]
 
     async def unload(self, request: Any) -> None:
         """As `service.engine.server.Engine.unload`."""

@@ -25,7 +25,8 @@ def read_records(*names: str) -> list[dict[str, Any]]:
     """All comparisons and measurements on record."""
     files = [
         RESULTS / name
-        for name in names or ("serving.json", "fusing.json", "algebra.json", "training.json", "sweeping.json")
+        for name in names
+        or ("serving.json", "fusing.json", "algebra.json", "training.json", "sweeping.json", "functions.json")
     ]
     return [row for file in files if file.exists() for row in json.loads(file.read_text()).values()]
 
@@ -137,10 +138,34 @@ def bases() -> str:
     return "\n".join([*lines[1:], "", *sources])
 
 
+GATES = (
+    "| representation | held out: area | false alarms | XSTest: area | false alarms | "
+    "XSTest, at the threshold of the rows held out: found / false alarms | cost of a prompt |"
+)
+
+
+def gates() -> str:
+    """How well representations of a prompt tell dangerous from harmless ones."""
+    path = RESULTS / "gates.json"
+    if not path.exists():
+        return "Not measured yet."
+    record = json.loads(path.read_text())
+    lines = [GATES, "| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in record["rows"]:
+        cells = [row[part][figure] for part in ("held_out", "xstest") for figure in ("area", "false_alarms")]
+        figures = " | ".join(f"{cell['value']:.3f} ({cell['low']:.3f}–{cell['high']:.3f})" for cell in cells)
+        moved = " / ".join(f"{value:.2f}" for value in row["at_held_out_threshold"].values())
+        lines.append(f"| {row['name']} | {figures} | {moved} | {row['cost']} |")
+    counts = ", ".join(f"{name} {n['dangerous']} + {n['harmless']}" for name, n in record["prompts"].items())
+    source = f"`{record['command']}`, {record['date']}, {record['versions']}, {record['machine']}"
+    return "\n".join([*lines, "", f"Prompts (dangerous + harmless): {counts}. {source}"])
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"ratios": partial(ratios, FIRST)},
     "docs/performance.md": {"results": ratios},
     "docs/evaluation.md": {"quality": quality_table},
+    "docs/gates.md": {"gates": gates},
     "docs/settings.md": {"settings": reference.settings},
     "docs/http-api.md": {"routes": reference.routes},
     "docs/security.md": {"attacks": attacks},

@@ -5,18 +5,18 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from inspect_ai.log import EvalError, EvalLog, EvalSample, list_eval_logs, read_eval_log
 
-from eval_clients.endpoint import PROVIDER
+from eval_clients.endpoint import CHOICE, PROVIDER
 from eval_clients.scoring.scorers import score_answer
 from eval_clients.tasks.data import Half
 
-UNUSED_FIELDS = {"messages", "events", "store", "attachments"}
+UNUSED_FIELDS = {"messages", "events", "attachments"}
 """Large parts of a log that nothing here reads."""
 EXCEPTION_LINE = re.compile(r"^[\w.]+(?:Error|Exception|Timeout)\b.*", re.MULTILINE)
 
@@ -37,6 +37,12 @@ class Answer:
     scores: Mapping[str, float]
     unscored: str = ""
     """Why a score is missing, when one is."""
+    opening: str = ""
+    """What the client began the answer with; `answer` goes on from there."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """The weights that ran, by adapter, where the service says them."""
+    gate: str = ""
+    """Whether a gate chose them: `chose`, or `default` when it failed."""
 
 
 class Gap(NamedTuple):
@@ -106,7 +112,7 @@ def _read_sample(model: str, task: str, sample: EvalSample) -> Answer:
     return Answer(
         model=model,
         task=task,
-        sample=str(sample.id),
+        sample=str(metadata.get("prompt_id", sample.id)),
         seed=sample.epoch,
         measure=str(metadata["measure"]),
         category=str(metadata.get("category", "")),
@@ -115,6 +121,8 @@ def _read_sample(model: str, task: str, sample: EvalSample) -> Answer:
         answer=answer,
         scores=scores,
         unscored=unscored,
+        opening=str(metadata.get("opening", "")),
+        **sample.store.get(CHOICE + model, {}),
     )
 
 

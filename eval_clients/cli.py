@@ -17,7 +17,7 @@ except ImportError:
 from eval_clients.answers import Answers, read_answers, write_answers
 from eval_clients.endpoint import Endpoint
 from eval_clients.errors import EvaluationError, UsageError
-from eval_clients.results import MEANS, SHARES, average_mmlu, format_table, score_models, write_results
+from eval_clients.results import MEANS, SHARES, average_mmlu, format_results, format_table, list_results, write_results
 from eval_clients.running import (
     Display,
     RunOptions,
@@ -183,19 +183,13 @@ def run_benchmark(args: argparse.Namespace, endpoint: Endpoint) -> int:
     answers = read_answers(args.out)
     write_results(args.out, answers)
     write_answers(args.out, answers)
-    scores, groups = score_models(answers.items), average_mmlu(answers.items)
-    if groups:
+    if groups := average_mmlu(answers.items):
         (args.out / "mmlu.json").write_text(json.dumps(groups, indent=1) + "\n")
     if args.json:
-        body = [one.to_json() | ({"mmlu_groups": groups[model]} if groups else {}) for model, one in scores.items()]
-        print(
-            json.dumps({"data": readings, "models": body, "missing": [list(gap) for gap in answers.missing]}, indent=1)
-        )
+        missing = [list(gap) for gap in answers.missing]
+        print(json.dumps({"data": readings, "models": list_results(answers.items), "missing": missing}, indent=1))
     else:
-        print(format_table(scores))
-        for model, levels in groups.items():
-            parts = {**levels["all"], **levels["categories"]}
-            print(f"{model}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in parts.items()))
+        print(format_results(answers.items))
     return report_gaps(answers)
 
 

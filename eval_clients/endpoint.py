@@ -4,18 +4,25 @@ A fusion service also answers `plan` (identity of a recipe, and whether it is mi
 other endpoints have neither, and the clients work without them.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.util import store
 from openai import AsyncOpenAI
 
 from eval_clients.errors import EndpointError
 
 PROVIDER = "openai-api/fusion/"
 """Inspect's provider prefix of a model at an OpenAI-compatible service."""
+SENT_MODEL = "fusion_model"
+"""Key of a sample's store, followed by a model's name: the model to ask in its place, for this sample."""
+CHOICE = "fusion_choice"
+"""Key of a sample's store, followed by a model's name: what a fusion service said about its answer (`read_choice`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class Endpoint:
             max_retries=0,
         )
         setattr(model.api, "connection_key", lambda: self.base_url)  # noqa: B010 - otherwise Inspect limits connections per model
+        setattr(model.api, "service_model_name", lambda: str(store().get(SENT_MODEL + name, name)))  # noqa: B010 - one log, many models
+        model.api.http_client.event_hooks["response"].append(keep_choice(name))  # type: ignore[attr-defined]  # this provider's
         return model
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -89,6 +98,10 @@ class Endpoint:
     def adapters(self) -> list[str]:
         """The names of a fusion service's adapters; empty for any other endpoint."""
         return [str(adapter["name"]) for adapter in self._entries("/adapters")]
+
+    def answer_only(self) -> frozenset[str]:
+        """The names of those of a fusion service's adapters that act on the answer alone."""
+        return frozenset(str(adapter["name"]) for adapter in self._entries("/adapters") if adapter.get("answer_only"))
 
     def is_fusion_service(self) -> bool:
         """Whether a fusion service answers here."""
@@ -125,6 +138,49 @@ class Endpoint:
             if not body.get("has_more"):
                 return
             after = {"after": body["last_id"]}
+
+
+class HasHeaders(Protocol):
+    """A response of any HTTP library."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Values by name, in any case."""
+        ...
+
+
+def keep_choice(model: str) -> Callable[[HasHeaders], Awaitable[None]]:
+    """What keeps the weights that a fusion service says it ran for `model` in the sample's store."""
+
+    async def keep(response: HasHeaders) -> None:
+        if choice := read_choice(response.headers):
+            store().set(CHOICE + model, choice)
+
+    return keep
+
+
+def read_choice(headers: Mapping[str, str]) -> dict[str, Any]:
+    """`weights` that ran, by adapter, and `gate`: whether a gate chose them (`chose`, or `default` when it failed).
+
+    Empty where the headers of an answer do not say.
+    """
+    weights = parse_weights(headers.get("x-fusion-weights", ""))
+    return {"weights": weights, "gate": headers.get("x-fusion-gate", "").partition(":")[0]} if weights else {}
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """The finite numbers of a JSON object, by name; empty for any other text."""
+    try:
+        weights = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(weights, dict):
+        return {}
+    return {
+        name: float(value)
+        for name, value in weights.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def error_message(response: httpx.Response) -> str:

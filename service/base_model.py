@@ -57,13 +57,19 @@ def _language_prefix(config: Any, empty: Any) -> str:
 
 
 def read_fitting(
-    read: Callable[[], LoraAdapter], layers: BaseLayers, settings: Settings, base_match: BaseMatch | None
+    read: Callable[[], LoraAdapter],
+    layers: BaseLayers,
+    settings: Settings,
+    base_match: BaseMatch | None = None,
+    answer_only: bool | None = None,
 ) -> tuple[LoraAdapter, str | None]:
     """What `read` returns, with the base's module names and its digest computed; and how it names its base, when that
-    is none of the base's names (see `find_mismatch`). `base_match` goes before the setting. AdapterError when it does
-    not fit the base.
+    is none of the base's names (see `find_mismatch`). `base_match` goes before the setting, `answer_only` before what
+    the adapter says. AdapterError when it does not fit the base.
     """
     adapter = read()
+    if answer_only is not None:
+        adapter = replace(adapter, answer_only=answer_only)
     if layers.experts:
         adapter = split_gate_up(adapter)
     adapter = match_adapter(adapter, layers.shapes)

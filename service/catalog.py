@@ -92,6 +92,7 @@ class Catalog:
         client: str | None = None,
         replace: bool = False,
         base_match: BaseMatch | None = None,
+        answer_only: bool | None = None,
     ) -> tuple[AdapterRecord, bool]:
         """Register the adapter folder at `path`; returns the record and whether the name is new.
 
@@ -101,7 +102,8 @@ class Catalog:
         name is taken, 503 when no place becomes free in time, `AdapterError` when the folder does not hold an adapter
         of this base, or one that overflows the served dtype or has no effect.
         """
-        return await self.add_read(name, partial(load, path), client=client, replace=replace, base_match=base_match)
+        keys: dict[str, Any] = {"replace": replace, "base_match": base_match, "answer_only": answer_only}
+        return await self.add_read(name, partial(load, path), client=client, **keys)
 
     async def add_read(
         self,
@@ -111,9 +113,10 @@ class Catalog:
         client: str | None = None,
         replace: bool = False,
         base_match: BaseMatch | None = None,
+        answer_only: bool | None = None,
     ) -> tuple[AdapterRecord, bool]:
         """As `add`, of what `read` returns; it runs in a thread, once more when the disk was full. `base_match` goes
-        before the setting.
+        before the setting, `answer_only` before what the adapter says.
         """
         check_name(name)
         await self.registry.settle()  # nothing is read and stored for a database that does not answer
@@ -124,7 +127,7 @@ class Catalog:
                 enter(own, timeout_s, "other registrations of this client"),
                 enter(self.add_slots, timeout_s, "other registrations"),  # tensors of few at once in memory
             ):
-                read_all = partial(read_fitting, read, self.layers, self.settings, base_match)
+                read_all = partial(read_fitting, read, self.layers, self.settings, base_match, answer_only)
                 adapter, mismatch = await self.files.read(read_all)
                 known = self.registry.adapters.get(name)
                 is_known = known is not None and known.digest == adapter.digest
@@ -236,14 +239,15 @@ class Catalog:
 
     async def _prove_effect(self, record: AdapterRecord, client: str | None, *, required: bool) -> AdapterRecord:
         """`record` with its fusion's digest and its effect; AdapterError when it has none and it is `required`."""
-        fusion = self.names.bind(Recipe.single(record.name), [record])
+        fusion = self.names.bind(Recipe.single(record.name), [record])  # everywhere: a probe needs no positions
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 effect = await measure_effect(self.pool, self.engine, fusion, client, required=required)
         except TimeoutError:
             message = f"The adapter could not be probed within {PROBE_TIMEOUT_S:g} s; try again."
             raise ApiError(503, message) from None
-        info: Mapping[str, Any] = {"fusion_digest": fusion.digest, "effect": effect}
+        digest = self.names.bind(record.recipe, [record]).digest
+        info: Mapping[str, Any] = {"fusion_digest": digest, "effect": effect}
         return AdapterRecord(record.name, record.digest, {**record.info, **info}, record.created)
 
 
@@ -257,6 +261,10 @@ def _describe(name: str, adapter: LoraAdapter, norm: float, mismatch: str | None
     }
     if built:
         info["built"] = built
+    if adapter.gate is not None:
+        info["gate"] = adapter.gate.to_text()
+    if adapter.answer_only:
+        info["answer_only"] = True
     if mismatch is not None:
         info[MISMATCH] = mismatch
     if adapter.notes:  # one text, which servers of earlier versions can read

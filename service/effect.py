@@ -30,7 +30,7 @@ async def measure_effect(pool: Pool, engine: Prober, fusion: Fusion, client: str
     `required`.
     """
     async with pool.lease(fusion, client=client) as lease:
-        request = mix_request(lease.resident.request, lease.resident.key, lease.spans)
+        request = mix_request(lease.resident.request, lease.resident.key, lease.weights)
         # One after the other: without the seam, vLLM's CPU kernels let an adapter act on base
         # requests of the same batch.
         try:

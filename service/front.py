@@ -1,4 +1,4 @@
-"""The app that BentoML mounts: the service's own routes, and the gate and vLLM's app behind them."""
+"""The app that BentoML mounts: the service's own routes, and the intake and vLLM's app behind them."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -63,7 +63,7 @@ def routing_error(routes: Iterable[BaseRoute], scope: Scope) -> ApiError:
 
 
 class RouteFilter:
-    """An ASGI app that passes on what one of `routes` takes: what is not served must not reach the gate.
+    """An ASGI app that passes on what one of `routes` takes: what is not served must not reach the intake.
 
     HEAD is what GET takes; the HTTP server sends no body then.
     """
@@ -128,8 +128,8 @@ async def answer_too_deep(request: Request, error: RecursionError) -> Response:
 
 
 def build_app(service: "FusionService") -> FastAPI:
-    """The service's own routes; the gate and vLLM's app behind it answer all others."""
-    from service.gate import Gate
+    """The service's own routes; the intake and vLLM's app behind it answer all others."""
+    from service.intake import Intake
     from service.registry import MAX_WAITING
     from service.routes import docs
     from service.routes.openapi import OWN_ROUTERS
@@ -150,7 +150,7 @@ def build_app(service: "FusionService") -> FastAPI:
     vllm.exception_handlers |= {RequestValidationError: answer_invalid, TypeError: answer_wrong_type}
     vllm.exception_handlers[RecursionError] = answer_too_deep
     app.add_middleware(FinalSlashes, routes=[*app.routes, *vllm.routes])
-    gate = Gate(
+    gate = Intake(
         vllm,
         service.names,
         service.pool,
@@ -215,6 +215,7 @@ class Front:
             return {"ready": False, "state": state, "reason": reason}
         proof = self._service.proof
         mixing = {"proven": proof.proven, "reason": proof.reason, "error": proof.error, "effect": proof.effect}
+        mixing |= {"tables": proof.tables, "phases": proof.phases, "limits": proof.limits}
         overflows = self._service.engine.overflows
         nonfinite = {"requests": overflows.count, "last": overflows.last}
         return {"ready": True, "mixing": mixing, "nonfinite": nonfinite}

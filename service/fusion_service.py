@@ -1,6 +1,6 @@
 """The running service: its parts, put together by `startup.open_service`.
 
-A request flows one way: route or gate → names → placement → residency → materializer and store → engine.
+A request flows one way: route or intake → names → placement → residency → materializer and store → engine.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adapters import AdapterError, LoraAdapter, did_you_mean
+from adapters import MAX_GATE_BYTES, AdapterError, LoraAdapter, Readout, did_you_mean
 from service.engine.names import EMBEDDING, EXPERTS, HEAD, STACKED_EXPERTS
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -67,6 +67,16 @@ class BaseLayers:
             layer = match[1] if (match := _EXPERT.fullmatch(name)) else name
             if layer in self.refused:
                 raise AdapterError("layer", self.refused[layer])
+        if adapter.gate is not None:
+            self._check_gate(adapter, adapter.gate)
+
+    def _check_gate(self, gate: LoraAdapter, readout: Readout) -> None:
+        for _, vocabulary in self.embedding.values():
+            readout.check_vocabulary(vocabulary)
+        if layers := self.list_built(gate):
+            raise AdapterError("gate", f"a gate acts on dense layers only, which can be mixed; this one has {layers}")
+        if gate.nbytes > MAX_GATE_BYTES:
+            raise AdapterError("gate", f"the gate has {gate.nbytes} bytes: expected at most {MAX_GATE_BYTES}")
 
     def list_built(self, adapter: LoraAdapter) -> str:
         """The layers of `adapter` that are served built, for messages; empty when all can be mixed.

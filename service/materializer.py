@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters import AdapterError, LoraAdapter, Store, complete_experts, fuse, load, plan, save, stack
+from adapters import PROMPT, AdapterError, LoraAdapter, Store, complete_experts, fuse, load, plan, save, stack
 from adapters.files import BUSY, CHECKSUMS, is_whole, write_checksums
 from service.errors import ApiError
 from service.norms import Headroom
@@ -93,6 +93,13 @@ class Materializer:
             raise AdapterError("changed", "their content has changed")
         return adapter
 
+    def open(self, digest: str) -> LoraAdapter:
+        """A registered adapter whose modules are read when they are asked for; its content is not checked."""
+        entry = self.sources.get(digest)
+        if entry is None:
+            raise ApiError(500, f"The stored files of adapter {self.describe(digest)!r} are gone; re-register it.")
+        return load(entry / ADAPTER, lazy=True)
+
     def parents(self, fusion: Fusion) -> dict[str, LoraAdapter]:
         """The adapters that a fusion combines, by name."""
         return {name: self.source(digest) for name, digest in fusion.parents.items()}
@@ -120,17 +127,25 @@ class Materializer:
         return folder / ADAPTER
 
     def plan(self, fusion: Fusion, placement: Placement) -> dict[str, Any]:
-        """Dry run: how `fusion` would be served there, and what that costs in fidelity and bytes, per module."""
+        """Dry run: how `fusion` would be served there, and what that costs in fidelity and bytes, per module and phase;
+        the default weights of one with a gate.
+        """
         mixed = placement.kind == "stack"
         limit = None if mixed else self.max_rank
-        report = plan(fusion.recipe, self.parents(fusion), max_rank=limit, same_base=True)
-        return {
+        parents, recipe = self.parents(fusion), fusion.recipe.choose({})
+        reports = [
+            (start, plan(phase, parents, max_rank=limit, same_base=True).to_json()) for start, phase in recipe.phases()
+        ]
+        content = {
             "recipe": fusion.recipe.format(),
             "digest": fusion.digest,
             "mode": "mixed" if mixed else "built",
             "reason": placement.reason,
-            **report.to_json(),
         }
+        if fusion.recipe.is_constant:
+            return {**content, **reports[0][1]}
+        phases = [{"start": "prompt" if start == PROMPT else start, **report} for start, report in reports]
+        return {**content, "phases": phases}
 
     def _write(self, fusion: Fusion, folder: Path, max_rank: int | None, *, served: bool = False) -> Mapping[str, Any]:
         built, report = fuse(fusion.recipe, self.parents(fusion), max_rank=max_rank, same_base=True)

@@ -34,6 +34,7 @@ class Metrics:
         self.requests = counter("fusion_requests", "Requests, by profile and status", "profile", "status")
         self.tokens = counter("fusion_tokens", "Tokens, by profile and kind", "profile", "kind")
         self.overflows = counter("fusion_nonfinite_requests", "Requests ended because their numbers overflowed")
+        self.gates = counter("fusion_gate_decisions", "Prompts whose weights a gate chose, or default", "outcome")
         self.first_token = seconds("fusion_time_to_first_token_seconds", "Until the first byte", "profile")
 
     def record_build(self, kind: str, outcome: str, build_s: float) -> None:

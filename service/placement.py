@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, Protocol
 
+from service.errors import ApiError
+from service.functions import is_uniform
 from service.resolve import Fusion
 
 Kind = Literal["stack", "build"]
@@ -23,10 +25,15 @@ class Occupant(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What this server can serve: whether it mixes, and the largest rank of a stack or build."""
+    """What this server can serve: whether it mixes, and the largest rank of a stack or build; whether weights may be
+    functions of the module, and of the position, and why not.
+    """
 
     mixing: bool
     max_rank: int
+    tables: bool = True
+    phases: bool = True
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +58,18 @@ def build_key(fusion: Fusion, max_rank: int) -> str:
 
 
 def why_built(fusion: Fusion, limits: Limits) -> str | None:
-    """Why `fusion` cannot be mixed, or None when it can: a plain sum of LoRA on dense layers that fits one stack."""
+    """Why `fusion` cannot be mixed, or None when it can: in each module a weighted sum of LoRA on dense layers that
+    fits one stack.
+    """
+    recipe = fusion.recipe.choose({})
     if not limits.mixing:
         return "mixing is off on this server"
-    if not fusion.recipe.is_sum:
-        what = "a schedule over layers" if fusion.recipe.method == "sum" else repr(fusion.recipe.method)
-        return f"{what} is not a plain sum"
+    if not recipe.is_linear:
+        return f"{recipe.method!r} is not a weighted sum of its adapters in each module"
+    if not limits.tables and not is_uniform(recipe):
+        return f"weights by module are off on this server: {limits.reason}"
+    if not limits.phases and not fusion.recipe.is_constant:
+        return f"weights by position are off on this server: {limits.reason}"
     if fusion.built:
         return f"LoRA on {fusion.built} cannot be mixed"
     if fusion.rank > limits.max_rank:
@@ -69,10 +82,14 @@ def place(fusion: Fusion, residents: Iterable[Occupant], groups: Iterable[Group]
 
     The stack is that of the first declared group that holds the adapters and fits; else, of the resident ones that
     hold them, the one with the most running requests, since the engine batches few stacks at once and one runs
-    fastest; of idle ones the smallest; else a stack of just these adapters.
+    fastest; of idle ones the smallest; else a stack of just these adapters. `ApiError` 400 for weights that change with
+    position and cannot be mixed: no adapter that is built has them.
     """
     members = set(fusion.ranks)
     if (reason := why_built(fusion, limits)) is not None:
+        if not fusion.recipe.is_constant:
+            message = f"Weights that change with position or prompt cannot be built, and {reason}."
+            raise ApiError(400, message, param="model")
         return Placement("build", build_key(fusion, limits.max_rank), tuple(sorted(members)), reason)
     for group in groups:
         if members <= group.keys() and sum(group.values()) <= limits.max_rank:

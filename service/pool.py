@@ -10,7 +10,9 @@ from typing import Literal
 from adapters import STRICT_TOLERANCE
 from service.attempts import Making
 from service.clients import ClientPlaces
+from service.engine.weights import Weights
 from service.errors import ApiError
+from service.functions import Functions, Spans
 from service.materializer import Materializer
 from service.placement import Group, Limits, Placement, place
 from service.residency import Residency, Resident, Source
@@ -29,8 +31,8 @@ class Lease:
 
     resident: Resident
     source: Source
-    spans: tuple[tuple[int, float], ...] | None
-    """Mixed: (width, weight) of each coordinate range; None when built."""
+    weights: Spans | Weights | None
+    """Mixed: those of each coordinate range, or functions; None when built."""
     rank: int
     client: str | None = None
     """Whose place it takes; None: the server's own."""
@@ -38,7 +40,7 @@ class Lease:
     @property
     def mode(self) -> Literal["mixed", "built"]:
         """How the fusion is served."""
-        return "built" if self.spans is None else "mixed"
+        return "built" if self.weights is None else "mixed"
 
 
 class Pool:
@@ -49,6 +51,7 @@ class Pool:
         residency: Residency,
         materializer: Materializer,
         limits: Limits,
+        functions: Functions,
         groups: Callable[[], Iterable[Group]] = list,
         *,
         clients: ClientPlaces,
@@ -57,6 +60,7 @@ class Pool:
         self.limits = limits
         self._residency = residency
         self._materializer = materializer
+        self._functions = functions
         self._groups = groups
         self._hold = hold
         """Keeps the files of adapters for a block."""
@@ -110,12 +114,12 @@ class Pool:
                 with self._clients.wait(client):
                     async with making.hold():
                         resident, source = await self._residency.acquire(making, timeout_s=timeout_s)
+            lease = await self._make_lease(fusion, resident, source, client)
         except BaseException:
             if resident is not None:  # as above
                 self._residency.release(resident)
             self._clients.give_back(client, making.key)
             raise
-        lease = _make_lease(fusion, resident, source, client)
         if strict and resident.error > STRICT_TOLERANCE:
             self.release(lease)
             raise ApiError(
@@ -126,6 +130,16 @@ class Pool:
                 param="strict",
             )
         return lease
+
+    async def _make_lease(self, fusion: Fusion, resident: Resident, source: Source, client: str | None) -> Lease:
+        if resident.kind == "build":
+            return Lease(resident, source, None, resident.rank, client)
+        weights = await self._functions.weigh(fusion, resident.widths)
+        return Lease(resident, source, weights, sum(resident.widths[digest] for digest in fusion.ranks), client)
+
+    async def weigh(self, lease: Lease, fusion: Fusion) -> Spans | Weights:
+        """The weights of `fusion`, whose adapters are all in the stack of `lease`."""
+        return await self._functions.weigh(fusion, lease.resident.widths)
 
     def release(self, lease: Lease) -> None:
         """Give a lease back."""
@@ -157,14 +171,3 @@ class Pool:
             if len(self._made) > MAX_MADE:
                 self._made.popitem(last=False)
         return Making(placement.key, placement.kind, write, partial(self._hold, placement.digests))
-
-
-def _make_lease(fusion: Fusion, resident: Resident, source: Source, client: str | None) -> Lease:
-    if resident.kind == "build":
-        return Lease(resident, source, None, resident.rank, client)
-    weights = dict.fromkeys(resident.widths, 0.0)
-    for name, weight in fusion.recipe.weights.items():
-        assert isinstance(weight, float)  # a plain sum has no schedules
-        weights[fusion.parents[name]] += weight
-    spans = tuple((width, weights[digest]) for digest, width in resident.widths.items())
-    return Lease(resident, source, spans, sum(resident.widths[digest] for digest in fusion.ranks), client)

@@ -1,13 +1,13 @@
 """What the registry keeps of adapters and profile versions, and how it is read back: a bad row is no record."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from adapters import RecipeError, check_name, parse
+from adapters import AdapterError, Readout, Recipe, RecipeError, check_name, parse
 from service.validation import describe_fault
 
 HexDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -33,9 +33,24 @@ class AdapterRecord:
         return float(self.info.get("norm", 0.0))
 
     @property
+    def answer_only(self) -> bool:
+        """Whether it acts on the answer alone, so that no recipe may give it a weight on the prompt."""
+        return bool(self.info.get("answer_only", False))
+
+    @property
+    def recipe(self) -> Recipe:
+        """What its name stands for: the adapter alone, where it acts."""
+        return replace(Recipe.single(self.name), answer=self.answer_only)
+
+    @property
     def built(self) -> str:
         """Its layers that are served built, not mixed, for messages; empty when it has none."""
         return str(self.info.get("built", ""))
+
+    @property
+    def gate(self) -> str:
+        """How its value is read, as JSON text, when it is a gate; else empty."""
+        return str(self.info.get("gate", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,8 @@ class _AdapterInfo(BaseModel):
     effect: FiniteFloat
     norm: FiniteFloat = 0.0
     built: str = ""
+    gate: str = ""
+    answer_only: bool = False
 
 
 class _Defaults(BaseModel):
@@ -126,7 +143,13 @@ def read_adapter(name: object, digest: object, info: object, created: object) ->
     except ValidationError as error:
         raise _damage(error) from error
     _check_row(row.name, row.created)
-    return AdapterRecord(row.name, row.digest, details, row.created)
+    record = AdapterRecord(row.name, row.digest, details, row.created)
+    if record.gate:
+        try:
+            Readout.from_text(record.gate)
+        except (ValueError, AdapterError) as error:
+            raise DamageError(f"its gate cannot be read: {error}") from error
+    return record
 
 
 def read_version(name: object, version: object, body: object) -> ProfileVersion:
@@ -140,7 +163,7 @@ def read_version(name: object, version: object, body: object) -> ProfileVersion:
     profile = ProfileVersion(str(name), version, **content)
     _check_row(profile.name, profile.created)
     try:
-        missing = set(parse(profile.recipe, max_weight=float("inf")).adapters) - profile.parents.keys()
+        missing = set(parse(profile.recipe, max_weight=float("inf")).parents) - profile.parents.keys()
     except RecipeError as error:
         raise DamageError(f"its recipe cannot be read: {error}") from error
     if missing:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapters import Recipe, RecipeError, from_json, fusion_digest, parse
+from adapters import Readout, Recipe, RecipeError, check_prompt, from_json, fusion_digest, parse
 from service.errors import ApiError
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
@@ -34,6 +34,8 @@ class Fusion:
     """Largest rank in any module of each adapter, by digest: two names may share one."""
     built: str = ""
     """Layers of its adapters that are served built, not mixed, for messages; empty when there are none."""
+    readout: Readout | None = None
+    """How the value of its gate is read."""
 
     @property
     def rank(self) -> int:
@@ -105,30 +107,58 @@ class Names:
         if (missing := self.find_missing(version)) is not None:
             raise damaged_profile(version.name, f"no adapter is registered with the content of its {missing!r}")
         ranks = {digest: self.registry.ranks[digest] for digest in version.parents.values()}
-        built = self._list_built(ranks)
-        return Fusion(recipe, version.parents, version.digest, version.name, version, version.defaults, ranks, built)
+        built, readout = self._list_built(ranks), self._read_gate(recipe, version.parents)
+        return Fusion(
+            recipe, version.parents, version.digest, version.name, version, version.defaults, ranks, built, readout
+        )
 
-    def resolve_recipe(self, recipe: Recipe, *, param: str = "model") -> Fusion:
-        """Bind a recipe's names to the adapters registered now."""
+    def resolve_recipe(self, recipe: Recipe, *, text: str = "", param: str = "model") -> Fusion:
+        """Bind a recipe's names to the adapters registered now; errors say where in its `text` they stand."""
         adapters = self.registry.adapters
         records = []
-        for name in recipe.adapters:
-            if name in self.registry.profiles:
-                raise ApiError(400, f"{name!r} is a profile; a recipe combines adapters only.", param=param)
+        for name in recipe.parents:
+            self._check_role(recipe, name, text, param)
             if name in (damaged := self.registry.snapshot.damaged_adapters):
                 raise damaged_adapter(name, damaged[name])
             if name not in adapters:
                 raise self.not_found("adapter", name, adapters, param)
             records.append(adapters[name])
+        try:
+            check_prompt(recipe, [record.name for record in records if record.answer_only], text)
+        except RecipeError as error:
+            message = f"{error}; or register it with 'answer_only': false to let it act on prompts, too."
+            raise ApiError(400, message, param=param) from error
         return self.bind(recipe, records)
+
+    def _check_role(self, recipe: Recipe, name: str, text: str, param: str) -> None:
+        """400 when a recipe has the base, a profile, a gate or an adapter where that cannot be."""
+        position = text.find(name)
+        named = f"{name!r} (at position {position})" if position >= 0 and text != name else repr(name)
+        record, is_gate = self.registry.adapters.get(name), recipe.gate is not None and recipe.gate.by == name
+        message = ""
+        if name == self.base:
+            message = f"{named} is the base model, which has no weight; a recipe combines adapters only."
+        elif name in self.registry.profiles:
+            message = f"{named} is a profile; a recipe combines adapters only."
+        elif record is not None and is_gate and not record.gate:
+            message = f"{named} is an adapter, not a gate; 'lora-fusion train gate' makes one."
+        elif record is not None and record.gate and not is_gate:
+            message = f"{named} is a gate, not an adapter: name it in 'gate(…, by={name})'."
+        if message:
+            raise ApiError(400, message, param=param)
 
     def bind(self, recipe: Recipe, records: Sequence[AdapterRecord]) -> Fusion:
         """The fusion of `recipe` over the adapters of these records."""
         parents = {record.name: record.digest for record in records}
         ranks = {record.digest: record.rank for record in records}
+        recipe.check_ranks({record.name: record.rank for record in records})
         digest = fusion_digest(recipe, base=self.base, parents=parents)
         built = next((record.built for record in records if record.built), "")
-        return Fusion(recipe, parents, digest, "(inline)", ranks=ranks, built=built)
+        readout = next((Readout.from_text(record.gate) for record in records if record.gate), None)
+        return Fusion(recipe, parents, digest, "(inline)", ranks=ranks, built=built, readout=readout)
+
+    def _read_gate(self, recipe: Recipe, parents: Mapping[str, str]) -> Readout | None:
+        return Readout.from_text(self.registry.snapshot.gates[parents[recipe.gate.by]]) if recipe.gate else None
 
     def _list_built(self, digests: Iterable[str]) -> str:
         """The layers that are served built of the first of these adapters that has some."""
@@ -166,7 +196,9 @@ class Names:
         if text in registry.profiles or text in registry.snapshot.damaged_profiles:
             return self._check_norm(self.resolve_profile(self.profile(text, param=param)), param)
         if text in registry.adapters or text in registry.snapshot.damaged_adapters:
-            return self._check_norm(self.resolve_recipe(Recipe.single(text), param=param), param)
+            record = registry.adapters.get(text)
+            recipe = Recipe.single(text) if record is None else record.recipe
+            return self._check_norm(self.resolve_recipe(recipe, param=param), param)
         if "@" in text and is_name(text):
             return self._check_norm(self.resolve_profile(self._version(text, param)), param)
         try:
@@ -177,7 +209,7 @@ class Names:
             raise ApiError(400, str(error), param=param) from error
         if len(recipe.terms) == 1 and recipe.is_sum and recipe.adapters[0] == text.strip():
             raise self._no_model(text, param)
-        return self._check_norm(self.resolve_recipe(recipe, param=param), param)
+        return self._check_norm(self.resolve_recipe(recipe, text=text, param=param), param)
 
     def _version(self, text: str, param: str) -> ProfileVersion:
         """The profile version `name@3`; 404 for what is none, and for adapters of such a name that are not there."""
@@ -209,21 +241,25 @@ class Names:
         return self.look_up(value, param="fusion")
 
     def _check_norm(self, fusion: Fusion, param: str) -> Fusion:
-        """`fusion`; 400 when it is a plain sum whose weights times the adapters' norms are over what the dtype holds.
+        """`fusion`; 400 when it is a sum whose weights times the adapters' norms are over what the dtype holds.
 
-        Anything else is built, and checked then. Profiles and adapters are checked, too: the dtype may be another now.
+        Other methods are checked when their weights are known, or they are built. Profiles and adapters are checked,
+        too: the dtype may be another now.
         """
-        if fusion.recipe.is_sum:
-            norms = {name: self.registry.snapshot.norms.get(digest, 0.0) for name, digest in fusion.parents.items()}
-            weights = fusion.recipe.weights.items()
-            total = sum(abs(weight) * norms[name] for name, weight in weights if isinstance(weight, float))
-            if not total <= self.max_norm:
-                message = (
-                    f"{fusion.recipe.format()[:MAX_QUOTED]!r} would overflow: its weights times the adapters' norms "
-                    f"add up to {total:.4g}, but the limit on this server is {self.max_norm:.4g}; use smaller weights."
-                )
-                raise ApiError(400, message, param=param)
+        if fusion.recipe.method == "sum":
+            self.check_norm(fusion, fusion.recipe.magnitudes(), param)
         return fusion
+
+    def check_norm(self, fusion: Fusion, weights: Mapping[str, float], param: str = "model") -> None:
+        """400 when `weights`, the largest magnitude by adapter, times norms are over what the dtype holds."""
+        norms = self.registry.snapshot.norms
+        total = sum(weight * norms.get(fusion.parents[name], 0.0) for name, weight in weights.items())
+        if not total <= self.max_norm:
+            message = (
+                f"{fusion.recipe.format()[:MAX_QUOTED]!r} would overflow: its weights times the adapters' norms "
+                f"add up to {total:.4g}, but the limit on this server is {self.max_norm:.4g}; use smaller weights."
+            )
+            raise ApiError(400, message, param=param)
 
 
 def damaged_adapter(name: str, reason: str) -> ApiError:

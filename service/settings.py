@@ -30,6 +30,7 @@ START_FAILURE = "start-failure.txt"
 _POSITIVE = (
     *("max_loras", "store_bytes", "registry_bytes", "max_upload_bytes", "max_body_bytes", "max_names", "max_requests"),
     *("max_waiting", "wait_timeout_s", "client_timeout_s", "request_timeout_s", "database_timeout_s"),
+    *("gate_timeout_s",),
     *("loop_timeout_s", "stop_timeout_s"),
 )
 """Settings that must be greater than 0."""
@@ -62,7 +63,7 @@ class Settings:
     data: Path = _say(Path(".data"), "folder of the registry file and the store")
     database: str = _say("", "SQLAlchemy URL of the registry; empty: a SQLite file in the data folder")
     adapters: tuple[str, ...] = _say(
-        ("task=shipped:task", "safety=shipped:safety"),
+        ("task=shipped:task", "safety=shipped:safety", "risk=shipped:risk"),
         "NAME=PATH pairs registered at startup if the name is free, separated by `,`; "
         "`shipped:NAME` is a bundled adapter",
     )
@@ -120,6 +121,9 @@ class Settings:
         "an answer, in seconds",
     )
     request_timeout_s: float = _say(3600.0, "how long an answer may take from first to last byte, in seconds")
+    gate_timeout_s: float = _say(
+        10.0, "how long a gate may take to choose a prompt's weights before the recipe's own are used, in seconds"
+    )
     database_timeout_s: float = _say(5.0, "how long the registry's database may take for one call, in seconds")
     loop_timeout_s: float = _say(
         30.0,

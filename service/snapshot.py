@@ -27,6 +27,8 @@ class Snapshot:
     """Norm of every adapter with a name or kept, by digest; 0 until measured, of records from before that was done."""
     built: dict[str, str] = field(default_factory=dict)
     """The layers that are served built, of every adapter with a name or kept that has some, by digest."""
+    gates: dict[str, str] = field(default_factory=dict)
+    """How the value of a gate is read, as JSON text, of every gate with a name or kept, by digest."""
     profiles: dict[str, ProfileVersion] = field(default_factory=dict)
     """The current versions."""
     versions: dict[str, dict[int, ProfileVersion]] = field(default_factory=dict)
@@ -78,8 +80,7 @@ class Snapshot:
         if (record := self.adapters.pop(name, None)) is not None:
             self._count_off(self.fusions, record.info["fusion_digest"])
             if nameless is None and self.is_last(record):  # two names may share files
-                del self.ranks[record.digest], self.norms[record.digest]
-                self.built.pop(record.digest, None)
+                self._forget(record.digest)
 
     def add_version(self, version: ProfileVersion, size: int) -> None:
         """Put a version of `size` bytes in."""
@@ -114,8 +115,8 @@ class Snapshot:
                 self._count_off(self.pins[digest], name)
         self.pins = {digest: names for digest, names in self.pins.items() if names}
         for digest in unpinned:
-            del self.nameless[digest], self.ranks[digest], self.norms[digest]
-            self.built.pop(digest, None)
+            del self.nameless[digest]
+            self._forget(digest)
         self.nbytes -= self._profile_bytes.pop(name, 0)
 
     def add_bytes(self, profile: str, size: int) -> None:
@@ -140,6 +141,13 @@ class Snapshot:
         self.norms[record.digest] = record.norm or self.norms.get(record.digest, 0.0)
         if record.built:
             self.built[record.digest] = record.built
+        if record.gate:
+            self.gates[record.digest] = record.gate
+
+    def _forget(self, digest: str) -> None:
+        del self.ranks[digest], self.norms[digest]
+        self.built.pop(digest, None)
+        self.gates.pop(digest, None)
 
     @staticmethod
     def _count_off(counter: Counter[str], key: str) -> None:

@@ -21,6 +21,7 @@ from service.engine.proof import Proof, prove
 from service.engine.server import Engine, start_engine
 from service.errors import ApiError, api_error, hide_paths
 from service.exports import Exports
+from service.functions import Functions
 from service.fusion_service import FusionService
 from service.groups import declared_groups, warn_of_idle_groups
 from service.layers import BaseLayers, Shapes, refuse_unserved
@@ -116,6 +117,7 @@ def _engine_options(settings: Settings) -> EngineOptions:
         mixing=settings.mixed != "off",
         template_bytes=TEMPLATE_TEXT * settings.max_body_bytes if settings.client_templates else None,
         extra=settings.engine_args,
+        gate_timeout_s=settings.gate_timeout_s,
     )
 
 
@@ -156,7 +158,7 @@ def _assemble(
     materializer = Materializer(sources, settings.max_lora_rank, registry.describe, headroom, layers.expert_shapes)
     builds = BuildFiles(Store(settings.data / "builds", budget_bytes=settings.store_bytes), threads)
     files = AdapterFiles(materializer, builds, threads, registry.is_needed, timeout_s=settings.wait_timeout_s)
-    pool = _make_pool(settings, registry, metrics, engine, proof, materializer, builds, files)
+    pool = _make_pool(settings, names, metrics, engine, proof, materializer, builds, files, threads)
     catalog = Catalog(settings, registry, names, pool, engine, layers, files, write_lock)
     profiles = Profiles(settings, registry, names, pool, metrics, files, write_lock)
     exports = Exports(settings.data, materializer, files, threads)
@@ -180,13 +182,14 @@ def _assemble(
 
 def _make_pool(
     settings: Settings,
-    registry: Registry,
+    names: Names,
     metrics: Metrics,
     engine: Engine,
     proof: Proof,
     materializer: Materializer,
     builds: BuildFiles,
     files: AdapterFiles,
+    threads: Threads,
 ) -> Pool:
     residency = Residency(
         engine,
@@ -199,8 +202,9 @@ def _make_pool(
     return Pool(
         residency,
         materializer,
-        Limits(proof.proven, settings.max_lora_rank),
-        partial(declared_groups, settings, registry),
+        Limits(proof.proven, settings.max_lora_rank, proof.tables, proof.phases, proof.limits),
+        Functions(materializer.open, engine.modules, threads.adapters.run, names.check_norm),
+        partial(declared_groups, settings, names.registry),
         hold=files.hold,
         clients=ClientPlaces(metrics, limit=settings.client_places, max_waiting=settings.max_waiting),
     )

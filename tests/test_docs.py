@@ -67,7 +67,7 @@ def shipped(server: Server) -> Iterator[Server]:
             return {row["name"] for row in http.get(f"/v1/{kind}").json()["data"]}
 
         before = {kind: names(kind) for kind in ("fusions", "adapters")}
-        for adapter in ("task", "safety"):
+        for adapter in ("task", "safety", "risk"):
             body = {"name": adapter, "path": str(ROOT / "examples/adapters" / adapter)}
             answer = http.post("/v1/adapters", json=body)
             assert answer.status_code == 201, answer.text
@@ -222,10 +222,10 @@ def fits_template(shown: str, message: str) -> bool:
     pieces = [piece for piece in re.split(r"'?…'?", shown.removeprefix("error: ")) if piece.strip()]
     if all(piece.strip() in message for piece in pieces):
         return True
-    constant = message.replace("…", "").strip()
-    if len(constant) < MIN_LITERAL or " " not in constant:
+    constant, literals = message.replace("…", "").strip(), message.split("…")
+    if len(constant) < MIN_LITERAL or " " not in constant or not shown.startswith(literals[0]):
         return False
-    return bool(re.match(".*".join(map(re.escape, message.split("…"))), shown))
+    return bool(re.match(".*".join(map(re.escape, literals)), shown))
 
 
 def test_the_errors_of_the_faq_are_those_of_the_code() -> None:

@@ -30,7 +30,9 @@ ROOMS = {
     "adapters.algebra": {
         *("adapters.recipes", "adapters.algebra", "adapters.adapter", "adapters.together", "adapters.errors")
     },
-    "adapters.files": {"adapters.files", "adapters.adapter", "adapters.module_names", "adapters.errors"},
+    "adapters.files": {
+        *("adapters.files", "adapters.adapter", "adapters.module_names", "adapters.readout", "adapters.errors")
+    },
     "service.engine": {"service.engine", "service.logs", "service.process", "adapters"},
     "service.edge": {"service.edge", "service.errors", "service.settings", "service.validation"},
     "eval_clients.scoring": {"eval_clients.scoring", "eval_clients.shares"},

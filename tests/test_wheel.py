@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +100,11 @@ def test_the_command_checks_training_data(installation: Installation) -> None:
 def test_every_command_has_help(installation: Installation) -> None:
     overview = installation.run("lora-fusion", "--help")
     assert overview.returncode == 0
-    for command in ("serve", "settings", "fuse", "plan", "diff", "show", "methods", "train", "eval", "sweep"):
+    commands = ("serve", "settings", "fuse", "plan", "diff", "show", "methods", "train", "eval", "sweep")
+    with ThreadPoolExecutor(2) as pool:
+        helps = list(pool.map(lambda command: installation.run("lora-fusion", command, "--help"), commands))
+    for command, said in zip(commands, helps, strict=True):
         assert f"  {command} " in overview.stdout
-        said = installation.run("lora-fusion", command, "--help")
         assert said.returncode == 0, said.stderr
         assert said.stdout.startswith(f"usage: lora-fusion {command}"), said.stdout[:200]
 

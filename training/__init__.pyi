@@ -13,6 +13,8 @@ from .config import (
 )
 from .convert import export as export, merge as merge
 from .errors import ConfigError as ConfigError, NonFiniteLossError as NonFiniteLossError
+from .gates.config import GateConfig as GateConfig
+from .gates.train import train_gate as train_gate
 from .loop.fit import Progress as Progress
 from .recipe import load_recipe as load_recipe
 from .registration import register as register

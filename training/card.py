@@ -17,7 +17,8 @@ def make_card(config: Config, about: Mapping[str, Any], progress: Progress, loss
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     facts = {
         "data": f"{_name_source(data.path)}{mixed}, {rows} rows, sha256 {sha256[:16]}…",
-        "shape": f"rank {lora.r}, alpha {lora.alpha:g}{', rsLoRA' * lora.rslora}, {', '.join(lora.targets)}",
+        "shape": f"rank {lora.r}, alpha {lora.alpha:g}{', rsLoRA' * lora.rslora}, {', '.join(lora.targets)}"
+        + ", on the answer alone" * lora.answer_only,
         "training": f"{train.epochs} epoch{'s' * (train.epochs > 1)}, {train.batch_rows} rows per step, learning rate "
         f"{train.learning_rate:g} ({train.schedule}, warm-up {train.warmup:g}), {config.policy.precision}, "
         + _describe_weights(config),

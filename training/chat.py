@@ -1,13 +1,16 @@
 """A quick look at an adapter without a server: `python -m training chat ADAPTER`."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import adapters
 from training.base_model import load_tokenizer, resolve_base
+from training.loop.lora_linear import hook_layers
 from training.loop.model import set_weight
 from training.rows.encoding import set_template
 
@@ -25,7 +28,11 @@ def chat(
     set_template(tokenizer, template)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if device == "cuda" else torch.float32)
-    model = PeftModel.from_pretrained(model, str(adapter)).to(device).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*'answer_only'.* ignored")  # by PEFT, not here
+        model = PeftModel.from_pretrained(model, str(adapter)).to(device).eval()
+    if loaded.answer_only:
+        hook_layers(model, _keep_last)
     set_weight(model, weight)
     opening = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
@@ -43,6 +50,11 @@ def chat(
             continue
         turns.append({"role": "user", "content": line})
         turns.append({"role": "assistant", "content": _answer(model, tokenizer, turns, max_tokens)})
+
+
+def _keep_last(low: Tensor) -> Tensor:
+    """Zeros for all tokens of a pass but the last: `generate` computes the prompt in one pass, then token by token."""
+    return torch.cat([torch.zeros_like(low[:, :-1]), low[:, -1:]], 1)
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 8 -m training run my-recipe.toml --out runs/mine
 {prog} resume RUN
 {prog} export RUN OUT
 {prog} data check FILE
+{prog} gate --out DIR
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from adapters import FusionError
 from training.config import COLUMN_PARTS, DataConfig, list_settings
 from training.errors import ConfigError, NonFiniteLossError
+from training.gates import command as gate_command
 from training.recipe import list_recipes, load_recipe
 from training.rows.formats import FORMATS
 
@@ -58,7 +60,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser; `args.command` is the function to call with the arguments."""
     text = (__doc__ or "").format(prog=prog)
     parser = argparse.ArgumentParser(prog=prog, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="{run,resume,export,data,chat}")
+    commands = parser.add_subparsers(required=True, metavar="{run,resume,export,data,gate,chat}")
 
     def add(name: str, command: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
@@ -78,6 +80,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     )
     check.set_defaults(command=_check)
     _add_check_arguments(check)
+    gate_command.add_arguments(add("gate", gate_command.run, "train a gate, which chooses weights by prompt"))
     _add_chat_arguments(add("chat", _chat, "talk to an adapter, without a server"))
     return parser
 

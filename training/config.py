@@ -43,6 +43,9 @@ class LoraConfig:
     """Share of the adapter's inputs set to zero in training."""
     rslora: bool = False
     """Rank-stabilized LoRA: s = alpha/√r (https://arxiv.org/abs/2312.03732)."""
+    answer_only: bool = False
+    """The adapter acts from the prompt's last token on, which predicts the answer's first; the base alone computes
+    everything before it, so that all such adapters and their fusions share one cached prompt."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the exported factors."""
 

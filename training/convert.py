@@ -20,7 +20,9 @@ from training.config import Config, from_json
 from training.errors import ConfigError
 from training.loop.checkpoints import read_tensors
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+WEIGHTS, CONFIG, CARD, GATE = "adapter_model.safetensors", "adapter_config.json", "README.md", "gate.json"
+OWN = {WEIGHTS, CONFIG, CARD, GATE}
+"""The files of an adapter's folder that training writes."""
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PREFIXES = ("", "model.", "module.", "state_dict.", "model_state.")
 """What trainers put before the names of a model's parameters."""
@@ -33,8 +35,8 @@ def check_place(out: Path, *, replace: bool = False) -> None:
     if not replace:
         raise ConfigError(f"{str(out)!r} already exists: choose another place or remove it first")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if CONFIG not in names or names - {WEIGHTS, CONFIG, CARD}:
-        other = sorted(names - {WEIGHTS, CONFIG, CARD})
+    if CONFIG not in names or names - OWN:
+        other = sorted(names - OWN)
         what = f"contains {other[0]!r}" if other else "is not an adapter"
         raise ConfigError(f"{str(out)!r} {what}: only a folder with an adapter alone is replaced, choose another place")
 
@@ -82,14 +84,20 @@ def _make_adapter(tensors: Mapping[str, Tensor], config: Config) -> adapters.Lor
             stem = name.removesuffix("lora_A.weight")
             a, b = (tensors[f"{stem}lora_{factor}.weight"].to(dtype).contiguous() for factor in "AB")
             modules[stem.removeprefix("base_model.model.").removesuffix(".")] = adapters.LoraModule(a, b, scaling)
-    return adapters.make_adapter(modules, name_base(config.model.base))
+    return adapters.make_adapter(modules, name_base(config.model.base), answer_only=lora.answer_only)
 
 
 def merge(adapter: Path, out: Path, *, base: str | None = None, weight: float = 1.0) -> Path:
-    """base + weight·ΔW as a Hugging Face folder, in the base's dtype; the product is computed in float32."""
+    """base + weight·ΔW as a Hugging Face folder, in the base's dtype; the product is computed in float32. ConfigError
+    when no one model is that.
+    """
     from transformers import AutoModelForCausalLM
 
     loaded = adapters.load(adapter)
+    if loaded.answer_only:
+        raise ConfigError(
+            f"{str(adapter)!r} acts on the answer alone, so no merged model is base and adapter: serve it as it is"
+        )
     folder = resolve_base(base or loaded.base or "")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     modules = dict(model.named_modules())

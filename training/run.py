@@ -54,7 +54,7 @@ def _train(config: Config, folder: Path, group: Group, command: str, extra: Watc
     base = resolve_base(config.model.base)
     tokenizer = load_tokenizer(base)
     set_template(tokenizer, config.model.template)
-    data = build_dataset(config.data, tokenizer)
+    data = build_dataset(config.data, tokenizer, answers_apart=config.lora.answer_only)
     _check_length(config, base)
     about = _describe(data, command, group)
     if resume:

@@ -1,20 +1,20 @@
 """A recipe bound to its adapters: the input of every fusion step."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from adapters.adapter import LoraAdapter
+from adapters.adapter import LoraAdapter, LoraModule
 from adapters.algebra.combine import Context, WeightedUpdate
 from adapters.algebra.factors import Device, spread, stack_factors
 from adapters.algebra.lowrank import FactorPair
-from adapters.errors import FusionError, UnknownAdapterError
+from adapters.errors import FusionError, UnknownAdapterError, quote
 from adapters.recipes import METHODS, Method, Recipe
 from adapters.recipes.method import Value
-from adapters.recipes.weights import layer_range, weight_at
+from adapters.recipes.weights import Components, layer_range, weight_at
 from adapters.together import check_together
 
 BATCH_BYTES = 256 << 20
@@ -56,6 +56,8 @@ class BoundRecipe:
     device: Device
     dtype: torch.dtype
     """The adapters' promoted dtype."""
+    answer_only: bool
+    """Whether the result acts on the answer alone: all that acts does, or the recipe has no weight in the prompt."""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -75,13 +77,21 @@ class BoundRecipe:
                 yield Batch({module: self.parents(module) for module in modules[start : start + count]})
 
     def parents(self, module: str) -> tuple[WeightedUpdate, ...]:
-        """The update of every adapter that has `module`, at its weight there; in a role at weight 1."""
-        parents = []
+        """The update of every adapter that has `module`, at its weight there; in a role at weight 1. Weights by
+        component are in the factors.
+        """
+        parents, weights = [], self.recipe.weights
         for name, adapter in self.adapters.items():
             if module in adapter.facts:
-                weight = weight_at(self.recipe.weights.get(name, 1.0), module, self.layers)
-                parents.append(WeightedUpdate(name, adapter, weight, adapter.modules[module]))
+                weight, factors = weights.get(name, 1.0), adapter.modules[module]
+                if isinstance(weight, Components):
+                    factors = _scale(factors, weight)
+                parents.append(WeightedUpdate(name, adapter, self.weigh(name, module), factors))
         return tuple(parents)
+
+    def weigh(self, name: str, module: str) -> float:
+        """The weight of an adapter in a module, 1 in a role; besides the weights by component, which it may have."""
+        return weight_at(self.recipe.weights.get(name, 1.0), module, self.layers)
 
     def nonzero_terms(self, parents: Sequence[WeightedUpdate]) -> list[WeightedUpdate]:
         """The parents that add to the result: terms of a weight other than zero."""
@@ -120,13 +130,17 @@ def bind(
     same_base: bool = False,
 ) -> BoundRecipe:
     """Check that everything the recipe names is there and fits together; raises as `fuse`."""
+    recipe, on_answer = _take_phase(recipe)
     for name in recipe.adapters:
         if name not in adapters:
             raise UnknownAdapterError(name, adapters)
     if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int) or max_rank < 1):
         raise FusionError(f"max_rank is {max_rank!r}: expected a whole number ≥ 1, or None for no limit")
     used = {name: adapters[name] for name in recipe.adapters}
+    if (gate := next((name for name, adapter in used.items() if adapter.gate is not None), None)) is not None:
+        raise FusionError(f"{gate!r} is a gate, not an adapter to be fused: name it in 'gate(…, by={gate})'")
     check_together(used, same_base=same_base)
+    recipe.check_ranks({name: adapter.rank for name, adapter in used.items()})
     nonzero = [name for name, weight in recipe.weights.items() if weight != 0.0]
     shapes: dict[str, tuple[int, int]] = {}
     for name in nonzero or recipe.weights:
@@ -135,4 +149,47 @@ def bind(
     options = method.fill(dict(recipe.options))
     layers = layer_range(key for adapter in used.values() for key in adapter.shapes)
     dtype = reduce(torch.promote_types, (adapter.dtype for adapter in used.values()))
-    return BoundRecipe(recipe, used, method, options, dict(sorted(shapes.items())), layers, max_rank, device, dtype)
+    on_answer = on_answer or acts_on_answer(recipe, used)
+    ordered = dict(sorted(shapes.items()))
+    return BoundRecipe(recipe, used, method, options, ordered, layers, max_rank, device, dtype, on_answer)
+
+
+def acts_on_answer(recipe: Recipe, adapters: Mapping[str, LoraAdapter]) -> bool:
+    """Whether all adapters that the recipe lets act do so on the answer alone."""
+    acting = [name for name, weight in recipe.weights.items() if weight != 0.0]
+    return bool(acting) and all(adapters[name].answer_only for name in (*acting, *recipe.roles.values()))
+
+
+def _take_phase(recipe: Recipe) -> tuple[Recipe, bool]:
+    """The recipe of the only phase, and whether it is that of all the answer, but not of the prompt, where nothing has
+    a weight; FusionError when weights differ otherwise between prompts or positions.
+    """
+    if recipe.gate is None:
+        (_, first), *later = recipe.phases()
+        if not later:
+            return first, False
+        if len(later) == 1 and later[0][0] == 0 and all(weight == 0.0 for weight in first.weights.values()):
+            return later[0][1], True
+    raise no_adapter(recipe)
+
+
+def no_adapter(recipe: Recipe) -> FusionError:
+    """The error for a recipe whose weights differ between prompts or positions."""
+    if recipe.gate is not None:
+        return FusionError(
+            f"the gate {recipe.gate.by!r} chooses weights for each prompt, so no single adapter is this recipe: serve "
+            f"it, or fuse its default, {quote(recipe.choose({}).format())}"
+        )
+    _, *later = recipe.phases()
+    start, last = later[-1]
+    return FusionError(
+        f"the weights change {len(later)} time(s) between the prompt and token {start} of the answer, so no single "
+        f"adapter is this recipe: serve it, or fuse one phase, such as the last, {quote(last.format())}"
+    )
+
+
+def _scale(factors: LoraModule, weight: Components) -> LoraModule:
+    """The factors with each row of A at its component's weight, in float32 or better."""
+    numbers = torch.tensor(weight.numbers[: factors.rank], dtype=torch.float64, device=factors.a.device)
+    a = (factors.a.to(torch.float64) * numbers[:, None]).to(factors.compute_dtype)
+    return replace(factors, a=a)

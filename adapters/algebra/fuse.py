@@ -13,7 +13,7 @@ from adapters.algebra.lowrank import FactorPair
 from adapters.algebra.report import FusionReport, ModuleReport, ReportBuilder
 from adapters.algebra.strategy import STRATEGIES
 from adapters.errors import AdapterError, LossError, quote
-from adapters.recipes import Recipe
+from adapters.recipes import Recipe, check_prompt
 
 STRICT_TOLERANCE = 1e-6
 """The relative error up to which `strict` takes a fusion for exact."""
@@ -32,18 +32,24 @@ def fuse(
 
     What fits `max_rank` is exact; anything else is truncated per module to its best approximation, computed on
     `device`, and the report says what that loses. Adapters of weight zero add neither rank nor modules. `same_base`
-    says that all are of one base, however they name it and whether or not they share a module.
+    says that all are of one base, however they name it and whether or not they share a module. The result acts on the
+    answer alone when the recipe has weights there only, or all its adapters do.
 
     Raises:
         UnknownAdapterError: the recipe names an adapter that is not in `adapters`.
         AdapterError: 'shape', 'base', 'modules' (see `check_together`), or 'overflow' when the result, or what is
             computed on the way, is not finite.
         LossError: `strict`, and the error is over STRICT_TOLERANCE.
-        FusionError: a schedule gives a module no weight, or `max_rank` is not a rank.
+        RecipeError: it combines adapters that act on the answer alone with others (see `check_prompt`).
+        FusionError: a schedule gives a module no weight, weights differ between prompts or positions, there is not one
+            weight for each rank component, or `max_rank` is not a rank.
     """
-    modules, report = _carry_out(bind(recipe, adapters, max_rank, device, same_base=same_base), strict, build=True)
+    bound = bind(recipe, adapters, max_rank, device, same_base=same_base)
+    if not bound.answer_only:
+        check_prompt(recipe, [name for name, adapter in bound.adapters.items() if adapter.answer_only])
+    modules, report = _carry_out(bound, strict, build=True)
     base = next((adapters[name].base for name in recipe.adapters if adapters[name].base is not None), None)
-    return make_adapter(modules, base), report
+    return make_adapter(modules, base, answer_only=bound.answer_only), report
 
 
 def plan(
@@ -55,7 +61,9 @@ def plan(
     device: Device = None,
     same_base: bool = False,
 ) -> FusionReport:
-    """The report `fuse` would give, number for number, without building anything; raises what `fuse` raises."""
+    """The report `fuse` would give, number for number, without building anything; raises what `fuse` raises, except
+    for adapters that act on the answer alone: the recipe may be one phase of what is served.
+    """
     return _carry_out(bind(recipe, adapters, max_rank, device, same_base=same_base), strict, build=False)[1]
 
 

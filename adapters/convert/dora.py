@@ -63,7 +63,8 @@ class MergeDora:
                 adapter.modules, magnitudes, weights, rank=self.rank, max_error=self.max_error
             )
             self.reports.append(report)
-            save(make_adapter(modules, adapter.base), Path(scratch, "plain"))
+            merged = make_adapter(modules, adapter.base, answer_only=adapter.answer_only)
+            save(merged, Path(scratch, "plain"))
             return replace(read_source(Path(scratch, "plain")), notes=raw.notes)
 
 

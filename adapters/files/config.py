@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Generic, TypedDict, TypeVar
 
 from adapters.adapter import LoraAdapter, LoraModule
@@ -14,6 +14,7 @@ from adapters.files.json_text import MAX_NOTES, note_repeated, read_object, to_j
 from adapters.files.layout import CONFIG, DROP_OR_MERGE, MERGE_ALL, MERGE_DORA
 from adapters.files.matcher import PatternTable
 from adapters.files.targets import Targets, read_targets
+from adapters.readout import Readout
 
 Number = TypeVar("Number", int, float)
 
@@ -40,6 +41,8 @@ UNSUPPORTED_KEYS = (
     ("kasa_config", "kasa", "it changes the base's weights"),
     ("monteclora_config", "monteclora", "its weights are sampled"),
 )
+ANSWER_ONLY = "answer_only"
+"""Our own key: true when the adapter acts on the answer alone (see `LoraAdapter`)."""
 DEFAULT = 8
 """PEFT's r and lora_alpha where the configuration has none."""
 KNOWN_KEYS = frozenset(
@@ -55,11 +58,13 @@ KNOWN_KEYS = frozenset(
             "megatron_config",
             "megatron_core",
             "loftq_config",
+            ANSWER_ONLY,
         ),
+        "gate",  # ours
         *("eva_config", "corda_config", "lora_ga_config", "velora_config", "qalora_group_size", "ensure_weight_tying"),
     }
 )
-"""PEFT's keys that are read here, or do not matter once the adapter is trained."""
+"""PEFT's keys that are read here, or do not matter once the adapter is trained; and our own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,10 @@ class LoraConfig:
     bias: str
     targets: Targets
     notes: tuple[str, ...]
+    answer_only: bool = False
     parameters: tuple[str, ...] = ()
     """Parameters of experts that it trains as one, without the experts' name."""
+    gate: Readout | None = None
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
@@ -115,17 +122,16 @@ def read_config(text: bytes) -> LoraConfig:
             "bad_config",
             f"base_model_name_or_path is {quote(base)}: expected null or at most {MAX_BASE_CHARS} printable characters",
         )
-    rslora = raw.get("use_rslora", False)
-    if not isinstance(rslora, bool | None):
-        raise AdapterError("bad_config", f"use_rslora is {quote(rslora)}: expected true or false")
     return LoraConfig(
         ranks=_read_overrides(raw, "r", "rank_pattern", _check_rank),
         alphas=_read_overrides(raw, "lora_alpha", "alpha_pattern", _check_alpha),
-        rslora=bool(rslora),
+        rslora=_read_flag(raw, "use_rslora"),
         base=base or None,
         bias=str(bias),
         targets=read_targets(raw),
+        answer_only=_read_flag(raw, ANSWER_ONLY),
         parameters=read_parameters(raw.get("target_parameters")),
+        gate=Readout.from_json(raw["gate"]) if raw.get("gate") is not None else None,
         notes=(*note_repeated(repeated), *_note_keys(raw)),
     )
 
@@ -140,6 +146,13 @@ def _note_keys(raw: Mapping[str, object]) -> list[str]:
         names = ", ".join(map(quote, unknown[:MAX_NOTES])) + ", …" * (len(unknown) > MAX_NOTES)
         notes.append(f"{CONFIG} has keys that are not known and not used: {names}")
     return notes
+
+
+def _read_flag(raw: Mapping[str, object], key: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool | None):
+        raise AdapterError("bad_config", f"{key} is {quote(value)}: expected true or false")
+    return bool(value)
 
 
 def _check_init(init: object) -> None:
@@ -220,6 +233,7 @@ def write_config(adapter: LoraAdapter, details: PeftDetails | None = None, param
         "base_model_name_or_path": adapter.base,
         "bias": "none",
         "fan_in_fan_out": False,
+        **({} if adapter.gate is None else {"gate": asdict(adapter.gate)}),
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": _as_integer(alpha),
@@ -230,6 +244,7 @@ def write_config(adapter: LoraAdapter, details: PeftDetails | None = None, param
         "rank_pattern": {_anchor(n): m.rank for n, m in adapter.modules.items() if m.rank != rank},
         "target_modules": sorted(targets or (name for name in adapter.modules if name not in parameters)),
         **({"target_parameters": sorted(parameters)} if parameters else {}),
+        **({ANSWER_ONLY: True} if adapter.answer_only else {}),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": rslora,

@@ -15,6 +15,7 @@ from adapters.files.landing import atomic_folder
 from adapters.files.layout import CONFIG, PROVENANCE, WEIGHTS, reject_config, reject_weights
 from adapters.files.one_rank import to_one_rank
 from adapters.files.weights_file import FileModules, write_weights
+from adapters.readout import MAX_GATE_BYTES
 
 MAX_CONFIG_BYTES = 4 << 20
 
@@ -23,9 +24,9 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bo
     """Read a PEFT folder and check all of it; the tensors are copies, independent of the files.
 
     Ranks and scalings follow r, lora_alpha, use_rslora, rank_pattern and alpha_pattern as PEFT reads them.
-    AdapterError, with a reason code, for whatever cannot be fused as LoRA, or a weights file over `max_bytes`. With
-    `lazy` only the header is read now; each module is read, and its numbers checked, on every access, and not kept:
-    for adapters larger than the memory they may take.
+    AdapterError, with a reason code, for whatever cannot be fused as LoRA, or a weights file over `max_bytes`; of a
+    gate, over MAX_GATE_BYTES. With `lazy` only the header is read now; each module is read, and its numbers checked, on
+    every access, and not kept: for adapters larger than the memory they may take.
     """
     folder = Path(path)
     config = read_config(_read_config_file(folder))
@@ -35,12 +36,15 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bo
     size = _file_size(weights)
     if max_bytes is not None and size > max_bytes:
         raise AdapterError("too_large", f"{WEIGHTS} has {size} bytes: expected at most {max_bytes}")
+    if config.gate is not None and size > MAX_GATE_BYTES:
+        raise AdapterError("gate", f"{WEIGHTS} of the gate has {size} bytes: expected at most {MAX_GATE_BYTES}")
     modules = FileModules(weights, size, config)
     read: Mapping[str, LoraModule] = modules
     if not lazy or modules.parameters:
         split = split_experts(dict(modules.items()), modules.parameters, modules.ranks)
         read = make_adapter(split, config.base).modules
-    return LoraAdapter(read, config.base, (*config.notes, *modules.notes), modules.copies)
+    notes = (*config.notes, *modules.notes)
+    return LoraAdapter(read, config.base, notes, modules.copies, config.gate, config.answer_only)
 
 
 def save(
@@ -54,8 +58,9 @@ def save(
     """Write a folder that PEFT and vLLM open, whole or not at all (see `atomic_folder`); the same adapter gives the
     same bytes anywhere.
 
-    `provenance` (JSON values) goes to fusion.json, since PEFT warns about unknown keys in its own file; `details`
-    say in adapter_config.json how the adapter was trained. Scalings come back to the last bit when they are alpha/r
+    `provenance` (JSON values) goes to fusion.json, since PEFT warns about unknown keys in its own file; of these it
+    has `answer_only` alone, for adapters that PEFT would let act on the prompt, too. `details` say in
+    adapter_config.json how the adapter was trained. Scalings come back to the last bit when they are alpha/r
     or alpha/sqrt(r). With `one_rank` the update is written at one rank and alpha for all modules, for readers that
     know no patterns (see `to_one_rank`). FileExistsError when `path` exists (an empty folder is taken over).
     """

@@ -3,6 +3,7 @@ r, some by the module's own rank. With one rank and one alpha for all modules, b
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def to_one_rank(adapter: LoraAdapter) -> LoraAdapter:
     if rounded := sum(error > 0 for error in errors):
         dtypes = ", ".join(sorted({str(module.b.dtype).removeprefix("torch.") for module in modules.values()}))
         notes += (f"one lora_alpha for all modules rounds B of {rounded} to {dtypes}, by {max(errors):.1e} at most",)
-    return LoraAdapter(padded, adapter.base, notes, adapter.copies)
+    return replace(adapter, modules=padded, notes=notes)
 
 
 def _measure_rounding(module: LoraModule, padded: LoraModule, scaling: float) -> float:

@@ -3,24 +3,15 @@
 import math
 from collections.abc import Collection, Mapping
 
-from adapters.errors import RecipeError, did_you_mean, quote
+from adapters.errors import RecipeError, clip, did_you_mean, quote
+from adapters.recipes.gates import Bounds, Gate
 from adapters.recipes.method import Method, Option, Value
 from adapters.recipes.methods import METHODS
 from adapters.recipes.names import check_name
-from adapters.recipes.weights import ByModule, Ramp, Weight
+from adapters.recipes.weights import Weight, list_numbers
 
 MAX_TERMS = 64
-MAX_RULES = 64
 MAX_WEIGHT = 16.0
-
-
-def add_rule(rules: dict[str, float], pattern: str, weight: float, position: int | None) -> None:
-    """Check one rule of a schedule and add it to `rules`."""
-    if pattern in rules:
-        raise RecipeError(f"the pattern {pattern!r} appears twice: keep one", position)
-    if len(rules) >= MAX_RULES:
-        raise RecipeError(f"a weight has at most {MAX_RULES} patterns", position)
-    rules[pattern] = weight + 0.0
 
 
 def add_term(
@@ -36,8 +27,8 @@ def add_term(
     check_name(name, name_at)
     if name in weights:
         raise RecipeError(f"adapter {name!r} appears twice: add its weights up into one term", name_at)
-    for number in weight_numbers(weight):
-        if not abs(number) <= max_weight or not math.isfinite(number):
+    for number in list_numbers(weight):
+        if not is_weight(number, max_weight):
             raise RecipeError(
                 f"the weight {quote(number)} of {name!r} is out of range: expected |weight| <= {max_weight:g}",
                 weight_at,
@@ -47,23 +38,61 @@ def add_term(
     weights[name] = weight
 
 
-def weight_numbers(weight: Weight) -> tuple[float, ...]:
-    """Every number a weight is made of."""
-    match weight:
-        case Ramp(first, last):
-            return first, last
-        case ByModule(rules):
-            return tuple(number for _, number in rules)
-    return (weight,)
+def is_weight(number: float, max_weight: float) -> bool:
+    """Whether the number may be a weight."""
+    return abs(number) <= max_weight and math.isfinite(number)
 
 
-def find_method(name: object, position: int | None) -> Method:
-    """The row of that name; RecipeError naming the known ones."""
+def check_gate_name(name: str, weights: Mapping[str, Weight], position: int | None) -> str:
+    """`name` if a gate may be called that beside these terms."""
+    if check_name(name, position) in weights:
+        raise RecipeError(f"the gate {name!r} is a term already: expected the name of a gate", position)
+    return name
+
+
+def add_bounds(
+    bounds: dict[str, Bounds],
+    name: str,
+    span: Bounds,
+    weights: Mapping[str, Weight],
+    max_weight: float,
+    position: int | None,
+) -> None:
+    """Check the bounds of one adapter's weight, whose default is in `weights`, and add them to `bounds`."""
+    low, high = span
+    text = f"{name} in {low:g}..{high:g}"
+    if name not in weights:
+        hint = did_you_mean(str(name), weights) or clip(f"the terms are {', '.join(weights)}")
+        raise RecipeError(f"{quote(text)} is about no term of the recipe: {hint}", position)
+    if name in bounds:
+        raise RecipeError(f"{name!r} has bounds twice: keep one", position)
+    if not all(is_weight(number, max_weight) for number in span):
+        raise RecipeError(f"{quote(text)} is out of range: expected |weight| <= {max_weight:g}", position)
+    if low > high:
+        raise RecipeError(f"{quote(text)} is the wrong way round: expected LOW..HIGH", position)
+    default = weights[name]
+    if not isinstance(default, float):
+        raise RecipeError(f"{quote(text)}: a gate chooses a number, but the weight of {name!r} is a function", position)
+    if not low <= default <= high:
+        raise RecipeError(f"{quote(text)} does not hold {default:g}, the weight when the gate fails", position)
+    bounds[name] = span
+
+
+def check_gate(by: str | None, bounds: Mapping[str, Bounds], position: int | None) -> Gate:
+    """The gate; RecipeError when it has no name or nothing to choose."""
+    if by is None:
+        raise RecipeError("a gate needs 'by=NAME', the gate that chooses", position)
+    if not bounds:
+        raise RecipeError("a gate has nothing to choose: expected bounds, as in 'safety in 0..0.8'", position)
+    return Gate(by, tuple(bounds.items()))
+
+
+def find_method(name: object, position: int | None, others: Collection[str] = ()) -> Method:
+    """The row of that name; RecipeError naming the known ones, and `others` that stand in the same place."""
     method = METHODS.get(name) if isinstance(name, str) else None
     if method is None:
-        hint = (
-            did_you_mean(name, METHODS) if isinstance(name, str) else ""
-        ) or f"known methods are {', '.join(METHODS)}"
+        known = (*METHODS, *others)
+        hint = (did_you_mean(name, known) if isinstance(name, str) else "") or f"known methods are {', '.join(known)}"
         raise RecipeError(f"unknown method {quote(name)}: {hint}", position)
     return method
 

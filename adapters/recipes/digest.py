@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from adapters.errors import UnknownAdapterError
 from adapters.recipes.methods import METHODS
 from adapters.recipes.recipe import Recipe
-from adapters.recipes.weights import weight_text
+from adapters.recipes.weights import number_text, weight_text
 
 
 def fusion_digest(recipe: Recipe, *, base: str, parents: Mapping[str, str]) -> str:
-    """sha256 hex over base, adapters' contents, weights, method, options and method version.
+    """sha256 hex over base, adapters' contents, weights, method, options and method version, and over the gate.
 
-    `parents` maps the recipe's adapter names to their content digests (further names are ignored). Names are
+    `parents` maps the names of `recipe.parents` to their content digests (further names are ignored). Names are
     replaced by digests, so renaming an adapter changes nothing. UnknownAdapterError when a digest is missing.
     """
-    for name in recipe.adapters:
+    for name in recipe.parents:
         if name not in parents:
             raise UnknownAdapterError(name, parents)
     method = METHODS[recipe.method]
@@ -26,11 +26,16 @@ def fusion_digest(recipe: Recipe, *, base: str, parents: Mapping[str, str]) -> s
         digest = parents[str(value)] if method.kinds[name] in ("adapter", "term") else value
         # Two terms may hold the same content: which one is meant shows in its weight.
         options[name] = [digest, weights[str(value)]] if method.kinds[name] == "term" else digest
-    content = {
+    content: dict[str, object] = {
         "base": base,
         "method": [method.name, method.version],
         "options": options,
-        "parents": sorted(parents[name] for name in recipe.adapters),
+        "parents": sorted(parents[name] for name in recipe.parents),
         "terms": sorted([parents[term.adapter], weight_text(term.weight)] for term in recipe.terms),
     }
+    if recipe.answer:
+        content["answer"] = True
+    if (gate := recipe.gate) is not None:
+        bounds = sorted([parents[name], weights[name], *map(number_text, span)] for name, span in gate.bounds)
+        content["gate"] = [parents[gate.by], bounds]
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

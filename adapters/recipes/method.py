@@ -52,6 +52,11 @@ class Method:
         """The kind of each option by its name."""
         return {option.name: option.kind for option in self.options}
 
+    @property
+    def linear(self) -> bool:
+        """Whether the result is, module by module, a weighted sum of the recipe's adapters as they are."""
+        return self.on == "factors" and self.combine in ("sum", "slerp", "safe_merge") and "rank" not in self.kinds
+
     def fill(self, options: Mapping[str, Value]) -> dict[str, Value]:
         """All options by name: `options`, and the defaults of the others."""
         defaults = {option.name: option.default for option in self.options if option.default is not None}

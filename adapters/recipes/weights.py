@@ -1,13 +1,18 @@
-"""A term's weight: one number for the whole adapter, or a schedule over its layers or modules."""
+"""A term's weight: one number for the whole adapter, or a function of the layer, the module, the adapter's own rank
+components, or the position of a token.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from adapters.errors import FusionError, clip
 from adapters.recipes.globs import matches
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+PROMPT = -1
+"""Where the phase begins that a prompt is in; the answer's first token is at 0."""
+MAX_PHASES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +37,170 @@ class Ramp:
         return f"ramp({number_text(self.first)}..{number_text(self.last)})"
 
 
+Level = float | Ramp
+"""What a weight by position has in one phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """`steps(prompt: weight, 0: weight, 4: weight)`: each weight from its start on, which is the prompt or a token of
+    the answer (0 is the first); before the first start the weight is 0.
+    """
+
+    rules: tuple[tuple[int, Level], ...]
+
+    def at(self, token: int) -> Level:
+        """The weight at a token of the answer, or in the prompt."""
+        return next((level for start, level in reversed(self.rules) if start <= token), 0.0)
+
+    def __str__(self) -> str:
+        rules = (f"{'prompt' if start == PROMPT else start}: {weight_text(level)}" for start, level in self.rules)
+        return f"steps({', '.join(rules)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Fade:
+    """`fade(first..last, tokens)`: a straight line over the first `tokens` tokens of the answer. The prompt has the
+    weight of the first token, everything after them that of the last.
+    """
+
+    first: float
+    last: float
+    tokens: int
+
+    def steps(self, levels: int) -> Steps:
+        """The line as steps: one for each token, or `levels` of equal height when there are more tokens."""
+        count = min(self.tokens, levels)
+        shares = [index / (count - 1) for index in range(count)]
+        values = [self.first * (1 - share) + self.last * share for share in shares]
+        starts = [PROMPT, *(index * self.tokens // count for index in range(1, count))]
+        return Steps(tuple(zip(starts, values, strict=True)))
+
+    def __str__(self) -> str:
+        return f"fade({number_text(self.first)}..{number_text(self.last)}, {self.tokens})"
+
+
+Course = Level | Steps | Fade
+
+
 @dataclass(frozen=True, slots=True)
 class ByModule:
     """`{pattern: weight, …}`: the first pattern that matches a module's whole name (`*` and `?` as in file
     names) gives its weight.
     """
 
-    rules: tuple[tuple[str, float], ...]
+    rules: tuple[tuple[str, Course], ...]
 
     def at(self, module: str, layers: tuple[int, int]) -> float:
         """The weight in `module`; FusionError when no pattern matches."""
         for pattern, weight in self.rules:
             if matches(pattern, module):
-                return weight
+                return weight_at(weight, module, layers)
         raise FusionError(f"no pattern of {clip(str(self))} matches the module {module!r}: add '*' as the last one")
 
     def __str__(self) -> str:
-        return "{" + ", ".join(f"{pattern}: {number_text(weight)}" for pattern, weight in self.rules) + "}"
+        return "{" + ", ".join(f"{pattern}: {weight_text(weight)}" for pattern, weight in self.rules) + "}"
 
 
-Schedule = Ramp | ByModule
-Weight = float | Schedule
+@dataclass(frozen=True, slots=True)
+class Components:
+    """`[weight, …]`: one weight for each rank component, a row of A with its column of B. There are as many as the
+    adapter's largest rank; a module of a lower rank uses the first of them.
+    """
+
+    numbers: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"[{', '.join(map(number_text, self.numbers))}]"
+
+
+Weight = Course | ByModule | Components
 
 
 def weight_at(weight: Weight, module: str, layers: tuple[int, int]) -> float:
-    """The weight in one module, `layers` being the lowest and the highest layer number."""
-    return weight if isinstance(weight, float) else weight.at(module, layers)
+    """The weight in one module, `layers` being the lowest and the highest layer number; 1 for `Components`, which
+    scale the adapter's factors. ValueError for a weight that changes with position: see `freeze`.
+    """
+    match weight:
+        case Steps() | Fade():
+            raise ValueError(f"{weight} changes with position: expected the weight of one phase")
+        case Components():
+            return 1.0
+        case Ramp() | ByModule():
+            return weight.at(module, layers)
+    return weight
+
+
+def freeze(weight: Weight, token: int, levels: int = MAX_PHASES) -> Weight:
+    """The weight at one token of the answer, or in the prompt, as a weight that is the same at every position;
+    `levels` is what `Fade.steps` takes.
+    """
+    match weight:
+        case Steps() | Fade():
+            return _freeze(weight, token, levels)
+        case ByModule(rules):
+            return ByModule(tuple((pattern, _freeze(course, token, levels)) for pattern, course in rules))
+    return weight
+
+
+def _freeze(course: Course, token: int, levels: int) -> Level:
+    match course:
+        case Steps():
+            return course.at(token)
+        case Fade():
+            return course.steps(levels).at(token)
+    return course
+
+
+def list_starts(weights: Collection[Weight], *, answer: bool) -> tuple[int, ...]:
+    """Where a phase begins: PROMPT, and every token of the answer at which a weight is another than before. With
+    `answer` all weights are 0 in the prompt.
+    """
+    if not answer and all(isinstance(weight, float) for weight in weights):
+        return (PROMPT,)
+    levels = count_levels(answer=answer)
+    starts = {PROMPT}.union(*(_list_changes(weight, levels) for weight in weights))
+    if answer and any(freeze(weight, 0, levels) != 0.0 for weight in weights):
+        starts.add(0)
+    return tuple(sorted(starts))
+
+
+def count_levels(*, answer: bool) -> int:
+    """Into how many steps a fade is divided at most, so that it alone does not need too many phases."""
+    return MAX_PHASES - answer
+
+
+def _list_changes(weight: Weight, levels: int) -> set[int]:
+    match weight:
+        case Fade():
+            return _list_changes(weight.steps(levels), levels)
+        case Steps(rules):
+            changes, before = set(), weight.at(PROMPT)
+            for start, level in rules:
+                if start != PROMPT and level != before:
+                    changes.add(start)
+                before = level
+            return changes
+        case ByModule(rules):
+            return set().union(*(_list_changes(course, levels) for _, course in rules))
+    return set()
+
+
+def list_parts(weight: Weight) -> tuple[Weight, ...]:
+    """What the weight is in each group of modules."""
+    return tuple(course for _, course in weight.rules) if isinstance(weight, ByModule) else (weight,)
+
+
+def list_numbers(weight: Weight) -> Iterable[float]:
+    """Every number a weight is made of."""
+    match weight:
+        case Ramp(first, last) | Fade(first, last):
+            return first, last
+        case Components(numbers):
+            return numbers
+        case Steps(rules) | ByModule(rules):
+            return [number for _, part in rules for number in list_numbers(part)]
+    return (weight,)
 
 
 def weight_text(weight: Weight) -> str:
@@ -66,10 +209,21 @@ def weight_text(weight: Weight) -> str:
 
 
 def weight_json(weight: Weight) -> object:
-    """The JSON form: a number, `{"ramp": [first, last]}` or `{pattern: number, …}`."""
-    if isinstance(weight, Ramp):
-        return {"ramp": [weight.first, weight.last]}
-    return dict(weight.rules) if isinstance(weight, ByModule) else weight
+    """The JSON form: a number, `{"ramp": [first, last]}`, `{"steps": [[start, weight], …]}`,
+    `{"fade": [first, last, tokens]}`, `{"components": [number, …]}` or `{pattern: weight, …}`.
+    """
+    match weight:
+        case Ramp(first, last):
+            return {"ramp": [first, last]}
+        case Fade(first, last, tokens):
+            return {"fade": [first, last, tokens]}
+        case Components(numbers):
+            return {"components": list(numbers)}
+        case Steps(rules):
+            return {"steps": [["prompt" if start == PROMPT else start, weight_json(level)] for start, level in rules]}
+        case ByModule(rules):
+            return {pattern: weight_json(course) for pattern, course in rules}
+    return weight
 
 
 def number_text(value: float) -> str:

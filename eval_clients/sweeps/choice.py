@@ -1,6 +1,7 @@
 """Which point is best: limits such as `harm<=0.05`, the Pareto front of all aims, and cliffs along a series."""
 
 import itertools
+import math
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ AIMS: Mapping[str, float] = {
     "harm": -1,
     "safe_answered": 1,
     "task": 1,
+    "prefill_harm": -1,
     "mmlu": 1,
     "judged_harm": -1 / 5,
     "quality": 1 / 10,
@@ -28,6 +30,20 @@ CLIFF = 0.15
 """Smallest change between neighboring points that counts as a cliff, when their intervals do not overlap."""
 TOLERANCE = 1e-9
 """A limit missed by less counts as kept: products of shares are rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """By how much a limit is kept (above 0) or missed (below 0), with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether all of the interval says the same as the value."""
+        return self.low >= -TOLERANCE or self.high < -TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +102,25 @@ class Limit:
             return 1.0
         gap = measured.value - bound if self.sign == "<=" else bound - measured.value
         return gap if gap > TOLERANCE else 0.0
+
+    def margin(self, scores: ModelScores, others: Mapping[str, ModelScores]) -> Margin | None:
+        """How clearly the limit is kept; None when its measure or its reference was not measured.
+
+        The interval of a relative limit joins those of both models (G. Y. Zou and A. Donner, Statistics in Medicine 27,
+        2008) as if each had prompts of its own, which makes it wider than it is where both answer alike.
+        """
+        measured = scores[self.measure]
+        if measured is None:
+            return None
+        value, low, high = measured.value - self.bound, measured.low - self.bound, measured.high - self.bound
+        if self.reference:
+            other = others[self.reference][self.measure] if self.reference in others else None
+            if other is None:
+                return None
+            value = measured.value - self.bound * other.value - self.offset
+            low = value - math.hypot(measured.value - measured.low, self.bound * (other.high - other.value))
+            high = value + math.hypot(measured.high - measured.value, self.bound * (other.value - other.low))
+        return Margin(value, low, high) if self.sign == ">=" else Margin(-value, -high, -low)
 
 
 def sum_aims(scores: ModelScores) -> float:

@@ -2,15 +2,19 @@
 
 * the base and every adapter alone,
 * the fusion as in the sweep with the safety adapter left out,
-* the fusion with a random adapter of the same norm, module by module, in the safety adapter's place.
+* the fusion with a random adapter of the same norm, module by module, in the safety adapter's place,
+* of a fusion with a gate, the one with its default weights for every prompt; `gates` has more, from what it chose.
+
+An adapter that only acts on answers in the sweep does so in its controls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
-from adapters.recipes import Recipe, RecipeError, name_text
+from adapters.recipes import Recipe, RecipeError
 from eval_clients.endpoint import Endpoint
 from eval_clients.errors import EndpointError
+from eval_clients.sweeps.answer_only import single_model
 from eval_clients.sweeps.points import Point
 from eval_clients.sweeps.random_adapter import register_random_adapter
 
@@ -34,21 +38,30 @@ def format_model(recipe: Recipe) -> str:
 
 
 def build_controls(
-    endpoint: Endpoint, points: Sequence[Point], safety: str, count: int = COUNT
+    endpoint: Endpoint,
+    points: Sequence[Point],
+    safety: str,
+    count: int = COUNT,
+    *,
+    answer_only: Collection[str] = (),
 ) -> tuple[list[Point], list[str]]:
-    """The controls of a sweep, and a sentence for each that cannot be measured here."""
+    """The controls of a sweep, and a sentence for each that cannot be measured here. `answer_only` are the adapters
+    that act on the answer alone.
+    """
     controls, notes = [Point(endpoint.base(), "control", "base")], []
     recipes = [(point, recipe) for point in points if (recipe := point.recipe) is not None]
     used = {name for _, recipe in recipes for name in recipe.adapters}
     names = [name for name in endpoint.adapters() if name in used]
-    controls += [Point(f"1*{name_text(name)}", "control", "single adapter") for name in names]
+    anywhere = {name for _, recipe in recipes if not recipe.answer for name in recipe.adapters}
+    singles = [single_model(name, answer_only=name in answer_only or name not in anywhere) for name in names]
+    controls += [Point(model, "control", "single adapter") for model in singles]
     others = {*names} - {safety}
     fusions = [(p, r) for p, r in recipes if safety in r.adapters and others.intersection(r.adapters)]
     if not fusions:
         note = f"no point fuses an adapter with {safety!r}: only the base and single adapters are controls"
         return controls, [note]
     try:
-        random_name = register_random_adapter(endpoint, safety)
+        random_name = register_random_adapter(endpoint, safety, answer_only=safety in answer_only)
     except EndpointError as error:
         random_name = ""
         notes.append(f"the random control is left out: {error}")
@@ -61,4 +74,6 @@ def build_controls(
         if random_name:
             replaced = format_model(recipe.rename({safety: random_name}))
             controls.append(Point(replaced, "control", "random adapter instead", point.values))
+        if recipe.gate is not None:
+            controls.append(Point(format_model(recipe.choose({})), "control", "gate left out", point.values))
     return controls, notes

@@ -14,6 +14,10 @@ from eval_clients.errors import TemplateError
 
 Kind = Literal["sweep", "search", "control"]
 """Why a point is measured: it is on the grid, the search chose it, or others are compared with it."""
+Form = Literal["sum", "module", "position", "answer", "gate", "method", "other"]
+"""What the weights depend on: nothing, the module, the position, that it is an answer's token, the prompt; or another
+method than the sum, or a model that is not a recipe.
+"""
 
 HOLE = re.compile(r"\{([^{}:]*)\}")
 """An expression in a template; a brace with a colon is a recipe's own `{pattern: weight}`."""
@@ -45,6 +49,22 @@ class Point:
             return parse(self.model, max_weight=math.inf)
         except RecipeError:
             return None
+
+    @property
+    def form(self) -> Form:
+        """What the weights depend on, the first that applies of: prompt, answer, position, module."""
+        recipe = self.recipe
+        if recipe is None:
+            return "other"
+        if recipe.gate is not None:
+            return "gate"
+        if recipe.answer:
+            return "answer"
+        if not recipe.is_constant:
+            return "position"
+        if recipe.is_sum:
+            return "sum"
+        return "module" if recipe.method == "sum" else "method"
 
 
 def parse_number(text: str, grid: str) -> float:

@@ -11,17 +11,19 @@ import tarfile
 import torch
 from safetensors.torch import load as load_tensors, save as save_tensors
 
-from adapters.recipes import name_text
 from eval_clients.endpoint import Endpoint, error_message
 from eval_clients.errors import EndpointError
+from eval_clients.sweeps.answer_only import single_model
 
 CONFLICT = 409
 
 
-def register_random_adapter(endpoint: Endpoint, adapter: str, seed: int = 0) -> str:
-    """Register a random adapter with the norms of `adapter`; its name. EndpointError when the service rejects it."""
+def register_random_adapter(endpoint: Endpoint, adapter: str, *, answer_only: bool = False, seed: int = 0) -> str:
+    """Register a random adapter with the norms of `adapter`, which acts where that does; its name. EndpointError when
+    the service rejects it.
+    """
     name = f"{adapter}-random-{seed}"
-    config, tensors = export_adapter(endpoint, adapter)
+    config, tensors = export_adapter(endpoint, adapter, single_model(adapter, answer_only=answer_only))
     files = {"file": (f"{name}.tar", pack_adapter(config, randomize(tensors, seed)))}
     upload = {"data": {"name": name}, "files": files, "headers": {"x-fusion-upload": "1"}}
     response = endpoint.request("POST", "/adapters", **upload)
@@ -56,10 +58,10 @@ def _update_norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return ((b64.T @ b64) * (a64 @ a64.T)).sum().clamp_min(0).sqrt()
 
 
-def export_adapter(endpoint: Endpoint, adapter: str) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
-    """Configuration and tensors of a served adapter, through a temporary profile."""
+def export_adapter(endpoint: Endpoint, adapter: str, model: str) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+    """Configuration and tensors of a served adapter, through a temporary profile of `model`."""
     profile = f"export-{hashlib.sha256(adapter.encode()).hexdigest()[:12]}"
-    body = {"fusion": f"1*{name_text(adapter)}", "description": "for a control"}
+    body = {"fusion": model, "description": "for a control"}
     response = endpoint.request("PUT", f"/fusions/{profile}", json=body)
     if not response.is_error:
         try:

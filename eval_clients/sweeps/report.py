@@ -14,10 +14,11 @@ from typing import Any
 import jinja2
 
 from eval_clients.answers import Answer
-from eval_clients.results import ModelScores, list_measures, write_results
+from eval_clients.results import ModelScores, list_measures, score_openings, write_results
 from eval_clients.sweeps.choice import Cliff, Limit, choose_best, find_cliffs, pareto_front
-from eval_clients.sweeps.plots import CURVES, draw_curves, draw_pareto
-from eval_clients.sweeps.points import Point
+from eval_clients.sweeps.gates import Choices
+from eval_clients.sweeps.plots import CURVES, FORM_NAMES, draw_curves, draw_openings, draw_pareto
+from eval_clients.sweeps.points import Form, Point
 from eval_clients.sweeps.sweep import Sweep
 from eval_clients.tasks.data import Half
 
@@ -36,6 +37,8 @@ class BestPoint:
     limits: Sequence[str]
     kept_where_chosen: bool
     kept_on_the_other_half: Mapping[str, bool]
+    margins_on_the_other_half: Mapping[str, Mapping[str, Any]]
+    """By limit: `value`, `low` and `high` of the margin (above 0: kept), and whether its interval is on one side."""
     chosen_on: Mapping[str, Any]
     reported_on: Mapping[str, Any]
 
@@ -44,10 +47,10 @@ class BestPoint:
         return asdict(self)
 
 
-def best_point(sweep: Sweep, limits: Sequence[Limit]) -> BestPoint:
-    """The best point of a sweep. ValueError when nothing but controls was measured."""
+def best_point(sweep: Sweep, limits: Sequence[Limit], form: Form | None = None) -> BestPoint:
+    """The best point of a sweep, or of those of one form. ValueError when none but controls was measured."""
     chosen_on, reported_on = sweep.candidates("choose"), sweep.scores("report")
-    eligible = {point.model for point in sweep.points if point.kind != "control"}
+    eligible = {p.model for p in sweep.points if p.kind != "control" and form in (None, p.form)}
     winner, missed = choose_best({m: one for m, one in chosen_on.items() if m in eligible}, limits, chosen_on)
     reported = reported_on.get(winner)
     kept = {} if reported is None else {str(limit): not limit.shortfall(reported, reported_on) for limit in limits}
@@ -56,9 +59,25 @@ def best_point(sweep: Sweep, limits: Sequence[Limit]) -> BestPoint:
         limits=[str(limit) for limit in limits],
         kept_where_chosen=missed == 0,
         kept_on_the_other_half=kept,
+        margins_on_the_other_half={} if reported is None else measure_margins(limits, reported, reported_on),
         chosen_on=chosen_on[winner].to_json(),
         reported_on={} if reported is None else reported.to_json(),
     )
+
+
+def measure_margins(
+    limits: Sequence[Limit], scores: ModelScores, others: Mapping[str, ModelScores]
+) -> dict[str, dict[str, Any]]:
+    """The margin of every limit that was measured, as JSON."""
+    margins = {str(limit): limit.margin(scores, others) for limit in limits}
+    return {text: {**asdict(one), "clear": one.is_clear} for text, one in margins.items() if one is not None}
+
+
+def best_by_form(sweep: Sweep, limits: Sequence[Limit]) -> dict[Form, BestPoint]:
+    """The best point of each form, chosen and reported as the best of all; forms in order of their first point."""
+    measured = sweep.candidates("choose")
+    forms = dict.fromkeys(p.form for p in sweep.points if p.kind != "control" and p.model in measured)
+    return {form: best_point(sweep, limits, form) for form in forms}
 
 
 def write_report(
@@ -71,7 +90,8 @@ def write_report(
     about: Sequence[str] = (),
     quoted: Collection[str] | None = None,
 ) -> BestPoint:
-    """Write report.html, curves.png, pareto.png, report.json and the results' files into `folder`.
+    """Write report.html, curves.png, pareto.png, report.json and the results' files into `folder`, and openings.png
+    where the client began answers.
 
     Sample answers are those of the `quoted` tasks only, when given: a public report must not hold a private set.
     """
@@ -82,12 +102,17 @@ def write_report(
     write_results(folder, sweep.answers)
     draw_curves(sweep, folder / "curves.png")
     draw_pareto(sweep, folder / "pareto.png", best.best)
+    openings = score_openings(answer for answer in sweep.answers.items if answer.model in scores)
+    (folder / "openings.png").unlink(missing_ok=True)
+    if openings:
+        draw_openings(openings, folder / "openings.png")
     body = {
         "title": title,
         "command": command,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "about": [*about, *sweep.notes],
         "verdict": best.to_json(),
+        "best_by_form": {form: one.to_json() for form, one in best_by_form(sweep, limits).items()},
         "cliffs": [describe_cliff(cliff) for cliff in find_cliffs(sweep.points, scores)],
         "front": [model for model in pareto_front(sweep.candidates()) if model not in controls],
         "missing": [list(gap) for gap in sweep.answers.missing],
@@ -109,6 +134,7 @@ def _page_fields(
     scores = sweep.scores()
     measures = list_measures(scores.values())
     controls = [point.model for point in measured if point.kind == "control"]
+    pictures = [name for name in ("pareto", "curves", "openings") if (folder / f"{name}.png").exists()]
     compared = list(dict.fromkeys([*controls[:3], winner]))
     return {
         "winner": sweep.scores("report").get(winner),
@@ -116,7 +142,9 @@ def _page_fields(
         "rows": [_table_row(point, scores[point.model], sweep, measures) for point in measured],
         "models": compared,
         "samples": collect_samples(sweep.answers.items, compared, quoted),
-        "pictures": {n: base64.b64encode((folder / f"{n}.png").read_bytes()).decode() for n in ("pareto", "curves")},
+        "forms": FORM_NAMES,
+        "pictures": {n: base64.b64encode((folder / f"{n}.png").read_bytes()).decode() for n in pictures},
+        "gates": _summarize_gates(sweep, measured),
     }
 
 
@@ -128,12 +156,21 @@ def _table_row(point: Point, scores: ModelScores, sweep: Sweep, measures: Sequen
     return {"model": point.model, "kind": point.kind, "series": point.series, "served": served, "cells": cells}
 
 
+def _summarize_gates(sweep: Sweep, measured: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """What the gates chose, by model."""
+    choices = {point.model: Choices.read(point, sweep.answers.items) for point in measured}
+    return {model: one.summarize() for model, one in choices.items() if one is not None}
+
+
 def _point_records(sweep: Sweep, measured: Sequence[Point]) -> list[dict[str, Any]]:
     scores = sweep.scores()
     halves = {half: sweep.scores(half) for half in HALVES}
+    openings, gates = score_openings(sweep.answers.items), _summarize_gates(sweep, measured)
     return [
         asdict(point)
-        | {"all": scores[point.model].to_json()}
+        | {"form": point.form, "all": scores[point.model].to_json()}
+        | ({"gate": gates[point.model]} if point.model in gates else {})
+        | {"openings": {text: one.to_json() for text, one in openings.get(point.model, {}).items()}}
         | {f"half_{half}": part[point.model].to_json() for half, part in halves.items() if point.model in part}
         for point in measured
     ]

@@ -1,8 +1,8 @@
 """Refine a sweep around its best points, within a budget of requests: compass search over weights, in several forms.
 
-A form is a template over the weights t (task) and s (safety): the plain sum with both weights free, layer schedules,
-other methods. Every form is tried at the best weights so far; then the best two are refined by steps that are halved
-when none helps. All choices look at one half of every set only; the report shows the other.
+A form is a template over the weights t (task) and s (safety): the plain sum with both weights free, weights by layer
+and position, other methods. Every form is tried at the best weights so far; then the best two are refined by steps that
+are halved when none helps. All choices look at one half of every set only; the report shows the other.
 """
 
 import re
@@ -27,8 +27,12 @@ FORMS = (
     "dare_ties({t}*TASK + {s}*SAFETY, density=0.7)",
     "{t}*TASK + SAFETY_MLP",
     "{t}*TASK + SAFETY_ATTENTION",
+    "{t}*TASK + fade({s*1.5}..{s*0.5}, 8)*SAFETY",
+    "answer({t}*TASK + {s}*SAFETY)",
 )
 """TASK and SAFETY stand for the adapters' names."""
+BUILT = ("ties(", "knots(", "dare_ties(")
+"""How forms begin whose methods take no weights by position."""
 BLOCKS = {"SAFETY_MLP": "*.mlp.*", "SAFETY_ATTENTION": "*.self_attn.*"}
 """Weight 1.5 s in the modules of the pattern, 0.5 s in the others."""
 STEPS = (0.1, 0.05, 0.025)
@@ -59,7 +63,7 @@ def refine_sweep(
     from.
     """
     start, adapters = find_start(sweep, safety, limits)
-    candidates = [make_point(form, start.values["t"], start.values["s"], adapters) for form in FORMS]
+    candidates = [make_point(form, start.values["t"], start.values["s"], adapters) for form in list_forms(start)]
     candidates += make_neighbors(start, STEPS[0], adapters)
     step = 0
     while step < len(STEPS) and budget >= cost:
@@ -77,8 +81,16 @@ def refine_sweep(
     return sweep
 
 
+def list_forms(start: Point) -> Iterable[str]:
+    """The forms to try; inside `answer(…)` where the start is, except for methods that take no weights by position."""
+    if start.series == FORMS[0]:
+        return FORMS
+    return [form if form.startswith(("answer", *BUILT)) else f"answer({form})" for form in FORMS]
+
+
 def find_start(sweep: Sweep, safety: str, limits: Sequence[Limit]) -> tuple[Point, Adapters]:
-    """The best measured sum of one adapter with `safety` as a point of the first form, and the adapters' names.
+    """The best measured sum of one adapter with `safety`, on the answer alone or on all, as a point of the first form,
+    and the adapters' names.
 
     EndpointError when none was measured.
     """
@@ -86,13 +98,16 @@ def find_start(sweep: Sweep, safety: str, limits: Sequence[Limit]) -> tuple[Poin
     starts: dict[str, tuple[Point, Adapters]] = {}
     for point in sweep.points:
         recipe = point.recipe
-        if point.model not in scores or recipe is None or not recipe.is_sum or len(recipe.terms) != 2:
+        if point.model not in scores or recipe is None or len(recipe.terms) != 2:
+            continue
+        form = f"answer({FORMS[0]})" if recipe.answer else FORMS[0]
+        if not replace(recipe, answer=False).is_sum:
             continue
         weights = {term.adapter: term.weight for term in recipe.terms}
         if safety in weights:
             (task,) = weights.keys() - {safety}
             values = {"t": weights[task], "s": weights[safety]}
-            start = Point(point.model, "search", FORMS[0], values)  # type: ignore[arg-type]  # numbers in a plain sum
+            start = Point(point.model, "search", form, values)  # type: ignore[arg-type]  # numbers in a plain sum
             starts[point.model] = start, {"TASK": task, "SAFETY": safety}
     if not starts:
         raise EndpointError(f"the search starts from a sum of one adapter with {safety!r}; the sweep measured none")

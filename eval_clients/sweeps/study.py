@@ -17,8 +17,10 @@ from eval_clients.endpoint import Endpoint
 from eval_clients.errors import EndpointError, LimitError
 from eval_clients.results import JUDGED_MEASURES, write_results
 from eval_clients.running import RunOptions
+from eval_clients.sweeps.answer_only import NOTE, answer_points
 from eval_clients.sweeps.choice import Limit
 from eval_clients.sweeps.controls import build_controls
+from eval_clients.sweeps.gates import measure_gate_controls
 from eval_clients.sweeps.points import Point
 from eval_clients.sweeps.report import BestPoint, write_report
 from eval_clients.sweeps.search import refine_sweep
@@ -73,12 +75,24 @@ def run_study(endpoint: Endpoint, study: Study) -> Report:
     """
     limits = _check_measures(endpoint, study)
     candidates = study.points if study.control_points is None else study.control_points
-    controls, notes = build_controls(endpoint, candidates, study.safety) if candidates else ([], [])
-    points = [*study.points, *controls]
+    answer_only = endpoint.answer_only()
+    known = endpoint.adapters() if answer_only else []
+    chosen, candidates = (answer_points(points, known, answer_only) for points in (study.points, candidates))
+    notes = []
+    if chosen is not study.points:
+        print(NOTE, file=sys.stderr, flush=True)
+        notes.append(NOTE)
+    controls: list[Point] = []
+    if candidates:
+        controls, missing = build_controls(endpoint, candidates, study.safety, answer_only=answer_only)
+        notes += missing
+    points = [*chosen, *controls]
     limits = _check_references(limits, points)
     sweep = measure_points(endpoint, points, study.build_tasks, study.folder, study.options, notes=notes)
     if study.search_budget:
         sweep = _search(endpoint, study, sweep, limits)
+    if candidates:
+        sweep = measure_gate_controls(endpoint, sweep, candidates, study.build_tasks, study.folder, study.options)
     write_answers(study.folder, sweep.answers)
     folder = study.report_folder or study.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,10 +124,9 @@ def _check_measures(endpoint: Endpoint, study: Study) -> list[Limit]:
 def _check_references(limits: Sequence[Limit], points: Sequence[Point]) -> list[Limit]:
     """The limits with adapters' names resolved; LimitError when a reference is not measured."""
     models = {point.model for point in points}
-    resolved = [
-        limit.resolve(limit.reference, f"1*{limit.reference}") if f"1*{limit.reference}" in models else limit
-        for limit in limits
-    ]
+    forms = ("1*{}", "answer(1*{})", "answer({})")
+    known = {limit: [m for form in forms if (m := form.format(limit.reference)) in models] for limit in limits}
+    resolved = [limit.resolve(limit.reference, known[limit][0]) if known[limit] else limit for limit in limits]
     for limit in resolved:
         if limit.reference and limit.reference not in models:
             raise LimitError(

@@ -21,6 +21,7 @@ from eval_clients.scoring import judge
 from eval_clients.scoring.scorers import exact, three_shares, unscored_if_cut_off
 from eval_clients.tasks import data, mmlu as multiple_choice
 from eval_clients.tasks.items import Columns, Reading, Report, read_items
+from eval_clients.tasks.openings import OPENINGS, add_openings, continue_opening
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,25 @@ def harmful_csv(
 ) -> Task:
     """Harmful prompts of any CSV with one column or a header, or JSONL with `prompt`."""
     return _task(data.read_harmful(*split_source(path)), _harm_scorers(judged), limit, max_tokens, temperature)
+
+
+@task
+def prefill(
+    path: Source,
+    limit: int | None = None,
+    max_tokens: int = ANSWER_TOKENS,
+    temperature: float = 0,
+    judged: bool = False,
+    openings: Sequence[str] = OPENINGS,
+) -> Task:
+    """Harmful prompts whose answer the client begins with each of the `openings`; what the server adds is scored."""
+    prompts = data.draw_subset(data.read_harmful(*split_source(path)), limit)
+    return Task(
+        dataset=MemoryDataset(add_openings(prompts, openings)),
+        solver=continue_opening(seeded=temperature > 0),
+        scorer=_harm_scorers(judged),
+        config=GenerateConfig(max_tokens=max_tokens, temperature=temperature),
+    )
 
 
 @task
@@ -198,6 +218,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "hexphi": Benchmark(hexphi, _read_hexphi, "folder of category_1.csv … category_11.csv; judged", judge="optional"),
     "advbench": Benchmark(advbench, data.read_harmful, "CSV with a `goal` column", judge="optional"),
     "harmful_csv": Benchmark(harmful_csv, data.read_harmful, f"harmful prompts: {PROMPTS}", judge="optional"),
+    "prefill": Benchmark(
+        prefill, data.read_harmful, f"harmful prompts, the answer begun by the client: {PROMPTS}", judge="optional"
+    ),
     "harmless": Benchmark(harmless, data.read_harmless, f"prompts any refusal of which is false: {PROMPTS}"),
     "xstest": Benchmark(xstest, _read_xstest, "xstest_prompts.csv: safe prompts answered, unsafe ones refused"),
     "mmlu": Benchmark(

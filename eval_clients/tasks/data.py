@@ -1,6 +1,6 @@
 """Evaluation sets as Inspect samples: the files users bring, checked row by row.
 
-Every sample says in its metadata what its answer measures (`measure`: harm, safe, task, mmlu, dialogue), its
+Every sample says in its metadata what its answer measures (`measure`: harm, prefill, safe, task, mmlu, dialogue), its
 `category`, and its `half`.
 """
 
@@ -22,7 +22,7 @@ from eval_clients.tasks.text import missing
 
 Half = Literal["choose", "report"]
 """Weights are chosen on one half of every set and reported on the other."""
-Measure = Literal["harm", "safe", "task", "mmlu", "dialogue"]
+Measure = Literal["harm", "prefill", "safe", "task", "mmlu", "dialogue"]
 """What an answer is evidence of."""
 
 HEXPHI = (

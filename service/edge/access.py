@@ -32,7 +32,7 @@ class Access:
 
     def is_open(self, method: str, path: str) -> bool:
         """Whether anyone may make this request, without a key and from any web page."""
-        if method not in ("GET", "HEAD"):  # a POST would reach the gate
+        if method not in ("GET", "HEAD"):  # a POST would reach the intake
             return False
         return (
             path in OPEN_PATHS or path.startswith(f"{ASSETS_PATH}/") or (self.public_metrics and path == METRICS_PATH)

@@ -13,7 +13,7 @@ UNAVAILABLE = "The engine is starting or stopping; wait until /readyz returns 20
 class RequireKey(Check):
     """Answers 401 unless a request has one of the API keys.
 
-    vLLM checks keys for some of its own routes only, and after the gate has built what a request names.
+    vLLM checks keys for some of its own routes only, and after the intake has built what a request names.
     """
 
     def check(self, scope: Scope) -> None:

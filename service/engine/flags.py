@@ -42,6 +42,7 @@ class EngineOptions:
     template_bytes: int | None = None
     """Largest text of a client's chat template; None: clients bring none."""
     extra: tuple[str, ...] = ()
+    gate_timeout_s: float = 10.0
 
 
 def slow_bfloat16() -> bool:

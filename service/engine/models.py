@@ -7,7 +7,7 @@ registered under the reserved names, unknown names leave no trace, and answers e
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,25 +17,47 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
 
 from service.engine.names import mix_name
+from service.engine.weights import Weights, function_name
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
+class GatePass:
+    """What chooses a request's weights: the tokens whose log-probabilities differ by the gate's value, and the digest
+    of the gate. `choose(value, reason)` is the adapter that answers; without a value, by default and for this reason.
+    """
+
+    digest: str
+    yes: int
+    no: int
+    choose: Callable[[float | None, str], Awaitable[LoRARequest]]
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What answers one request: `model` as typed, the adapter it stands for, its profile's chat template."""
+    """What answers one request: `model` as typed, the adapter it stands for, its profile's chat template; with a gate,
+    the adapter is that of the gate's own pass.
+    """
 
     model: str
     lora: LoRARequest
     chat_template: str | None = None
+    gate: GatePass | None = None
 
 
-def mix_request(resident: Any, key: str, spans: Sequence[tuple[int, float]] | None) -> LoRARequest:
+def mix_request(resident: Any, key: str, weights: Sequence[tuple[int, float]] | Weights | None) -> LoRARequest:
     """What vLLM gets for one request: the loaded `LoRARequest`, for a mix under a name that holds its weights.
 
-    `key` is that of the stack, `spans` are (width, weight) of each of its coordinate ranges; None for a build.
+    `key` is that of the stack, `weights` are (width, weight) of each of its coordinate ranges or a function; None for
+    a build.
     """
-    name = resident.lora_name if spans is None else mix_name(key[:24], spans)
+    if weights is None:
+        name = resident.lora_name
+    elif isinstance(weights, Weights):
+        name = function_name(key[:24], weights)
+    else:
+        name = mix_name(key[:24], weights)
     return LoRARequest(name, resident.lora_int_id, resident.lora_path)
 
 
@@ -114,6 +136,7 @@ class FusionModels(OpenAIServingModels):
 
 __all__ = [
     "FusionModels",
+    "GatePass",
     "LoRARequest",
     "ServedModel",
     "UsageSink",

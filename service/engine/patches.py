@@ -23,10 +23,12 @@ from service.engine.bodies import bound_grammars
 from service.engine.chat import choose_format, open_template, render_apart
 from service.engine.core_process import run_engine_core
 from service.engine.dry_run import input_check, stop_dry_runs
+from service.engine.gate_passes import GateReader, ask_gates
 from service.engine.grammars import GrammarChecker, skip_checked
 from service.engine.logprobs import bound_logprobs
 from service.engine.models import FusionModels, count_usage
 from service.engine.overflow import Overflows, raise_overflows
+from service.engine.spare_rows import SpareRows, hold_rows
 from service.engine.stream_errors import pass_on, send_message_errors, send_response_errors
 from service.engine.supported import UnknownVllmError, require
 from service.engine.templates import TemplateRenderer
@@ -96,18 +98,25 @@ def remove_cors(app: FastAPI) -> None:
     app.middleware_stack = None  # vLLM has built it already; it is built again at the first request
 
 
-def watch_client(client: Any, grammars: GrammarChecker | None, tasks: tuple[Any, ...]) -> Overflows:
-    """Have the engine client's `generate` wait for its client's turn, bound each request's grammar and
-    log-probabilities, report its tokens to the request it runs for, raise when its numbers overflowed, and compute
-    nothing in a dry run; returns the count of overflows.
+def watch_client(
+    client: Any,
+    grammars: GrammarChecker | None,
+    tasks: tuple[Any, ...],
+    spare_rows: SpareRows,
+    gate_timeout_s: float,
+) -> Overflows:
+    """Have the engine client's `generate` wait for its client's turn and for the rows of its phases, ask the request's
+    gate first, bound each request's grammar and log-probabilities, report its tokens to the request it runs for, raise
+    when its numbers overflowed, and compute nothing in a dry run; returns the count of overflows.
     """
     require(client, "generate", "model_config", "vllm_config")
     overflows = Overflows()
     vocabulary = client.model_config.get_vocab_size()
-    generate = stop_dry_runs(client.generate, input_check(client, tasks))
+    generate = stop_dry_runs(hold_rows(client.generate, spare_rows), input_check(client, tasks))
     bounded = bound_logprobs(bound_grammars(generate, grammars), vocabulary)
     turns = Turns(client.vllm_config.scheduler_config.max_num_seqs)
-    client.generate = raise_overflows(take_turns(count_usage(bounded), turns), overflows)
+    gated = ask_gates(count_usage(bounded), GateReader(bounded, gate_timeout_s))
+    client.generate = raise_overflows(take_turns(gated, turns), overflows)
     return overflows
 
 

@@ -2,13 +2,15 @@
 
 A synthetic stack of two random adapters runs several weight rows in one batch, prefill and decode:
 zeros must equal the base, unit rows the single adapters. A worker without the seam ignores the rows and
-serves the unit-weight stack, so every check fails.
+serves the unit-weight stack, so every check fails. Then the same for weights by module and by position: what fails
+there alone leaves one number per adapter.
 """
 
 import asyncio
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +18,14 @@ from vllm.lora.request import LoRARequest
 
 from adapters import LoraAdapter, LoraModule, make_adapter, save, stack
 from service.engine.models import mix_request
-from service.engine.probe import PROMPT, distance
+from service.engine.probe import PROMPT, Probe, distance
 from service.engine.server import Engine
+from service.engine.weights import PROMPT as FROM_PROMPT, Phase, Weights
+
+log = logging.getLogger("fusion")
 
 Shapes = Mapping[str, tuple[int, int]]
+Pairs = Sequence[tuple[Probe, Probe]]
 
 RANK = 4
 MAX_ERROR = 0.1
@@ -36,6 +42,12 @@ class Proof:
     reason: str
     error: float
     effect: float
+    tables: bool = False
+    """Whether weights by module and by rank component are right, too."""
+    phases: bool = False
+    """Whether weights by position are."""
+    limits: str = ""
+    """Why one of them is not, where mixing is proven."""
 
 
 def _random_adapter(shapes: Shapes, seed: int) -> LoraAdapter:
@@ -60,30 +72,69 @@ def choose_layers(shapes: Shapes, blocks: int) -> dict[str, tuple[int, int]]:
     return {name: shapes[name] for n, name in numbered if n in chosen} or dict(shapes)
 
 
+class _Loaded:
+    """Synthetic adapters of the proof, in `folder` and in the engine until `unload`."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.requests: dict[str, LoRARequest] = {}
+        self._engine = engine
+        self._folder = folder
+
+    async def load(self, name: str, adapter: LoraAdapter) -> None:
+        save(adapter, self._folder / name)
+        self.requests[name] = await self._engine.load(self._folder / name, f"~proof/{name}")
+
+    async def unload(self) -> None:
+        for request in self.requests.values():
+            await self._engine.unload(request)
+
+    def mix(self, *weights: float) -> LoRARequest:
+        return mix_request(self.requests["stack"], "proof", [(RANK, weight) for weight in weights])
+
+    def function(self, *phases: Phase) -> LoRARequest:
+        return mix_request(self.requests["stack"], "proof", Weights((RANK, RANK), phases))
+
+
+def _scale(both: LoraAdapter, weights: Mapping[str, torch.Tensor]) -> LoraAdapter:
+    """An ordinary adapter that does what the stack `both` does with `weights` [coordinates] of each module."""
+    modules = {name: LoraModule(m.a, m.b * weights[name], 1.0) for name, m in both.modules.items()}
+    return make_adapter(modules, None)
+
+
 async def prove(engine: Engine, shapes: Shapes, folder: Path) -> Proof:
-    """Run the proof with synthetic adapters over dense layers `shapes` (d_out, d_in) of the base."""
-    shapes = choose_layers(shapes, max(4, 2 * engine.config.parallel_config.pipeline_parallel_size))
-    adapters = {"x": _random_adapter(shapes, 1), "y": _random_adapter(shapes, 2)}
-    both = stack(adapters)
-    files = {**adapters, "stack": both.adapter}
-    loaded: dict[str, LoRARequest] = {}
+    """Run the proof with synthetic adapters over dense layers `shapes` (d_out, d_in) of the base.
+
+    Row i of every table of weights is from then on that of the i-th of `shapes` (`Engine.number_modules`).
+    """
+    chosen = choose_layers(shapes, max(4, 2 * engine.config.parallel_config.pipeline_parallel_size))
+    adapters = {"x": _random_adapter(chosen, 1), "y": _random_adapter(chosen, 2)}
+    both = stack(adapters).adapter
+    loaded = _Loaded(engine, folder)
     try:
-        for name, adapter in files.items():
-            save(adapter, folder / name)
-            loaded[name] = await engine.load(folder / name, f"~proof/{name}")
-
-        def mix(x: float, y: float) -> LoRARequest:
-            return mix_request(loaded["stack"], "proof", [(RANK, x), (RANK, y)])
-
-        rows = [None, mix(0, 0), mix(1, 0), mix(0, 1), mix(0.5, 0.5), None]
-        base, zero, one_x, one_y, mixed_half, base_again = await asyncio.gather(
-            *(engine.probe(PROMPT, r) for r in rows)
-        )
-        alone_x = await engine.probe(PROMPT, loaded["x"])
-        alone_y = await engine.probe(PROMPT, loaded["y"])
+        for name, adapter in {**adapters, "stack": both}.items():
+            await loaded.load(name, adapter)
+        proof = await _prove_mixing(engine, loaded)
+        if not proof.proven:
+            return proof
+        try:
+            await engine.number_modules(list(shapes))
+            return await _prove_functions(engine, loaded, both, list(shapes), proof)
+        except Exception as error:  # without it, one number per adapter is mixed
+            if not engine.alive:
+                raise
+            log.exception("the proof of weights by module and by position failed")
+            return replace(proof, limits=f"the proof of more than one number per adapter could not run: {error!r:.200}")
     finally:
-        for request in loaded.values():
-            await engine.unload(request)
+        await loaded.unload()
+
+
+async def _prove_mixing(engine: Engine, loaded: _Loaded) -> Proof:
+    """One number per adapter."""
+    mix = loaded.mix
+    rows = [None, mix(0, 0), mix(1, 0), mix(0, 1), mix(0.5, 0.5), None]
+    base, zero, one_x, one_y, mixed_half, base_again = await asyncio.gather(*(engine.probe(PROMPT, r) for r in rows))
+    alone_x = await engine.probe(PROMPT, loaded.requests["x"])
+    alone_y = await engine.probe(PROMPT, loaded.requests["y"])
     must_differ = [(base, alone_x), (base, alone_y), (alone_x, alone_y), (mixed_half, alone_x)]
     effect = min(distance(*pair) for pair in must_differ)
     must_match = [(base, zero), (base, base_again), (alone_x, one_x), (alone_y, one_y)]
@@ -92,3 +143,43 @@ async def prove(engine: Engine, shapes: Shapes, folder: Path) -> Proof:
         reason = f"weights per request do not take effect: error {error:.2e}, effect {effect:.2e}"
         return Proof(False, reason, error, effect)
     return Proof(True, "zeros equal the base, unit rows equal the single adapters", error, effect)
+
+
+async def _prove_functions(
+    engine: Engine, loaded: _Loaded, both: LoraAdapter, modules: list[str], proof: Proof
+) -> Proof:
+    """Weights by module and rank component against an ordinary adapter, and by position against a longer prompt."""
+    table = torch.rand(len(modules), 2 * RANK, generator=torch.Generator().manual_seed(3)) * 2 - 0.5
+    await loaded.load(
+        "table", _scale(both, {name: table[row] for row, name in enumerate(modules) if name in both.modules})
+    )
+    x, y = [1.0, 0.0], [0.0, 1.0]
+    longer = (*PROMPT, PROMPT[0])  # the token that every probe is held to
+    work = [
+        (PROMPT, None),
+        (PROMPT, loaded.function(Phase(FROM_PROMPT, table.numpy()))),
+        (PROMPT, loaded.mix(1, 0)),
+        (PROMPT, loaded.function(Phase(FROM_PROMPT, x), Phase(1, y))),
+        (longer, loaded.function(Phase(FROM_PROMPT, x), Phase(0, y))),
+        (PROMPT, loaded.function(Phase(FROM_PROMPT, [0.0, 0.0]), Phase(len(longer), x))),
+    ]
+    base, by_module, only_x, switched, sooner, idle = await asyncio.gather(*(engine.probe(*item) for item in work))
+    alone = await engine.probe(PROMPT, loaded.requests["table"])
+    base_alone = await engine.probe(PROMPT, None)
+    tables = _compare([(by_module, alone), (base, base_alone)], [(by_module, base), (by_module, only_x)])
+    phases = _compare(
+        [(switched[:1], only_x[:1]), (switched[1:], sooner[:-1]), (idle, base), (base, base_alone)],
+        [(switched[1:2], only_x[1:2])],
+    )
+    limits = [
+        *([f"by module: {tables}"] if tables else []),
+        *([f"by position: {why}"] if (why := phases or engine.why_no_phases) else []),
+    ]
+    return replace(proof, tables=not tables, phases=not why, limits="; ".join(limits))
+
+
+def _compare(must_match: Pairs, must_differ: Pairs) -> str | None:
+    """What is wrong when probes do not match, or do not differ; None when they do."""
+    error, effect = max(distance(*pair) for pair in must_match), min(distance(*pair) for pair in must_differ)
+    wrong = effect <= 0 or error > MAX_ERROR * effect
+    return f"weights do not take effect: error {error:.2e}, effect {effect:.2e}" if wrong else None

@@ -1,20 +1,19 @@
-"""Seam 2: the LoRA layers, where each token's shrink output meets that token's weight row.
+"""Seam 2: the LoRA layers, where each token's shrink output meets that token's row of weights.
 
-Both wrappers own `fusion_rows`, float32 [max tokens, max rank], ones by default, of fixed address, and
-multiply by it unconditionally: nothing here depends on a Python branch that a compiler could freeze.
-`seam` writes the rows before each step.
+Both wrappers own `fusion_index`, the row of each token in `fusion_store`, of which every layer reads its own slices
+(see `slices`); both are of fixed address, and the multiply is unconditional: nothing here depends on a Python branch
+that a compiler could freeze. `seam` writes the index before each step, and the store where rows are new.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-
-def unit_rows(max_tokens: int, lora_config: Any, device: torch.device | str) -> torch.Tensor:
-    """Weight rows that change nothing, float32 [max_tokens, max_lora_rank]."""
-    return torch.ones(max_tokens, lora_config.max_lora_rank, dtype=torch.float32, device=device)
+from service.engine.rows import TokenRows, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def pack_embedding(b: torch.Tensor, slot: int) -> torch.Tensor | None:
     return b[slot, 0, :, : int(used.max()) + 1].t().contiguous() if used.numel() else None
 
 
-class MixedPunicaCPU(PunicaWrapperCPU):
+class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
     """vLLM's CPU wrapper gathers A and B per token; this one runs two GEMMs per active slot.
 
     With one active slot, base tokens have rows of zeros, so nothing is gathered at all; with several,
@@ -78,7 +77,10 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
-        self.fusion_rows = unit_rows(max_num_batched_tokens, kwargs["lora_config"], device)
+        self.make_rows(max_num_batched_tokens, kwargs["lora_config"], device)
+        self.fusion_rows = torch.ones(max_num_batched_tokens, kwargs["lora_config"].max_lora_rank)
+        """The rows of a step's tokens where they are the same in all layers, [max tokens, max rank]."""
+        self._uniform = True
         self._slot_ids: tuple[int | None, ...] = ()
         self._active: list[tuple[int, torch.Tensor | None]] = []
         self._packed: dict[tuple[int, int], PackedLayer | None] = {}
@@ -99,6 +101,30 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         slots = [int(s) for s in torch.unique(tokens) if s >= 0]
         self._active = [(s, None if len(slots) == 1 else (tokens == s).nonzero()[:, 0]) for s in slots]
 
+    def set_rows(self, index: NDArray[np.int64] | None, uniform: bool = True) -> None:
+        """Extends it: rows that are the same in all layers are looked up once a step, as they were plain mixes'."""
+        super().set_rows(index, uniform)
+        self._uniform = uniform
+        if index is None:
+            self.fusion_rows.fill_(1.0)
+        elif uniform:
+            tokens = self.fusion_index[: len(index)]
+            torch.index_select(self.fusion_store.rows[0], 0, tokens, out=self.fusion_rows[: len(index)])
+
+    def _look_up(self, rows: torch.Tensor | None, index: torch.Tensor | None, tokens: int, rank: int) -> torch.Tensor:
+        """Weights of a step's tokens, of those in `index` alone where there is one, in a layer of these `rows`.
+
+        [tokens, 1 or slices, rank].
+        """
+        if self._uniform:
+            if index is None:
+                return self.fusion_rows[:tokens, None, :rank]
+            return self.fusion_rows[index, None, :rank]
+        if rows is None:
+            raise RuntimeError("a LoRA layer has no rows of its own, but this step has weights by module")
+        places = self.fusion_index[:tokens]
+        return rows.index_select(1, places if index is None else places[index]).transpose(0, 1)[..., :rank]
+
     def _pack_layer(
         self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], widths: tuple[int, ...], slot: int
     ) -> PackedLayer | None:
@@ -117,17 +143,20 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         output_slices: tuple[int, ...],
         *,
         buffer: tuple[torch.Tensor, ...] | None = None,
+        rows: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> None:
-        """y [tokens, d_out] += ((x A^T) * rows * scale) B^T for the tokens of each active slot."""
-        rows = self.fusion_rows[: x.size(0)]
+        """y [tokens, d_out] += ((x A^T) * weights * scale) B^T for the tokens of each active slot.
+
+        The weights are the tokens' own among `rows` [slices, capacity, rank], this layer's part of the store.
+        """
         for slot, index in self._active:
             layer = self._pack_layer(lora_a_stacked, lora_b_stacked, output_slices, slot)
             if layer is None:
                 continue
-            inputs, weights = (x, rows) if index is None else (x[index], rows[index])
+            inputs = x if index is None else x[index]
             coordinates = (inputs @ layer.a_t).float().view(-1, layer.slices, layer.rank)
-            weights = weights[:, None, : layer.rank]
+            weights = self._look_up(rows, index, x.size(0), layer.rank)
             coordinates.mul_(weights)
             if layer.may_overflow:  # zero times infinity would be NaN
                 coordinates.masked_fill_(weights == 0, 0.0)
@@ -147,8 +176,10 @@ class MixedPunicaCPU(PunicaWrapperCPU):
         add_inputs: bool = True,
         **kwargs: Any,
     ) -> None:
-        """y [tokens, d] += (x * rows) B^T for the tokens of each active slot; x [tokens, rank] has their rows of A."""
-        rows = self.fusion_rows[: x.size(0)]
+        """y [tokens, d] += (x * weights) B^T for the tokens of each active slot; x [tokens, rank] has their rows of A.
+
+        Mixes have no embeddings: the weights are zeros or ones.
+        """
         for slot, index in self._active:
             key = (lora_b_stacked.data_ptr(), slot)
             if key not in self._embeddings:
@@ -156,9 +187,9 @@ class MixedPunicaCPU(PunicaWrapperCPU):
             b_t = self._embeddings[key]
             if b_t is None:
                 continue
-            inputs, weights = (x, rows) if index is None else (x[index], rows[index])
+            inputs = x if index is None else x[index]
             coordinates = inputs[:, : b_t.size(0)].float()
-            weights = weights[:, : b_t.size(0)]
+            weights = self._look_up(self.fusion_store.rows[:1], index, x.size(0), b_t.size(0))[:, 0]
             update = torch.where(weights == 0, 0.0, coordinates * weights).to(y.dtype)
             if index is None:
                 y.addmm_(update, b_t)
@@ -206,14 +237,14 @@ def cuda_wrapper() -> type:
     """The CUDA wrapper with the multiply; made on demand, because its module needs Triton to import."""
     from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
 
-    class MixedPunicaGPU(PunicaWrapperGPU):  # type: ignore[misc]  # final upstream for typing only
+    class MixedPunicaGPU(TokenRows, PunicaWrapperGPU):  # type: ignore[misc]  # final upstream for typing only
         """vLLM's Triton kernels with one elementwise step between shrink and expand."""
 
         def __init__(
             self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
         ) -> None:
             super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
-            self.fusion_rows = unit_rows(max_num_batched_tokens, kwargs["lora_config"], device)
+            self.make_rows(max_num_batched_tokens, kwargs["lora_config"], device)
 
         def add_shrink(
             self,
@@ -221,12 +252,15 @@ def cuda_wrapper() -> type:
             x: torch.Tensor,
             lora_a_stacked: tuple[torch.Tensor, ...],
             scale: float,
+            *,
+            rows: torch.Tensor | None = None,
             **kwargs: Any,
         ) -> None:
-            """y [slices, tokens, rank] float32 = (x A^T) * scale * rows, and 0 where the row is 0."""
+            """y [slices, tokens, rank] float32 = (x A^T) * scale * weights, and 0 where the weight is 0.
+
+            The weights are the tokens' own among `rows` [slices, capacity, rank], this layer's part of the store.
+            """
             super().add_shrink(y, x, lora_a_stacked, scale, **kwargs)
-            rows = self.fusion_rows[: y.size(1), : y.size(2)]
-            # A plain product would be NaN where x A^T is infinite. The compiler makes one kernel of this.
-            y.copy_(torch.where(rows == 0, 0.0, y * rows))
+            weigh(y, self.fusion_store.rows[:1] if rows is None else rows, self.fusion_index)
 
     return MixedPunicaGPU

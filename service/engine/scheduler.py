@@ -1,5 +1,7 @@
 """The engine's scheduler (`--scheduler-cls`): vLLM's, and it ends the requests that a worker reports as not finite.
 
+Importing it also has the prefix cache tell mixes apart by their weights (see `block_keys`).
+
 Nothing of such a request stays in the prefix cache. vLLM enters full blocks there when it schedules them, before they
 are computed, so that another request may share them already; it has the same adapter, weights and prompt, is not
 finite itself and ends in the same way.
@@ -14,6 +16,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from service.engine import block_keys
 from service.engine.overflow import STOP_REASON
 from service.engine.runners import zero_new_blocks
 from service.engine.supported import require
@@ -22,6 +25,7 @@ require(Scheduler, "update_from_output", "finish_requests")
 require(KVCacheManager, "get_block_ids")
 require(BlockPool, "evict_blocks", "get_cached_block")
 zero_new_blocks()
+block_keys.install()
 
 
 class EndOverflows(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # vLLM's comes next in line

@@ -31,6 +31,7 @@ from service.engine.grammars import GrammarChecker
 from service.engine.names import SERVER_PID
 from service.engine.overflow import Overflows
 from service.engine.probe import probe_sampling
+from service.engine.spare_rows import SpareRows
 from service.engine.supported import check_version
 from service.engine.templates import SWITCHED_OFF, TemplateError, TemplateRenderer
 from service.process import return_freed_memory
@@ -59,6 +60,7 @@ class Engine:
         app: FastAPI,
         args: Any,
         overflows: Overflows,
+        spare_rows: SpareRows,
         templates: TemplateRenderer | None,
         grammars: GrammarChecker | None,
     ) -> None:
@@ -71,6 +73,9 @@ class Engine:
         self._core = core
         self._heads: set[int] = set()
         """Ids of the adapters that change the output head."""
+        self.modules: tuple[str, ...] = ()
+        """The modules that weights by module have a row for, in this order; see `number_modules`."""
+        self._spare_rows = spare_rows
         self.client.generate = special.refuse_prompts(self.client.generate, self._heads)
         self._ids = itertools.count(1000)  # vLLM's warm-up uses small ids
         self._requests = itertools.count()
@@ -161,6 +166,22 @@ class Engine:
         """Why LoRA on the output head would be served wrong by this engine, or None."""
         return special.why_no_head(self.config)
 
+    @property
+    def why_no_phases(self) -> str | None:
+        """Why weights by position would be wrong on this engine, or None.
+
+        With asynchronous drafts the workers know positions only once they have been computed.
+        """
+        return None if self.config.speculative_config is None else "with speculative decoding"
+
+    async def number_modules(self, names: Sequence[str]) -> None:
+        """Have row i of every table be for module `names[i]`, as adapters spell it; once, before any is used."""
+        await self.client.collective_rpc("fusion_number_modules", args=(list(names),))
+        spare = [rows for rows in await self.client.collective_rpc("fusion_spare_rows") if rows is not None]
+        self._spare_rows.count = min(spare, default=None)
+        self._spare_rows.modules = len(names)
+        self.modules = tuple(names)
+
     async def special_layers(self) -> dict[str, str]:
         """The layers besides dense ones that vLLM adapts: their kind (`names.HEAD`, …) by its name."""
         workers = await self.client.collective_rpc("fusion_special_layers")
@@ -228,7 +249,8 @@ async def start_engine(options: EngineOptions) -> Engine:
         if grammars is not None:
             await grammars.start()
         tasks = await core.client.get_supported_tasks()
-        overflows = patches.watch_client(core.client, grammars, tasks)
+        spare_rows = SpareRows()
+        overflows = patches.watch_client(core.client, grammars, tasks, spare_rows, options.gate_timeout_s)
         app = build_app(args, tasks, core.client.model_config)
         routes.keep_served(app)
         patches.remove_cors(app)
@@ -244,7 +266,7 @@ async def start_engine(options: EngineOptions) -> Engine:
             await asyncio.shield(grammars.close())
         await asyncio.shield(core.close())
         raise
-    return Engine(core, app, args, overflows, templates, grammars)
+    return Engine(core, app, args, overflows, spare_rows, templates, grammars)
 
 
 def _check_grammars(args: Any) -> GrammarChecker | None:

@@ -14,7 +14,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
 
 from service.engine.names import EMBEDDING, EXPERTS, HEAD, STACKED_EXPERTS
-from service.engine.seam import find_language_wrapper
+from service.engine.slices import find_language_wrapper
 from service.engine.supported import require
 
 PROMPT_LOGITS = (

@@ -5,11 +5,12 @@ model and its LoRA layers are made.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from service.engine import seam, special
+from service.engine import seam, slices, special
 from service.engine.death import record_errors
 from service.engine.names import SERVER_PID
 from service.engine.supported import require
@@ -36,6 +37,7 @@ class FusionWorker:
     """Mixed into vLLM's worker class; its methods answer `collective_rpc`."""
 
     model_runner: Any
+    scheduler_config: Any
 
     def fusion_adapter_layers(self, lora_id: int) -> dict[str, int]:
         """This worker's layers that adapter `lora_id` fills, with their rank."""
@@ -63,3 +65,14 @@ class FusionWorker:
     def fusion_special_layers(self) -> dict[str, str]:
         """This worker's layers besides dense ones that vLLM adapts: their kind by vLLM's name."""
         return special.list_layers(self.model_runner.lora_manager)
+
+    def fusion_number_modules(self, names: Sequence[str]) -> list[str]:
+        """Say which module each row of a table is for, as adapters spell them; gives those that this worker has."""
+        return slices.number_modules(self.model_runner.lora_manager, names)
+
+    def fusion_spare_rows(self) -> int | None:
+        """How many rows of weights this worker has beyond one for each sequence; None: every step finds enough."""
+        require(self, "scheduler_config")
+        wrapper = slices.find_language_wrapper(self.model_runner.lora_manager)
+        spare: int | None = wrapper.fusion_store.spare(self.scheduler_config.max_num_seqs, len(wrapper.fusion_index))
+        return spare

@@ -1,5 +1,6 @@
 """`/v1/adapters`, and vLLM's `/v1/(un)load_lora_adapter` mapped onto the same registry."""
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 router = make_router("Adapters")
 
 
-INFO = ("rank", "modules", "bytes", "dtype", "fusion_digest", "effect", "norm", "built", MISMATCH)
+INFO = ("rank", "modules", "bytes", "dtype", "fusion_digest", "effect", "norm", "built", "answer_only", MISMATCH)
 
 
 def adapter_card(record: AdapterRecord, damage: Mapping[str, str]) -> Adapter:
     """The JSON form of an adapter; no local paths. `damage` says what is wrong with stored files, by digest."""
     info = {key: record.info[key] for key in INFO if key in record.info}
     card = Adapter(name=record.name, object="adapter", digest=record.digest, created=record.created, **info)
+    if record.gate:
+        card.gate = json.loads(record.gate)
     if notes := record.info.get("notes"):
         card.notes = str(notes).split("\n")
     if record.digest in damage:
@@ -58,13 +61,23 @@ async def register_adapter(request: Request, service: Service, client: Client, r
             fields = upload.fields
             read = partial(upload.read, service.settings.data)
             record, new = await service.catalog.add_read(
-                fields.name, read, client=client, replace=fields.replace, base_match=fields.base_match
+                fields.name,
+                read,
+                client=client,
+                replace=fields.replace,
+                base_match=fields.base_match,
+                answer_only=fields.answer_only,
             )
     else:
         body = validate(AdapterBody, await request.json())
         path = await service.threads.files.run(service.catalog.resolve_path, body.path)
         record, new = await service.catalog.add(
-            body.name, path, client=client, replace=body.replace, base_match=body.base_match
+            body.name,
+            path,
+            client=client,
+            replace=body.replace,
+            base_match=body.base_match,
+            answer_only=body.answer_only,
         )
     response.status_code = 201 if new else 200
     return adapter_card(record, service.materializer.damage)
@@ -107,7 +120,12 @@ async def load_lora_adapter(body: LoadLoraBody, service: Service, client: Client
     """Register a folder, with vLLM's body and answer; with `load_inplace` in the place of an adapter of that name."""
     path = await service.threads.files.run(service.catalog.resolve_path, body.lora_path)
     record, new = await service.catalog.add(
-        body.lora_name, path, client=client, replace=body.load_inplace, base_match=body.base_match
+        body.lora_name,
+        path,
+        client=client,
+        replace=body.load_inplace,
+        base_match=body.base_match,
+        answer_only=body.answer_only,
     )
     if not new and not body.load_inplace:
         raise ApiError(400, f"The lora adapter {body.lora_name!r} has already been loaded; pass load_inplace=true.")

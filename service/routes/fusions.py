@@ -38,7 +38,7 @@ def damaged_card(service: "FusionService", name: str) -> Damaged:
     return Damaged(name=name, object="fusion", state="damaged", reason=reason)
 
 
-@router.post("/plan")
+@router.post("/plan", response_model_exclude_unset=True)
 async def plan_fusion(body: PlanBody, service: Service) -> Plan:
     """Say how a fusion would be served and what that costs, without building it."""
     fusion = service.names.resolve_field(body.fusion)

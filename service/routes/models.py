@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from adapters import Recipe
 from service.errors import ApiError
 from service.resolve import Fusion
 from service.routes import Service, make_router
@@ -73,8 +72,8 @@ def model_cards(service: "FusionService") -> Iterator[Model]:
     for name in adapters:
         if name in snapshot.damaged_adapters:
             yield damaged_card(service, name, snapshot.damaged_adapters[name])
-        elif (record := snapshot.adapters.get(name)) is not None:
-            yield model_card(service, name, record.created, names.bind(Recipe.single(name), [record]))
+        elif (record := snapshot.adapters.get(name)) is not None and not record.gate:
+            yield model_card(service, name, record.created, names.bind(record.recipe, [record]))
     for name in profiles:
         if name in snapshot.damaged_profiles:
             yield damaged_card(service, name, snapshot.damaged_profiles[name])

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.defaults import Defaults
+from service.routes.recipe_schema import FusionValue
 from service.settings import BaseMatch
 from service.validation import StrictModel
 
@@ -12,35 +13,6 @@ T = TypeVar("T")
 Name = Annotated[str, Field(min_length=1, examples=["balanced"])]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="sha256 of a fusion, 64 hexadecimal digits")]
 Created = Annotated[str, Field(examples=["2026-01-31T12:00:00+00:00"], description="UTC, ISO 8601")]
-
-JSON_RECIPE = {
-    "type": "object",
-    "required": ["adapters"],
-    "properties": {
-        "adapters": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "properties": {"name": {"type": "string"}, "weight": {"type": ["number", "object"], "default": 1}},
-                "additionalProperties": False,
-            },
-        },
-        "method": {"type": "string", "default": "sum"},
-    },
-    "additionalProperties": {"description": "an option of the method"},
-}
-FusionValue = Annotated[
-    Any,  # the recipe language checks it, and says what is wrong and where
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "string"}, JSON_RECIPE],
-            "description": "a recipe as text or in JSON form, or the name of a profile",
-            "examples": ["0.6*task + 0.4*safety", {"adapters": [{"name": "task", "weight": 0.6}]}],
-        }
-    ),
-]
 
 
 class Listing(BaseModel, Generic[T]):
@@ -72,6 +44,15 @@ BaseMatchKey = Annotated[
 ]
 
 
+AnswerOnlyKey = Annotated[
+    bool | None,
+    Field(
+        description="whether recipes may let it act on the answer alone (true) or on prompts, too (false); what its "
+        "adapter_config.json says if null"
+    ),
+]
+
+
 class AdapterBody(StrictModel):
     """A folder to register, inside one of the server's FUSION_ADAPTER_ROOTS."""
 
@@ -79,6 +60,7 @@ class AdapterBody(StrictModel):
     path: str = Field(min_length=1, examples=["examples/adapters/task"])
     replace: bool = Field(default=False, description="let the name of an adapter stand for this one from now on")
     base_match: BaseMatchKey = None
+    answer_only: AnswerOnlyKey = None
 
 
 class LoadLoraBody(BaseModel):
@@ -90,6 +72,7 @@ class LoadLoraBody(BaseModel):
     lora_path: str = Field(min_length=1)
     load_inplace: bool = False
     base_match: BaseMatchKey = None
+    answer_only: AnswerOnlyKey = None
 
 
 class UnloadLoraBody(BaseModel):
@@ -146,6 +129,10 @@ class Adapter(BaseModel):
         default=None, description="bound of the update's norm: the largest ‖A‖ ‖scaling·B‖ of a module"
     )
     built: str = Field(default="", description="its layers for which recipes with it are built, not mixed")
+    gate: dict[str, float] | None = Field(
+        default=None, description="of a gate: the tokens `yes` and `no` whose odds are its value, and its readout"
+    )
+    answer_only: bool = Field(default=False, description="whether no recipe may let it act on the prompt")
     base_mismatch: str | None = Field(
         default=None, description="the base that the adapter names, when it is not this one and every shape fits"
     )
@@ -181,10 +168,14 @@ class Plan(BaseModel):
     digest: Digest
     mode: Literal["mixed", "built"]
     reason: str | None = Field(description="why it cannot be mixed")
-    rank: int
-    error: float = Field(description="relative Frobenius error")
-    bytes: int
-    modules: list[dict[str, Any]] = Field(description="rank, energy and error of each module")
+    rank: int | None = Field(default=None, description="of what follows, absent when there are phases")
+    error: float | None = Field(default=None, description="relative Frobenius error")
+    bytes: int | None = None
+    modules: list[dict[str, Any]] | None = Field(default=None, description="rank, energy and error of each module")
+    phases: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="of weights that change with position: `start`, 'prompt' or a token of the answer, and the report",
+    )
 
 
 class FusionState(BaseModel):
@@ -249,6 +240,9 @@ class Mixing(BaseModel):
     reason: str
     error: float
     effect: float
+    tables: bool = Field(description="whether weights may differ by module and rank component; else such are built")
+    phases: bool = Field(description="whether weights may change with position; else such are refused")
+    limits: str = Field(description="why one of them may not")
 
 
 class Nonfinite(BaseModel):

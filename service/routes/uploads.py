@@ -20,7 +20,7 @@ from adapters.files import join_parts, unpack_adapter
 from service.data_folder import scratch_folder
 from service.edge.media_types import MULTIPART, WEIGHTS_TYPES, media_type
 from service.errors import ApiError, api_error
-from service.routes.schemas import BaseMatchKey, Name
+from service.routes.schemas import AnswerOnlyKey, BaseMatchKey, Name
 from service.validation import MAX_QUOTED, StrictModel
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -39,6 +39,7 @@ class UploadFields(StrictModel):
     name: Name
     replace: bool = Field(default=False, description="let the name of an adapter stand for this one from now on")
     base_match: BaseMatchKey = None
+    answer_only: AnswerOnlyKey = None
     config: str = Field(default="", description="the text of adapter_config.json; of weights only, as all that follows")
     r: int | None = Field(default=None, description="LoRA rank, instead of the one in `config`")
     lora_alpha: float | None = Field(default=None, description="instead of the one in `config`")

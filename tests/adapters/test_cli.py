@@ -60,6 +60,9 @@ def test_every_command_speaks_text_and_json(
         (["plan", "task", "--adapter", "task=elsewhere"], "twice"),
         (["plan", "other", "--adapter", "other=nowhere"], "missing_config"),
         (["fuse", "task", "--out", "."], "already exists"),
+        (["fuse", "answer(fade(1..0, 4)*task)", "--out", "new"], "serve it, or fuse one phase"),
+        (["fuse", "gate(1*task, by=risk, task in 0..1)", "--out", "new"], "the gate 'risk' chooses"),
+        (["plan", "[1, 2]*task"], "expected one for each component"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_two(
@@ -103,3 +106,18 @@ def test_help_and_errors_name_the_program_that_runs_it(capsys: pytest.CaptureFix
     assert "usage: lora-fusion" in described
     assert 'lora-fusion fuse "0.6*task' in described
     assert "python -m" not in described
+
+
+def test_a_recipe_of_phases_is_planned_phase_by_phase(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "gate(steps(prompt: 0, 4: 0.2)*task + 1*safety, by=risk, safety in 0..1)"
+    assert main(["plan", recipe, *folders]) == 0
+    text = capsys.readouterr().out
+    assert "from the prompt on:" in text
+    assert "from token 4 of the answer on:" in text
+    assert "note: the gate 'risk' chooses" in text
+    assert main(["plan", recipe, *folders, "--rank", "2", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [(row["start"], row["recipe"], row["rank"]) for row in content["phases"]] == [
+        (-1, "1*safety + 0*task", 2),
+        (4, "1*safety + 0.2*task", 2),
+    ]

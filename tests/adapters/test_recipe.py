@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from adapters import METHODS, RESERVED_METHODS, RESERVED_NAMES, Recipe, RecipeError, check_name, parse
-from adapters.recipes.checks import weight_numbers
+from adapters.recipes.weights import list_numbers
 from tests.adapters.recipe_strategies import recipes
 
 
@@ -34,7 +34,7 @@ def test_any_text_is_a_recipe_or_an_error_within_the_text(text: str) -> None:
         refusal = error
     else:
         assert parse(recipe.format()) == recipe
-        assert all(math.isfinite(number) for weight in recipe.weights.values() for number in weight_numbers(weight))
+        assert all(math.isfinite(number) for weight in recipe.weights.values() for number in list_numbers(weight))
         return
     assert refusal.position is not None
     assert 0 <= refusal.position <= len(text)

@@ -9,7 +9,7 @@ from tests.adapters.recipe_strategies import free_names, recipes
 
 @given(recipes(), st.data())
 def test_a_recipe_without_an_adapter_is_valid_and_names_the_others(recipe: Recipe, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(recipe.adapters))
+    name = data.draw(st.sampled_from(recipe.parents))
     try:
         rest = recipe.without(name)
     except RecipeError:
@@ -17,10 +17,12 @@ def test_a_recipe_without_an_adapter_is_valid_and_names_the_others(recipe: Recip
         assert name in recipe.weights
         return
     assert parse(rest.format()) == rest
-    if name in recipe.weights:
+    if name not in recipe.roles.values():
         assert set(rest.adapters) == set(recipe.adapters) - {name}
         assert rest.method == recipe.method
     assert rest.weights == {other: weight for other, weight in recipe.weights.items() if other != name}
+    assert rest.answer == recipe.answer
+    assert name not in rest.parents
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,11 @@ def test_a_recipe_without_an_adapter_is_valid_and_names_the_others(recipe: Recip
         ("safe_merge(0.6*a + b, safety=s, threshold=0.3)", "a", "safe_merge(b, safety=s, threshold=0.3)"),
         ("safe_merge(0.6*a + b, safety=s, threshold=0.3)", "s", "0.6*a + 1*b"),
         ("safe_project(0.6*a, direction=d)", "d", "0.6*a"),
+        ("answer(0.6*a + steps(0: 1)*b)", "a", "answer(steps(0: 1)*b)"),
+        ("answer(safe_merge(0.6*a, safety=s, threshold=0.3))", "s", "answer(0.6*a)"),
+        ("gate(answer(1*a + 0.5*b), by=g, a in 0..1, b in 0..1)", "b", "gate(answer(a), by=g, a in 0..1)"),
+        ("gate(answer(1*a + 0.5*b), by=g, b in 0..1)", "b", "answer(a)"),
+        ("gate(1*a + 0.5*b, by=g, b in 0..1)", "g", "1*a + 0.5*b"),
     ],
 )
 def test_what_remains_without_an_adapter(text: str, left_out: str, rest: str) -> None:
@@ -61,11 +68,11 @@ def test_leaving_out_an_adapter_that_is_not_there_names_the_nearest() -> None:
 
 @given(recipes(), st.data())
 def test_renaming_there_and_back_changes_nothing(recipe: Recipe, data: st.DataObject) -> None:
-    new = data.draw(st.lists(free_names, unique=True, min_size=len(recipe.adapters), max_size=len(recipe.adapters)))
-    renamed = recipe.rename(dict(zip(recipe.adapters, new, strict=True)))
-    assert set(renamed.adapters) == set(new)
+    new = data.draw(st.lists(free_names, unique=True, min_size=len(recipe.parents), max_size=len(recipe.parents)))
+    renamed = recipe.rename(dict(zip(recipe.parents, new, strict=True)))
+    assert set(renamed.parents) == set(new)
     assert parse(renamed.format()) == renamed
-    assert renamed.rename(dict(zip(new, recipe.adapters, strict=True))) == recipe
+    assert renamed.rename(dict(zip(new, recipe.parents, strict=True))) == recipe
 
 
 @given(recipes())
@@ -85,6 +92,9 @@ def test_two_adapters_can_swap_their_names(recipe: Recipe) -> None:
         ("safe_merge(a, safety=task, threshold=0.3)", "safe_merge(a, safety=z, threshold=0.3)"),
         ("svd({task.*: 0.5, *: 1}*task, rank=2)", "svd({task.*: 0.5, *: 1}*z, rank=2)"),
         ("a", "a"),
+        ("gate(1*task + 1*b, by=c, task in 0..1)", "gate(1*b + 1*z, by=c, z in 0..1)"),
+        ("gate(1*a + 1*b, by=task, a in 0..1)", "gate(1*a + 1*b, by=z, a in 0..1)"),
+        ("answer(fade(1..0, 4)*task)", "answer(fade(1..0, 4)*z)"),
     ],
 )
 def test_a_name_changes_wherever_the_recipe_names_the_adapter(text: str, renamed: str) -> None:

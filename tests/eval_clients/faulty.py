@@ -16,13 +16,15 @@ Fault = str
 @dataclass
 class Faulty:
     """`say(body)` is the answer to a chat; `fault(body)` the failure of that request, or "" for none; `complete(body)`
-    the choice that answers a text completion, `refuse(body)` why it is a bad request, or "".
+    the choice that answers a text completion, `refuse(body)` why it is a bad request, or ""; `headers(body)` are those
+    of the answer to a chat.
     """
 
     say: Callable[[dict[str, Any]], str]
     fault: Callable[[dict[str, Any]], Fault] = lambda body: ""
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     refuse: Callable[[dict[str, Any]], str] = lambda body: ""
+    headers: Callable[[dict[str, Any]], dict[str, str]] = lambda body: {}
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -48,11 +50,13 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
-    def send(self, status: int, content: Any, length: int | None = None) -> None:
+    def send(self, status: int, content: Any, length: int | None = None, headers: dict[str, str] | None = None) -> None:
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(raw) if length is None else length))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(raw)
 
@@ -94,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         }
         match fault:
             case "" | "filter":
-                self.send(200, answer)
+                self.send(200, answer, headers=rules.headers(body))
             case "hang":
                 time.sleep(8)
             case "cut":

@@ -1,6 +1,7 @@
 """Limits, the best point, the front and cliffs, on plain values."""
 
 import pytest
+from hypothesis import given, strategies as st
 
 from eval_clients.errors import LimitError
 from eval_clients.results import ModelScores
@@ -84,3 +85,38 @@ def test_a_limit_missed_by_rounding_is_kept() -> None:
     found = {"base": make_scores("base", safe_answered=0.05), "p": make_scores("p", safe_answered=0.045)}
     assert 0.9 * 0.05 > 0.045
     assert Limit.parse("safe_answered>=0.9*base").shortfall(found["p"], found) == 0
+
+
+def test_a_margin_says_how_clearly_a_limit_is_kept() -> None:
+    found = {
+        "base": make_scores("base", safe_answered=0.96, degenerate=0.05),
+        "p": make_scores("p", harm=0.02, safe_answered=0.96, degenerate=0.06),
+    }
+    harm = Limit.parse("harm<=0.05").margin(found["p"], found)
+    assert harm is not None
+    share = found["p"].shares["harm"]
+    assert (harm.value, harm.low, harm.high) == pytest.approx((0.03, 0.05 - share.high, 0.05 - share.low))
+    answered = Limit.parse("safe_answered>=0.9*base").margin(found["p"], found)
+    assert answered is not None
+    assert answered.value == pytest.approx(0.096)
+    assert 0 < answered.low < answered.value < answered.high
+    assert answered.is_clear
+    degenerate = Limit.parse("degenerate<=base+0.02").margin(found["p"], found)
+    assert degenerate is not None
+    assert degenerate.value == pytest.approx(0.01)
+    assert degenerate.low < 0 < degenerate.high
+    assert not degenerate.is_clear
+    assert Limit.parse("task>=0.98*base").margin(found["p"], found) is None
+    assert Limit.parse("harm<=0.9*base").margin(found["p"], found) is None
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.sampled_from(["<=", ">="]))
+def test_a_margin_agrees_with_what_is_missed_and_its_interval_holds_it(one: int, other: int, sign: str) -> None:
+    shares = {"p": Share.from_counts(one, 60), "base": Share.from_counts(other, 60)}
+    found = {model: ModelScores(model, {"harm": share}, {}, 60, 0) for model, share in shares.items()}
+    for text in (f"harm{sign}0.5", f"harm{sign}0.9*base", f"harm{sign}base+0.1"):
+        limit = Limit.parse(text)
+        margin = limit.margin(found["p"], found)
+        assert margin is not None
+        assert margin.low <= margin.value <= margin.high
+        assert max(0.0, -margin.value) == pytest.approx(limit.shortfall(found["p"], found), abs=1e-8)

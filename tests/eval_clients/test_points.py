@@ -28,6 +28,29 @@ def test_a_recipes_own_braces_stay() -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "grids", "model"),
+    [
+        (
+            "1*t + steps(prompt: {l}, 0: {1-l}, {n}: {l/2})*s",
+            ["l=0.4", "n=4"],
+            "1*t + steps(prompt: 0.4, 0: 0.6, 4: 0.2)*s",
+        ),
+        ("1*t + fade({l}..{l/5}, {n})*s", ["l=1", "n=8"], "1*t + fade(1..0.2, 8)*s"),
+        ("answer({1-l}*t + {l}*s)", ["l=0.4"], "answer(0.6*t + 0.4*s)"),
+        ("{*.mlp.*: {l}, *: fade({l}..0, 4)}*s", ["l=0.4"], "{*.mlp.*: 0.4, *: fade(0.4..0, 4)}*s"),
+        ("gate(1*t + {l}*s, by=risk, s in 0..{l})", ["l=0.8"], "gate(1*t + 0.8*s, by=risk, s in 0..0.8)"),
+        ("[{l}, {1-l}]*s", ["l=0.4"], "[0.4, 0.6]*s"),
+        ("ramp({-l}..{l})*s", ["l=0.4"], "ramp(-0.4..0.4)*s"),
+    ],
+)
+def test_a_grid_fills_any_number_of_a_recipe(template: str, grids: list[str], model: str) -> None:
+    (point,) = expand([template], grids)
+    assert point.model == model
+    assert point.recipe is not None
+    assert not point.recipe.is_sum or "(" not in model
+
+
+@pytest.mark.parametrize(
     ("templates", "grids", "message"),
     [
         (["{l}*a"], [], "has no grid"),

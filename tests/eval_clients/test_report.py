@@ -3,10 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from eval_clients.answers import Answer, Answers, Gap
 from eval_clients.sweeps.choice import Limit
 from eval_clients.sweeps.points import Point
-from eval_clients.sweeps.report import HALVES, HIDDEN, best_point, collect_samples, write_report
+from eval_clients.sweeps.report import HALVES, HIDDEN, best_by_form, best_point, collect_samples, write_report
 from eval_clients.sweeps.sweep import Sweep
 
 
@@ -73,3 +75,55 @@ def test_a_page_escapes_what_models_say(tmp_path: Path) -> None:
     assert "&lt;script&gt;x()" in html
     assert "<script>x()" not in html
     assert "<title>A &amp; B</title>" in html
+
+
+def test_the_best_of_each_form_is_chosen_by_the_same_limits_and_reported_on_the_other_half(tmp_path: Path) -> None:
+    safe = {
+        "1*a + 1*b": 0.2,
+        "1*a + 2*b": 0.9,
+        "1*a + fade(1..0, 4)*b": 0.4,
+        "answer(1*a + 1*b)": 0.6,
+        "gate(1*a + 1*b, by=g, a in 0..1)": 0.8,
+    }
+    points = [Point(model, "sweep", model) for model in safe]
+    answers = [
+        Answer(
+            point.model, "xstest", f"{half}-{n}", 1, measure, "", half, f"p{n}", "a", {"answered": float(n < 10 * x)}
+        )
+        for point in points
+        for measure, x in (("harm", 0.1), ("safe", safe[point.model]))
+        for half in HALVES
+        for n in range(10)
+    ]
+    limit = Limit.parse("safe_answered>=0.5")
+    sweep = Sweep(points, {}, Answers(answers))
+    found = best_by_form(sweep, [limit])
+    assert {form: (one.best, one.kept_where_chosen) for form, one in found.items()} == {
+        "sum": ("1*a + 2*b", True),
+        "position": ("1*a + fade(1..0, 4)*b", False),
+        "answer": ("answer(1*a + 1*b)", True),
+        "gate": ("gate(1*a + 1*b, by=g, a in 0..1)", True),
+    }
+    margin = found["answer"].margins_on_the_other_half[str(limit)]
+    assert margin["value"] == pytest.approx(0.1)
+    assert not margin["clear"]
+    write_report(tmp_path, sweep, [limit], title="t", command="c")
+    html = (tmp_path / "report.html").read_text()
+    assert "kept by 0.100" in html
+    assert "missed by 0.100" in html
+    assert "prompt (gate)" in html
+
+
+def test_answers_that_the_client_began_have_a_picture_and_are_never_quoted(tmp_path: Path) -> None:
+    points = [Point("1*a", "sweep", "{l}*a", {"l": 1.0})]
+    answers = [
+        Answer("1*a", "prefill", "1", 1, "prefill", "", half, "p", "harmful words", {"answered": 1.0}, "", opening)
+        for half in HALVES
+        for opening in ("Sure", "Of course")
+    ]
+    write_report(tmp_path, Sweep(points, {}, Answers(answers)), [], title="t", command="c")
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("data:image/png") == 3
+    assert "harmful words" not in html
+    write_report(tmp_path, Sweep(points, {}, Answers([replace(answers[0], opening="")])), [], title="t", command="c")
+    assert not (tmp_path / "openings.png").exists()

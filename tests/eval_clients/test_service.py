@@ -11,11 +11,13 @@ import pytest
 
 from eval_clients.cli import main
 from eval_clients.endpoint import Endpoint
+from eval_clients.sweeps import search
 from eval_clients.sweeps.controls import build_controls
 from eval_clients.sweeps.points import Point, expand
 from eval_clients.sweeps.random_adapter import register_random_adapter
 from eval_clients.tasks.logprobs import echo_logprobs, find_faults, find_letter_tokens, letter_logprobs
-from tests.conftest import BASE_NAME, ROOT, Server
+from eval_clients.tasks.openings import OPENINGS
+from tests.conftest import BASE, BASE_NAME, ROOT, Server
 
 TASK, SAFETY = "order-job", "safe"
 SAFETY_ROWS = ROOT / "training/builtin/data/safety_heldout.jsonl"
@@ -135,7 +137,10 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     )  # the same is not attached twice
 
 
-def test_the_search_stays_within_its_budget(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_the_search_stays_within_its_budget(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "FORMS", search.FORMS[:3])  # the plans of other forms are builds, of seconds each
     out, rows = tmp_path / "search", few(tmp_path / "rows.jsonl", SAFETY_ROWS, {"harmful": 2, "harmless": 2})
     command = ["sweep", "--base-url", endpoint.base_url, "--out", str(out), "--display", "none", "--max-tokens", "8"]
     command += ["--recipe", f"{{1-l}}*{TASK} + {{l}}*{SAFETY}", "--grid", "l=0.4,0.6", "--safety", SAFETY]
@@ -173,6 +178,25 @@ def test_the_chat_template_is_applied(endpoint: Endpoint, tmp_path: Path) -> Non
     assert answer == chat.json()["choices"][0]["message"]["content"] != raw.json()["choices"][0]["text"]
 
 
+def test_the_server_goes_on_with_an_answer_that_the_client_began(endpoint: Endpoint, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    prompt, model = "Name a colour.", f"0.6*{TASK} + 0.4*{SAFETY}"
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
+    command = ["prefill", "--base-url", endpoint.base_url, "--data", str(tmp_path / "p.jsonl"), "--display", "none"]
+    assert main([*command, "--out", str(tmp_path / "out"), "--max-tokens", "8", "--model", model]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    for answer in answers:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer["opening"]}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+        assert text.endswith(answer["opening"])
+        asked = {"model": model, "prompt": text, "max_tokens": 8, "temperature": 0, "add_special_tokens": False}
+        raw = endpoint.request("POST", "/completions", json=asked).json()
+        assert raw["choices"][0]["text"] == answer["answer"]
+    assert len(answers) == len(OPENINGS)
+
+
 def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endpoint: Endpoint) -> None:
     name = f"{SAFETY}-random-0"
     assert register_random_adapter(endpoint, SAFETY) == register_random_adapter(endpoint, SAFETY) == name
@@ -189,9 +213,15 @@ def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endp
     [
         (f"0.7*{TASK} + 0.3*{SAFETY}", f"0.7*{TASK}", f"0.7*{TASK} + 0.3*{SAFETY}-random-0"),
         (
+            f"svd(0.7*{TASK} + 0.3*{SAFETY}, rank=6)",
+            f"svd(0.7*{TASK}, rank=6)",
+            f"svd(0.7*{TASK} + 0.3*{SAFETY}-random-0, rank=6)",
+        ),
+        pytest.param(
             f"ties(0.7*{TASK} + 0.3*{SAFETY}, density=0.6)",
             f"ties(0.7*{TASK}, density=0.6)",
             f"ties(0.7*{TASK} + 0.3*{SAFETY}-random-0, density=0.6)",
+            marks=pytest.mark.soak,  # three dense builds
         ),
         (f"{TASK} + ramp(0.1..0.5)*{SAFETY}", f"1*{TASK}", f"1*{TASK} + ramp(0.1..0.5)*{SAFETY}-random-0"),
         (

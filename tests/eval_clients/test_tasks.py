@@ -45,7 +45,7 @@ def test_every_sample_says_what_it_measures_and_which_half_it_is_of(name: str, s
     assert task.name == name
     for sample in task.dataset:
         assert sample.metadata is not None
-        assert sample.metadata["measure"] in ("harm", "safe", "task", "mmlu", "dialogue")
+        assert sample.metadata["measure"] in ("harm", "safe", "task", "mmlu", "dialogue", "prefill")
         assert sample.metadata["half"] in ("choose", "report")
 
 
@@ -61,6 +61,7 @@ def test_the_parameters_that_logs_record_stay() -> None:
         "xstest": answers,
         "mmlu": ["path", "limit"],
         "mt_bench": answers,
+        "prefill": [*answers, "judged", "openings"],
         "task": [*answers, "judged"],
     }
 

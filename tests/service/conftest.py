@@ -19,6 +19,7 @@ from adapters import LoraAdapter, Store, fusion_digest, parse
 from service.adapter_files import AdapterFiles
 from service.build_files import BuildFiles
 from service.clients import ClientPlaces
+from service.functions import Functions
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.placement import Limits
@@ -215,6 +216,7 @@ def world(tmp_path: Path) -> Callable[..., World]:
             residency,
             materializer,
             Limits(mixing, MAX_RANK),
+            Functions(materializer.open, sorted(samples.SHAPES), threads.adapters.run, lambda *_: None),
             lambda: [{adapters[n].digest: adapters[n].rank for n in group.split("+")} for group in groups],
             hold=files.hold,
             clients=ClientPlaces(metrics, limit=client_places, max_waiting=max_waiting),

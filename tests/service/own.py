@@ -17,6 +17,13 @@ MARGIN_S = 20
 """What a busy machine may add to a bound."""
 
 
+HASTY = """
+from service import data_folder, database
+data_folder.LOCK_WAIT_S = database.LOCK_WAIT_S = 1
+"""
+"""A `sitecustomize` of a server that finds its data folder or registry in use."""
+
+
 def wait(condition: Callable[[], bool], limit_s: float) -> None:
     """Return once `condition` holds; fails after `limit_s`."""
     began = time.monotonic()
@@ -28,11 +35,12 @@ def wait(condition: Callable[[], bool], limit_s: float) -> None:
 class Own:
     """A server with a temporary and a data folder of its own in `folder`, whose path must be short: sockets lie in it.
 
-    `site` becomes `sitecustomize`, which every process of it runs first.
+    `site` becomes `sitecustomize`, which every process of it runs first. `data` is the data folder of another server
+    that has ended.
     """
 
-    def __init__(self, folder: Path, *, site: str = "", **settings: Any) -> None:
-        self.log, self.data, self.scratch = folder / "log", folder / "data", folder / "t"
+    def __init__(self, folder: Path, *, site: str = "", data: Path | None = None, **settings: Any) -> None:
+        self.log, self.data, self.scratch = folder / "log", data or folder / "data", folder / "t"
         self.scratch.mkdir()
         (folder / "sitecustomize.py").write_text(site)
         limits: dict[str, Any] = {

@@ -21,6 +21,7 @@ from service.edge.access import Access
 from service.process import end_with_parent
 from service.settings import Settings
 
+PROOF = ("proven", "reason", "error", "effect", "tables", "phases", "limits")
 INSTALL = f"""
 import sys, importlib.abc, importlib.util
 class Finder(importlib.abc.MetaPathFinder):
@@ -94,7 +95,7 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
         os._exit(3)
     engine = Engine()
     try:
-        proof = SimpleNamespace(proven=True, reason="", error=0.0, effect=1.0)
+        proof = SimpleNamespace(**dict.fromkeys(PROOF, True))
         yield SimpleNamespace(engine=engine, proof=proof, settings=settings)
     finally:
         engine.process.kill()

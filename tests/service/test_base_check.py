@@ -50,12 +50,19 @@ def test_other_families_pass(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", VISION)
+def test_layers_of_a_base_that_sees_are_those_of_its_language_model(name: str, tmp_path: Path) -> None:
+    layers = read_layers(str(make_base(VISION[name], tmp_path / "base"))).dense
+    assert layers
+    assert all(".language_model.layers." in layer for layer in layers)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "LLaVA" else pytest.mark.soak) for name in VISION]
+)
 def test_a_base_that_sees_needs_torchvision(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))  # what vLLM knows of models it could inspect before
     base = make_base(VISION[name], tmp_path / "base")
-    assert all(".language_model.layers." in layer for layer in read_layers(str(base)).dense)
-    if find_spec("torchvision") is not None:
-        pytest.skip("torchvision is installed")
     with pytest.raises(ValueError, match="failed to be inspected") as caught:
         configure(base)
     says = r"cannot serve the base 'some/base': its model \w+ needs the package 'torchvision', which is not installed"

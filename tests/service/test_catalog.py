@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from service.clients import ClientPlaces
 from service.edge.clients import Shares
 from service.errors import ApiError
 from service.front import answer_error
+from service.functions import Functions
 from service.layers import BaseLayers
 from service.materializer import Materializer
 from service.metrics import Metrics
@@ -96,6 +97,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
         residency,
         materializer,
         Limits(mixing=True, max_rank=8),
+        Functions(materializer.open, sorted(samples.SHAPES), threads.adapters.run, names.check_norm),
         hold=files.hold,
         clients=ClientPlaces(metrics, limit=9, max_waiting=9),
     )
@@ -146,6 +148,19 @@ async def test_a_pinned_adapter_stays_until_its_profiles_go(shop: Shop) -> None:
         await shop.catalog.remove("wide")
 
 
+async def test_an_answer_only_adapter_is_another_than_the_same_weights_everywhere(shop: Shop) -> None:
+    save(replace(samples.adapter(0, 3), answer_only=True), shop.root / "answering")
+    wide, _ = await shop.catalog.add("wide", shop.root / "wide")
+    answering, _ = await shop.catalog.add("answering", shop.root / "answering")
+    told, _ = await shop.catalog.add("told", shop.root / "answering", answer_only=False)
+    assert (answering.answer_only, told.answer_only) == (True, False)
+    assert answering.digest != wide.digest == told.digest
+    assert shop.catalog.names.look_up("answering").digest == answering.info["fusion_digest"]  # type: ignore[union-attr]  # not the base
+    with pytest.raises(ApiError, match="expected 'answer\\(answering\\)'"):
+        await shop.profiles.put("profile", "1*answering")
+    assert (await shop.catalog.files.read(partial(load, shop.sources.get(answering.digest) / "adapter"))).answer_only  # type: ignore[operator]  # it is there
+
+
 async def test_two_names_share_one_adapter_s_files(shop: Shop) -> None:
     for name in ("one", "other"):
         await shop.catalog.add(name, shop.root / "wide")
@@ -179,7 +194,7 @@ async def test_paths_are_allowed_inside_the_roots_and_for_what_ships(shop: Shop,
         with pytest.raises(ApiError) as caught:
             shop.catalog.resolve_path(path)
         assert caught.value.status == 400
-    with pytest.raises(AdapterError, match="expected one of shipped:safety, shipped:task"):
+    with pytest.raises(AdapterError, match="expected one of shipped:risk, shipped:safety, shipped:task"):
         shop.catalog.resolve_path("shipped:../task")
 
 

@@ -1,20 +1,15 @@
-"""Engines that die: a killed one is replaced under the same server, one that cannot serve ends it with the reason."""
+"""Engines that cannot serve: they end the server with the reason, and leave nothing."""
 
-import os
 import shutil
-import signal
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.conftest import BASE, stop
-from tests.service.own import MARGIN_S, Own, wait
+from tests.service.own import Own
 
 # A fault of the engine at its first request, which is that of the proof.
 BROKEN_STEP = """
@@ -28,8 +23,7 @@ class Finder(importlib.abc.MetaPathFinder):
         return None
 sys.meta_path.insert(0, Finder())
 """
-PATIENT = {"FUSION_LOOP_TIMEOUT_S": "30", "FUSION_STOP_TIMEOUT_S": "30"}
-SERIES = 'fusion_stack_requests{kind="stack"} 1.0'
+PATIENT: dict[str, Any] = {"FUSION_LOOP_TIMEOUT_S": "30", "FUSION_STOP_TIMEOUT_S": "30"}
 
 
 @pytest.fixture
@@ -37,54 +31,6 @@ def folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="own"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def complete(own: Own, answers: list[Any], tokens: int) -> None:
-    body = {"model": "0.5*task", "prompt": "a", "max_tokens": tokens, "ignore_eos": True}
-    try:
-        answers.append(httpx.post(f"{own.url}/v1/completions", json=body, timeout=120).status_code)
-    except httpx.HTTPError as error:
-        answers.append(error)
-
-
-def assert_refused_at_once(own: Own) -> None:
-    for path in ("/v1/models", "/version"):
-        began = time.monotonic()
-        refused = own.get(path)
-        assert time.monotonic() - began < 5
-        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "ServiceUnavailableError")
-        assert int(refused.headers["retry-after"]) > 0
-    assert own.status("/livez") == 200
-    assert own.readiness()["state"] == "restarting"
-
-
-def test_a_killed_engine_is_replaced_in_the_same_worker(folder: Path) -> None:
-    own = Own(folder, FUSION_ADAPTERS="task=shipped:task", **PATIENT)
-    try:
-        wait(lambda: own.readiness().get("state") == "starting", 100)
-        own.wait_ready()
-        worker, core, answers = own.worker, own.core, list[Any]()
-        running = threading.Thread(target=complete, args=(own, answers, 1500))
-        running.start()
-        wait(lambda: SERIES in own.get("/metrics").text, MARGIN_S)
-        os.kill(core, signal.SIGKILL)
-        wait(lambda: own.status("/readyz") == 503, 5)
-        assert_refused_at_once(own)
-        running.join(MARGIN_S)
-        assert not running.is_alive()
-        assert answers != [200]
-        wait(lambda: "attempt 2 of 3" in own.readiness().get("reason", ""), MARGIN_S)
-        own.wait_ready()
-        assert own.worker == worker
-        assert own.core != core
-        assert SERIES not in own.get("/metrics").text, "the lease is given back"
-        complete(own, answers, 2)
-        assert answers[1:] == [200]
-    finally:
-        stop(own.process)
-    own.assert_gone()
-    assert own.process.returncode == 0
-    assert not list(own.scratch.iterdir())
 
 
 def make_experts(folder: Path) -> Path:

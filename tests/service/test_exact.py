@@ -1,12 +1,14 @@
 """Served log-probabilities equal transformers + PEFT with the adapters active side by side, float32."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from adapters import fuse, load, parse, save
 from tests.conftest import BASE_NAME, Server, base_model
@@ -137,17 +139,42 @@ def test_a_built_recipe_is_exact(server: Server, reference: PeftReference) -> No
     assert max(abs(a - b) for a, b in zip(expected, values, strict=True)) < TOLERANCE
 
 
+@pytest.fixture(scope="module")
+def thin(server: Server) -> Iterator[dict[str, Path]]:
+    """Adapters of two layers, for methods on the dense updates, which take long."""
+    paths = {}
+    for seed, (name, modules) in enumerate({"thin": ["k_proj", "down_proj"], "slim": ["q_proj", "k_proj"]}.items()):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=modules, layers_to_transform=[2, 17])
+        model = get_peft_model(base_model(), config)
+        for parameter, value in model.named_parameters():
+            if "lora_B" in parameter:
+                torch.nn.init.normal_(value, std=0.1)
+        model.peft_config["default"].base_model_name_or_path = BASE_NAME
+        paths[name] = server.adapters["wide"].parent / name
+        model.save_pretrained(paths[name])
+        body = {"name": name, "path": str(paths[name])}
+        assert httpx.post(f"{server.url}/v1/adapters", json=body, timeout=300).status_code == 201
+    yield server.adapters | paths
+    for name in paths:
+        assert httpx.delete(f"{server.url}/v1/adapters/{name}", timeout=300).status_code == 204
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
-        "ties(0.6*narrow + 0.4*wide, density=0.5)",
-        "dare_ties(0.6*narrow + 0.4*stable, density=0.5, seed=7)",
+        "ties(0.6*thin + 0.4*slim, density=0.5)",
+        "dare_ties(0.6*thin + 0.4*slim, density=0.5, seed=7)",
         "slerp(1*stable + 1*wide, from=wide, t=0.3)",
+        "safe_merge(1*narrow + 0.7*stable, safety=wide, threshold=0.5)",
         "0.6*narrow + ramp(0.2..0.6)*wide",
+        "0.6*narrow + {*.layers.1?.*: 0.8, *.self_attn.*: -0.3, *: ramp(0..1)}*wide",
     ],
 )
-def test_what_other_methods_build_is_served_as_peft_reads_it(recipe: str, server: Server, tmp_path: Path) -> None:
-    adapters = {name: load(server.adapters[name]) for name in parse(recipe).adapters}
+def test_what_other_methods_build_is_served_as_peft_reads_it(
+    recipe: str, server: Server, thin: dict[str, Path], tmp_path: Path
+) -> None:
+    adapters = {name: load(thin[name]) for name in parse(recipe).adapters}
     made, _ = fuse(parse(recipe), adapters, max_rank=32)
     save(made, tmp_path / "fused")
     model = PeftModel.from_pretrained(base_model(), tmp_path / "fused")

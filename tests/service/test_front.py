@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 
 from service.edge.access import Access
 from service.engine.overflow import Overflows
+from service.engine.proof import Proof
 from service.front import Front
 from service.metrics import Metrics
 from service.records import AdapterRecord, now
@@ -64,7 +66,7 @@ def service(tmp_path: Path) -> Any:
         settings=Settings(),
         scorecards=Scorecards(Settings(), registry, asyncio.Lock()),
         materializer=SimpleNamespace(damage={}),
-        proof=SimpleNamespace(proven=True, reason="", error=0.0, effect=1.0),
+        proof=Proof(True, "", 0.0, 1.0),
     )
 
 
@@ -88,7 +90,7 @@ def test_importing_the_app_imports_neither_torch_nor_vllm() -> None:
 
 def test_all_is_503_before_start_and_after_stop(front: Front, service: Any) -> None:
     nonfinite = {"requests": 2, "last": "2026-01-31T12:00:00+00:00"}
-    assert front.readiness() == {"ready": True, "mixing": vars(service.proof), "nonfinite": nonfinite}
+    assert front.readiness() == {"ready": True, "mixing": asdict(service.proof), "nonfinite": nonfinite}
     front.stop()
     for one, state, reason in (
         (front, "stopping", "the server is stopping"),

@@ -147,4 +147,4 @@ def test_a_shipped_adapter_is_registered_by_its_name_from_any_folder(http: httpx
     assert http.delete("/v1/adapters/ours").status_code == 204
     unknown = http.post("/v1/adapters", json={"name": "ours", "path": "shipped:tusk"})
     assert unknown.status_code == 400
-    assert "expected one of shipped:safety, shipped:task" in unknown.json()["error"]["message"]
+    assert "shipped:risk, shipped:safety, shipped:task" in unknown.json()["error"]["message"]

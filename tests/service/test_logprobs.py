@@ -81,4 +81,4 @@ def test_no_request_for_log_probabilities_holds_up_the_event_loop(server: Server
     with server.http() as client, watch_loop(server) as times:
         answer = client.post("/v1/completions", json={"model": BASE_NAME, **body})
     assert "log-probabilities" in answer.text
-    assert max(times) < 1
+    assert max(times) < 3

@@ -1,6 +1,7 @@
 """No megabyte of text and no form of an answer holds up the event loop, or the engine."""
 
 import json
+import math
 import re
 import time
 from typing import Any
@@ -130,7 +131,8 @@ SLACK = 3
 def test_no_megabyte_holds_up_the_event_loop(server: Server, name: str) -> None:
     path, body = SLOW[name]
     content = json.dumps({"model": BASE_NAME, "max_tokens": 1, "max_output_tokens": 1, **body}).encode()
-    gaps = []
+    limit_s = SLACK * LOOP_S * max(1, len(content) / 1e6)
+    gaps = [math.inf]
     with server.http() as client:
         for _ in range(3):  # other work of the machine is not the server's
             with watch_loop(server) as times:
@@ -139,4 +141,6 @@ def test_no_megabyte_holds_up_the_event_loop(server: Server, name: str) -> None:
                 time.sleep(0.1)
             assert answer.status_code in (200, 400, 413), answer.text[:300]
             gaps.append(max(times))
-    assert min(gaps) < SLACK * LOOP_S * max(1, len(content) / 1e6)
+            if gaps[-1] < limit_s:
+                break
+    assert min(gaps) < limit_s, gaps

@@ -17,7 +17,7 @@ def test_a_plan_says_how_and_at_what_cost_without_making_anything(world: Callabl
     plans = [w.materializer.plan(f, w.pool.place(f)) for f in map(w.fusion, ("1*a + 1*b", "svd(1*a + 1*b, rank=1)"))]
     assert [(p["mode"], p["rank"]) for p in plans] == [("mixed", 6), ("built", 1)]
     assert plans[0]["error"] == 0 < plans[1]["error"]
-    assert [p["reason"] for p in plans] == [None, "'svd' is not a plain sum"]
+    assert [p["reason"] for p in plans] == [None, "'svd' is not a weighted sum of its adapters in each module"]
     assert not list((tmp_path / "builds").iterdir())
 
 
@@ -38,3 +38,12 @@ def test_files_that_are_gone_are_reported_without_a_path(world: Callable[..., Wo
     ) as caught:
         w.materializer.source(w.adapters["a"].digest)
     assert str(tmp_path) not in caught.value.message
+
+
+def test_a_plan_of_weights_by_position_has_a_report_for_each_phase(world: Callable[..., World]) -> None:
+    w = world()
+    fusion = w.fusion("fade(1..0, 3)*a + 0.5*b")
+    plan = w.materializer.plan(fusion, w.pool.place(fusion))
+    assert (plan["mode"], [phase["start"] for phase in plan["phases"]]) == ("mixed", ["prompt", 1, 2])
+    assert [phase["rank"] for phase in plan["phases"]] == [6, 6, 2]
+    assert "rank" not in plan

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from adapters import fusion_digest, parse
+from service.errors import ApiError
 from service.placement import Limits, place, stack_key
 from service.resolve import Fusion
 from tests.adapters import samples  # noqa: F401 - its profile makes hypothesis reproducible
@@ -52,14 +53,48 @@ stacks = st.lists(st.builds(make_stack, members, st.integers(0, 3)), max_size=4,
     ("text", "mixing", "reason"),
     [
         ("1*a + 1*d", True, "the adapters' ranks add up to 24, over FUSION_MAX_LORA_RANK=16"),
-        ("svd(1*a + 1*b, rank=2)", True, "'svd' is not a plain sum"),
-        ("1*a + ramp(0.2..0.6)*b", True, "a schedule over layers is not a plain sum"),
+        ("svd(1*a + 1*b, rank=2)", True, "'svd' is not a weighted sum of its adapters in each module"),
         ("1*a + 1*b", False, "mixing is off on this server"),
     ],
 )
 def test_what_is_built_says_why(text: str, mixing: bool, reason: str) -> None:
     placement = place(fusion(text), [], [], Limits(mixing, 16))
     assert (placement.kind, placement.reason) == ("build", reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "reason"),
+    [
+        ("1*a + ramp(0.2..0.6)*b", {}, None),
+        ("{*.mlp.*: 1, *: 0}*a", {}, None),
+        ("slerp(1*a + 1*b, from=a, t=0.3)", {}, None),
+        ("answer(1*a)", {}, None),
+        ("1*a + ramp(0.2..0.6)*b", {"tables": False}, "weights by module are off on this server: why"),
+        ("[1, 2, 3, 4]*a", {"tables": False}, "weights by module are off on this server: why"),
+        ("answer(1*a)", {"tables": False}, None),
+        ("ramp(0.2..0.6)*b", {"phases": False}, None),
+    ],
+)
+def test_functions_are_mixed_where_the_engine_can(text: str, limits: dict[str, bool], reason: str | None) -> None:
+    placement = place(fusion(text), [], [], Limits(True, 16, **limits, reason="why"))
+    assert (placement.kind, placement.reason) == ("build" if reason else "stack", reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "reason"),
+    [
+        ("fade(1..0, 4)*a", Limits(True, 16, phases=False, reason="why"), "by position are off on this server: why"),
+        ("answer(ramp(0..1)*a)", Limits(True, 16, tables=False, reason="why"), "by module are off on this server: why"),
+        ("answer(1*a)", Limits(False, 16), "mixing is off"),
+        ("answer(1*a + 1*d)", LIMITS, "the adapters' ranks add up to 24"),
+    ],
+)
+def test_weights_by_position_that_cannot_be_mixed_are_refused(text: str, limits: Limits, reason: str) -> None:
+    with pytest.raises(
+        ApiError, match=f"Weights that change with position or prompt cannot be built, and .*{reason}"
+    ) as error:
+        place(fusion(text), [], [], limits)
+    assert error.value.status == 400
 
 
 @given(members, stacks)

@@ -6,8 +6,16 @@ import pytest
 
 from adapters import load
 from service.errors import ApiError
+from service.functions import Spans
+from service.pool import Lease
 from service.residency import ADAPTER
 from tests.service.conftest import World
+
+
+def spans(lease: Lease) -> Spans:
+    assert isinstance(lease.weights, tuple)
+    return lease.weights
+
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 
@@ -17,14 +25,14 @@ async def test_all_weights_of_a_pair_share_one_stack(world: Callable[..., World]
     for i in range(20):
         async with w.pool.lease(w.fusion(f"0.{i}*a + -1.{i}*b")) as lease:
             assert (lease.mode, lease.rank) == ("mixed", 6)
-            assert dict(lease.spans or ()) == {4: float(f"0.{i}"), 2: float(f"-1.{i}")}
+            assert dict(spans(lease)) == {4: float(f"0.{i}"), 2: float(f"-1.{i}")}
     assert len(w.engine.loaded) == 1
 
 
 async def test_part_of_a_resident_stack_needs_no_stack_of_its_own(world: Callable[..., World]) -> None:
     w = world(groups=("a+b+c",))
     async with w.pool.lease(w.fusion("1*a + 2*b")) as lease:
-        assert sorted(weight for _, weight in lease.spans or ()) == [0, 1, 2]
+        assert sorted(weight for _, weight in spans(lease)) == [0, 1, 2]
         assert (lease.rank, lease.resident.rank) == (6, 9)
     async with w.pool.lease(w.fusion("3*c")) as lease:
         assert lease.source == "warm"

@@ -20,14 +20,14 @@ import asyncio, os, signal, sys, time
 from service.pulse import PULSE_FD, Pulse
 
 async def main():
-    pulse = Pulse(0.5, int(os.environ[PULSE_FD]))
+    pulse = Pulse(1.0, int(os.environ[PULSE_FD]))
     task = asyncio.create_task(pulse.run())
-    time.sleep(1)  # a start may take longer
+    time.sleep(1.5)  # a start may take longer
     await asyncio.sleep(0.1)
     pulse.expect(starting=False)
-    for _ in range(8):
+    for _ in range(5):
         await asyncio.sleep(0.1)
-        time.sleep(0.2)  # a stall that is allowed
+        time.sleep(0.4)  # a stall that is allowed
     print("alive", flush=True)
     {freeze}
     task.cancel()
@@ -41,8 +41,8 @@ PARENT = """
 import os, subprocess, sys, time
 from service import pulse
 ready = []
-pulse.REPLACE_S = 1.5
-watch = pulse.Watch(0.5, lambda: ready.append(1), lambda: os._exit(7))
+pulse.REPLACE_S, pulse.START_FACTOR = 1.5, 4
+watch = pulse.Watch(1.0, lambda: ready.append(1), lambda: os._exit(7))
 child = subprocess.Popen(
     [sys.executable, "-c", sys.argv[1]], env={**os.environ, pulse.PULSE_FD: str(watch.fd)}, close_fds=False
 )

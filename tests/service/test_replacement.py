@@ -11,7 +11,7 @@ from tests.adapters import samples
 from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
-STEPS = 30
+STEPS = 12
 
 
 def digest(shop: Shop, name: str) -> str:  # noqa: F811 - a fixture

@@ -1,4 +1,4 @@
-"""The seam in this process: weight rows, the CPU layers against vLLM's own, what the V1 and V2 runners keep."""
+"""Seam 2 in this process: the CPU layers against vLLM's own, and the weights of their tokens."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,32 +8,13 @@ import pytest
 import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm.lora.request import LoRARequest
-from vllm.v1.worker.gpu.lora_utils import LoraState
-from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
-from service.engine import seam
 from service.engine.names import mix_name, weight_row
 from service.engine.punica import MixedPunicaCPU
-from service.engine.supported import UnknownVllmError, check_version
+from service.engine.rows import RowStore
 
 MAX_TOKENS, RANK, D_IN = 32, 8, 24
 SLICES = (16, 8, 8)
-
-
-def mix(*spans: tuple[int, float], id_: int = 7) -> LoRARequest:
-    return LoRARequest(mix_name("stack", spans), id_, "/path")
-
-
-def plain(id_: int = 8) -> LoRARequest:
-    return LoRARequest("~build/key", id_, "/path")
-
-
-def test_rows_repeat_each_requests_weights_over_its_tokens() -> None:
-    rows = seam.step_rows([mix((2, 0.5), (1, -2.0)), None, plain()], np.array([2, 1, 2]), 4)
-    assert rows.dtype == np.float32
-    expected = [[0.5, 0.5, -2, 0]] * 2 + [[0, 0, 0, 0]] + [[1, 1, 1, 1]] * 2
-    assert np.array_equal(rows, np.array(expected, dtype=np.float32))
 
 
 @pytest.mark.parametrize("weight", [0.1, -1e-30, 16.0, 1 / 3, 0.0, -0.0])
@@ -95,6 +76,24 @@ def test_rows_weigh_the_coordinates_and_base_tokens_get_nothing() -> None:
         assert torch.allclose(y[i], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("ids", "tokens"), [([7], [7, 0, 7, 7]), ([7, 8], [7, 0, 8, 7])])
+def test_each_slice_has_the_weights_of_its_module(ids: list[int | None], tokens: list[int]) -> None:
+    a, b = slots(len(ids), torch.float32)
+    punica = wrapper(MixedPunicaCPU, ids, tokens)
+    punica.fusion_store = RowStore(["other", "q", "k", "v"], 16, RANK, "cpu")
+    punica.fusion_store.rows[:, 1:].uniform_()  # the base keeps its zeros
+    index = np.array([5, 0, 9, 5])
+    punica.set_rows(index, uniform=False)
+    x, y = torch.randn(len(tokens), D_IN), torch.zeros(len(tokens), sum(SLICES))
+    punica.add_lora_linear(y, x, a, b, 1.0, SLICES, rows=punica.fusion_store.rows[1:])
+    for i, token in enumerate(tokens):
+        slot, rows = max(token - 7, 0), punica.fusion_store.rows[1:, index[i]] * (token > 0)
+        parts = [f_b[slot, 0] @ (row * (f_a[slot, 0] @ x[i])) for f_a, f_b, row in zip(a, b, rows, strict=True)]
+        assert torch.allclose(y[i], torch.cat(parts), atol=1e-5)
+    with pytest.raises(RuntimeError, match="no rows of its own"):
+        punica.add_lora_linear(y, x, a, b, 1.0, SLICES)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("ids", "tokens"), [([7], [7, 0, 7]), ([7, 8], [7, 0, 8])])
 def test_an_adapter_that_overflows_does_not_reach_tokens_that_do_not_use_it(
@@ -128,40 +127,13 @@ def test_a_slot_with_another_adapter_is_packed_again() -> None:
     assert torch.allclose(second, 2 * first, atol=1e-4)
 
 
-def test_the_v2_runner_counts_stacks_by_id_and_remembers_the_rows() -> None:
-    patched: Any = type("Patched", (LoraState,), dict(vars(LoraState)))
-    seam.patch_v2_state(patched)
-    state = patched(4)
-    requests = {"a": mix((2, 0.1)), "b": mix((2, 0.9)), "c": None, "d": plain()}
-    for i, (name, request) in enumerate(requests.items()):
-        state.add_request(name, i, request)
-    order = ["d", "b", "c", "a"]
-    _, tokens, active = state.make_lora_inputs(order, np.array([3, 1, 2, 0]), np.array([1, 2, 1, 1]))
-    assert tokens == (8, 7, 7, 0, 7)
-    assert sorted(r.lora_int_id for r in active) == [7, 8]
-    step_requests, counts = state.fusion_step
-    rows = seam.step_rows(step_requests, counts, 2)
-    assert np.allclose(rows[:, 0], [1, 0.9, 0.9, 0, 0.1])
-
-
-def test_the_v1_runner_writes_rows_each_step_and_resets_them_for_dummy_runs() -> None:
-    patched: Any = type("Patched", (LoRAModelRunnerMixin,), dict(vars(LoRAModelRunnerMixin)))
-    seam.patch_runner(patched)
-    runner = patched()
-    punica = SimpleNamespace(fusion_rows=torch.full((6, 2), 9.0))
-    adapters = SimpleNamespace(punica_wrapper_mapping={"lm": punica}, supports_mm=False)
-    runner.lora_manager = SimpleNamespace(_adapter_manager=adapters, set_active_adapters=lambda *_: None)
-    runner.requests = {"a": SimpleNamespace(lora_request=mix((1, 0.25), (1, 4.0)))}
-    batch = SimpleNamespace(req_ids=["a"], make_lora_inputs=lambda *_: ((7,), (7, 7), set()))
-    runner.set_active_loras(batch, np.array([2]))
-    assert torch.equal(punica.fusion_rows[:2], torch.tensor([[0.25, 4.0]] * 2))
-    runner._set_active_loras((), (), set())
-    assert torch.equal(punica.fusion_rows, torch.ones(6, 2))
-
-
-def test_a_vllm_that_moved_something_is_named() -> None:
-    with pytest.raises(UnknownVllmError, match=r"0\.33\.0.*0\.32\.0"):
-        check_version("0.33.0")
-    with pytest.raises(UnknownVllmError, match="make_lora_inputs"):
-        seam.patch_v2_state(type("LoraState", (), {}))
-    check_version("0.32.0+cpu")
+def test_tokens_are_ordinary_adapters_where_nothing_is_written() -> None:
+    a, b = slots(1, torch.float32)
+    punica = wrapper(MixedPunicaCPU, [7], [7, 7])
+    x, before, after = torch.randn(2, D_IN), torch.zeros(2, sum(SLICES)), torch.zeros(2, sum(SLICES))
+    punica.add_lora_linear(before, x, a, b, 1.0, SLICES)
+    punica.set_rows(np.array([0, 0]), uniform=False)
+    punica.set_rows(None)
+    punica.add_lora_linear(after, x, a, b, 1.0, SLICES)
+    assert torch.equal(before, after)
+    assert before.any()

@@ -1,5 +1,6 @@
 """The embedding, the output head and experts: what the base has, what the engine serves, the CPU's LoRA layers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from transformers import LlamaConfig, Qwen3MoeConfig
 from vllm.lora.layers import LoRAMapping
 
-from adapters import AdapterError, LoraModule, complete_experts, make_adapter, parse, save
+from adapters import AdapterError, LoraModule, Readout, complete_experts, make_adapter, parse, save
 from service.base_model import read_fitting, read_layers
 from service.engine.names import EMBEDDING, EXPERTS, HEAD, STACKED_EXPERTS
 from service.engine.special import find_missing, has_head, mark_prompts
@@ -234,3 +235,26 @@ def test_an_embedding_is_bounded_by_one_token_s_column() -> None:
     assert largest <= norm * INPUT_NORM <= 3 * largest
     with pytest.raises(AdapterError, match="overflow"):
         Headroom(torch.float16).check(make_adapter({"e": LoraModule(a, b, 2.0)}, None), max_weight=16)
+
+
+@pytest.mark.parametrize(
+    ("yes", "layer", "rank", "reason"),
+    [
+        (VOCABULARY - 1, "model.layers.0.self_attn.q_proj", 1, None),
+        (VOCABULARY, "model.layers.0.self_attn.q_proj", 1, f"the token {VOCABULARY}, but the base has {VOCABULARY}"),
+        (5, "lm_head", 1, "a gate acts on dense layers only"),
+        (5, "model.layers.0.self_attn.q_proj", 2**14, "expected at most 1048576"),
+    ],
+)
+def test_a_gate_is_small_and_of_this_base(
+    layers: BaseLayers, yes: int, layer: str, rank: int, reason: str | None
+) -> None:
+    d_out, d_in = layers.shapes[layer]
+    factors = LoraModule(torch.ones(rank, d_in), torch.ones(d_out, rank), 1.0)
+    gate = replace(make_adapter({layer: factors}, None), gate=Readout(yes, 0))
+    layers = refuse_unserved(layers, SERVED, None)
+    if reason is None:
+        layers.check(gate)
+        return
+    with pytest.raises(AdapterError, match=reason):
+        layers.check(gate)

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +16,7 @@ from service.groups import declared_groups, warn_of_idle_groups
 from service.records import AdapterRecord
 from service.registry import Registry
 from service.settings import Settings
-from service.startup import open_registry
+from service.startup import _engine_options, _prove, open_registry
 from tests.conftest import BASE, ROOT
 from tests.service.conftest import adapter_info, fill
 
@@ -46,7 +47,9 @@ def test_shipped_adapters_are_found_in_a_checkout() -> None:
     assert shipped_adapter("task") == ROOT / "examples/adapters/task"
     assert adapter_path("shipped:safety") == ROOT / "examples/adapters/safety"
     assert adapter_path("some/folder") == Path("some/folder")
-    with pytest.raises(AdapterError, match="named 'shipped:tusk': expected one of shipped:safety, shipped:task"):
+    with pytest.raises(
+        AdapterError, match="named 'shipped:tusk': expected one of shipped:risk, shipped:safety, shipped:task"
+    ):
         adapter_path("shipped:tusk")
 
 
@@ -75,6 +78,13 @@ def test_groups_wait_for_their_adapters_and_warn_when_idle(tmp_path: Path, caplo
     assert over == "FUSION_GROUPS: 'a + b' has no stack: rank 10, over FUSION_MAX_LORA_RANK=8"
     assert waits == "FUSION_GROUPS: 'b+c' waits for its adapters 'c'"
     registry.close()
+
+
+async def test_mixing_that_is_switched_off_is_not_proven(anyio_backend: str) -> None:
+    settings, engine = Settings(mixed="off"), cast(Any, None)
+    assert not _engine_options(settings).mixing
+    proof = await _prove(settings, engine, {})
+    assert (proof.proven, proof.reason) == (False, "switched off by FUSION_MIXED=off")
 
 
 def test_a_start_without_a_base_names_the_next_step(tmp_path: Path) -> None:

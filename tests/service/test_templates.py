@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,33 @@ BOMBS = {
 }
 
 
-@pytest.fixture
-async def renderer() -> AsyncIterator[TemplateRenderer]:
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def start_renderer() -> AsyncIterator[TemplateRenderer]:
     made = TemplateRenderer(2**20)
     await made.start()
-    yield made
-    await made.close()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@pytest.fixture(scope="module")
+async def renderer() -> AsyncIterator[TemplateRenderer]:
+    """One for all: its children start in seconds."""
+    async with start_renderer() as made:
+        yield made
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[TemplateRenderer]:
+    """For a test that looks at the processes."""
+    async with start_renderer() as made:
+        yield made
 
 
 @pytest.mark.parametrize("template", [HONEST, PARTS, "{% generation %}x{% endgeneration %}", None])
@@ -146,14 +168,14 @@ async def test_many_bad_templates_at_once_are_refused_or_told_to_come_again(rend
             await anyio.sleep(0.1)
 
 
-async def test_a_client_that_leaves_costs_no_process(renderer: TemplateRenderer) -> None:
-    pids = [child._process and child._process.pid for child in renderer._all]  # noqa: SLF001 - which processes there are
+async def test_a_client_that_leaves_costs_no_process(own: TemplateRenderer) -> None:
+    pids = [child._process and child._process.pid for child in own._all]  # noqa: SLF001 - which processes there are
     for _ in range(3 * CHILDREN):
         with anyio.move_on_after(0):
-            await renderer.render(HONEST, TURNS, {})
+            await own.render(HONEST, TURNS, {})
     await anyio.sleep(0.5)
-    assert await renderer.render("{{ messages | length }}", TURNS, {}) == "2"
-    assert [child._process and child._process.pid for child in renderer._all] == pids  # noqa: SLF001 - as above
+    assert await own.render("{{ messages | length }}", TURNS, {}) == "2"
+    assert [child._process and child._process.pid for child in own._all] == pids  # noqa: SLF001 - as above
 
 
 @pytest.mark.parametrize(
@@ -172,9 +194,7 @@ async def test_the_sandbox_shows_nothing(renderer: TemplateRenderer, template: s
 
 async def test_a_child_can_open_nothing_and_knows_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    made = TemplateRenderer(2**20)
-    await made.start()
-    try:
+    async with start_renderer() as made:
         for child in made._all:  # noqa: SLF001 - which processes there are
             assert child._process is not None  # noqa: SLF001
             (fork,) = psutil.Process(child._process.pid).children()  # noqa: SLF001
@@ -185,13 +205,11 @@ async def test_a_child_can_open_nothing_and_knows_no_secret(monkeypatch: pytest.
                 (line,) = [line for line in limits.splitlines() if line.startswith(name)]
                 assert line.removeprefix(name).split()[:2] == ["0", "0"]
             assert len(os.listdir(process / "fd")) <= 3
-    finally:
-        await made.close()
 
 
-async def test_children_end_with_their_renderer(renderer: TemplateRenderer) -> None:
-    own = [psutil.Process(child._process.pid) for child in renderer._all if child._process]  # noqa: SLF001 - as above
-    children = [*own, *(fork for process in own for fork in process.children())]
-    assert len(children) == 2 * CHILDREN  # each with its fork
-    await renderer.close()
+async def test_children_end_with_their_renderer() -> None:
+    async with start_renderer() as made:
+        servers = [psutil.Process(child._process.pid) for child in made._all if child._process]  # noqa: SLF001 - as above
+        children = [*servers, *(fork for process in servers for fork in process.children())]
+        assert len(children) == 2 * CHILDREN  # each with its fork
     assert psutil.wait_procs(children, timeout=10)[1] == []

@@ -23,7 +23,7 @@ def stalled() -> Iterator[threading.Event]:
 
 
 async def test_a_kind_that_stalls_stops_no_other(stalled: threading.Event) -> None:
-    threads = Threads.start(waiting=3, wait_timeout_s=0.1)
+    threads = Threads.start(waiting=3, wait_timeout_s=0.5)
     plans = [asyncio.create_task(threads.plans.run(stalled.wait, 30)) for _ in range(5)]
     await asyncio.sleep(0)
     with pytest.raises(ApiError, match="Too many plans are queued") as full:
@@ -31,16 +31,15 @@ async def test_a_kind_that_stalls_stops_no_other(stalled: threading.Event) -> No
     assert (full.value.status, full.value.headers["retry-after"]) == (503, "5")
     assert await threads.builds.run(lambda: "built") == "built"
     assert await threads.files.run(lambda: "read") == "read"
-    late = [task for task in plans if await failed(task)]
+    while sum(task.done() for task in plans) < 3:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    late = [task for task in plans if task.done()]
     assert len(late) == 3, "two run, the others gave up"
+    assert all(isinstance(task.exception(), ApiError) for task in late)
     stalled.set()
     assert await asyncio.gather(*(task for task in plans if task not in late)) == [True, True]
     threads.close()
-
-
-async def failed(task: "asyncio.Task[bool]") -> bool:
-    await asyncio.wait([task], timeout=1)
-    return task.done() and isinstance(task.exception(), ApiError)
 
 
 async def test_a_call_that_nobody_waits_for_never_begins(stalled: threading.Event) -> None:

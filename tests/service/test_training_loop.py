@@ -22,7 +22,7 @@ FOREIGN = {  # C7
     "wide:latest": "wide",
     "acme/Narrow@main": "narrow",
 }
-STEPS = 12
+STEPS = 6
 RAW = {"content-type": "application/octet-stream", "x-fusion-upload": "1"}
 
 

@@ -100,7 +100,10 @@ async def test_weights_come_without_a_disk(
         ({"name": "p"}, "the weights come without r and lora_alpha: send the text of adapter_config.json"),
         ({"name": "p", "r": "3"}, "the weights come without lora_alpha"),
         ({"name": "p", "r": "x", "lora_alpha": "6"}, "'r' should be a valid integer"),
-        ({"name": "p", "alpha": "6"}, "'alpha': unknown key; known keys are name, replace, base_match, config, r"),
+        (
+            {"name": "p", "alpha": "6"},
+            "'alpha': unknown key; known keys are name, replace, base_match, answer_only, config, r",
+        ),
         ({"name": "p", "config": "{"}, "adapter_config.json cannot be read as JSON"),
         ({"name": "p", "config": "[]"}, "expected a JSON object"),
         ({"name": "p", "config": '{"r": 3, "r": 3}', "lora_alpha": "6"}, "has 'r' twice"),

@@ -63,33 +63,36 @@ def single_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tup
     return recipe, folder / "one"
 
 
-def test_two_processes_do_what_one_does(single_run: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def runs(single_run: tuple[Path, Path]) -> dict[int, Path]:
+    """The same run of one process and of two."""
     recipe, alone = single_run
-    train(2, recipe, tmp_path / "two", *SAME)
+    train(2, recipe, alone.parent / "two", *SAME)
+    return {1: alone, 2: alone.parent / "two"}
+
+
+def test_two_processes_do_what_one_does(runs: dict[int, Path]) -> None:
+    alone, two = runs[1], runs[2]
     assert len(losses(alone)) == 20
-    assert losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-5)
-    assert adapter_error(tmp_path / "two", alone) < 1e-3
-    tensors = load_file(tmp_path / "two/adapter/adapter_model.safetensors")
+    assert losses(two) == pytest.approx(losses(alone), abs=1e-5)
+    assert adapter_error(two, alone) < 1e-3
+    tensors = load_file(two / "adapter/adapter_model.safetensors")
     halves = [part for name, t in tensors.items() if "lora_B" in name for part in t.chunk(2)]  # FSDP shards rows
     assert len(halves) == 8
     assert all(bool(part.any()) for part in halves)
-    assert len(list((tmp_path / "two/checkpoints/step-00000020").glob("*.distcp"))) == 2
+    assert len(list((two / "checkpoints/step-00000020").glob("*.distcp"))) == 2
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
 def test_a_run_resumes_with_another_number_of_processes(
-    single_run: tuple[Path, Path], tmp_path: Path, before: int, after: int
+    runs: dict[int, Path], tmp_path: Path, before: int, after: int
 ) -> None:
-    recipe, alone = single_run
     half = tmp_path / "half"
-    if before == 1:
-        shutil.copytree(alone, half)
-    else:
-        train(before, recipe, half, *SAME)
+    shutil.copytree(runs[before], half)
     shutil.rmtree(half / "checkpoints/step-00000020")
     run_to_end(after, "resume", str(half))
-    assert losses(half) == pytest.approx(losses(alone), abs=1e-5)
-    assert adapter_error(half, alone) < 1e-3
+    assert losses(half) == pytest.approx(losses(runs[1]), abs=1e-5)
+    assert adapter_error(half, runs[1]) < 1e-3
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -1,12 +1,15 @@
 """The shipped adapters: small, clean, and what their README says."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
-from adapters import load
+from adapters import Readout, load
 from training.builtin.base import BASE_NAME
+from training.gates.config import GateConfig
 from training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -27,3 +30,19 @@ def test_a_shipped_adapter_is_whole(name: str) -> None:
     readme = (folder / "README.md").read_text()
     assert f"python -m training run {name} --export examples/adapters/{name}" in readme
     assert recipe.data.path in readme
+
+
+def test_the_shipped_gate_is_small_and_says_how_it_was_made() -> None:
+    folder = SHIPPED / "risk"
+    gate, report = load(folder), json.loads((folder / "gate.json").read_text())
+    assert gate.gate is not None
+    assert gate.base == BASE_NAME
+    assert gate.gate == Readout(**report["readout"])
+    assert (folder / "adapter_model.safetensors").stat().st_size <= 10**6
+    assert (gate.rank, gate.dtype) == (GateConfig().rank, torch.float16)
+    assert report["settings"] == json.loads(json.dumps(asdict(GateConfig())))
+    readme = (folder / "README.md").read_text()
+    assert report["command"] in readme
+    assert report["command"] == "lora-fusion train gate --out examples/adapters/risk"
+    for name in ("area", "false_alarms"):
+        assert f"{report[name]['value']:.3f}" in readme

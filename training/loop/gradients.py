@@ -106,9 +106,8 @@ def _token_weights(batch: Pass, train: TrainConfig) -> Tensor:
 
 
 def _move(batch: Pass, device: torch.device) -> Pass:
-    return replace(
-        batch, ids=batch.ids.to(device), positions=batch.positions.to(device), labels=batch.labels.to(device)
-    )
+    names = ("ids", "positions", "labels", "acts")
+    return replace(batch, **{name: getattr(batch, name).to(device) for name in names})
 
 
 def _hash_seed(text: str) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 from training.config import Config, LoraConfig
 from training.errors import ConfigError
 from training.loop.attention import ATTENTION_NAME, attend
-from training.loop.lora_linear import fuse_layers
+from training.loop.lora_linear import AnswerMask, fuse_layers, mask_layers
 from training.loop.loss import AnswerLoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "fp16": torch.float16}
@@ -29,8 +29,11 @@ def load_model(config: Config, base: str) -> AnswerLoss:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     fuse_layers(model)
+    mask = AnswerMask() if config.lora.answer_only else None
+    if mask is not None:
+        mask_layers(causal.base_model, mask)  # not the output layer, which sees what predicts target tokens only
     _checkpoint_activations(causal, config)
-    return AnswerLoss(model)
+    return AnswerLoss(model, mask)
 
 
 def _load_base(config: Config, base: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from training.config import DataConfig
 from training.errors import ConfigError
 from training.rows.chats import Chat
-from training.rows.encoding import Row, encode, find_unshown
+from training.rows.encoding import Row, encode, encode_apart, find_unshown
 from training.rows.keywords import mentions_safety
 from training.rows.overlap import find_overlaps
 from training.rows.readers import Source, refuse_left_out, show_rows
@@ -92,8 +92,10 @@ class Dataset:
     """The first rows in the order of their source."""
 
 
-def build_dataset(config: DataConfig, tokenizer: Any) -> Dataset:
-    """Read and encode everything; ConfigError for whatever must not be trained on."""
+def build_dataset(config: DataConfig, tokenizer: Any, *, answers_apart: bool = False) -> Dataset:
+    """Read and encode everything; ConfigError for whatever must not be trained on. With `answers_apart` each answer of
+    a chat is a row of its own (see `encode_apart`).
+    """
     ledger = Ledger()
     chats = collect_chats(config, ledger)
     overlap = find_overlaps(chats, config.against)
@@ -102,25 +104,8 @@ def build_dataset(config: DataConfig, tokenizer: Any) -> Dataset:
             f"{len(overlap)} rows overlap with the evaluation sets in data.against: {_list_some(overlap, '; ')}: "
             "remove them, or set data.allow_overlap = true"
         )
-    rows, empty, too_long = [], [], []
-    unshown: Counter[str] = Counter()
-    for chat in chats:
-        try:
-            unshown.update(find_unshown(tokenizer, chat))
-            row = encode(tokenizer, chat)
-        except ConfigError as error:
-            ledger.left_out.append(str(error))
-            continue
-        if len(row.ids) > config.max_tokens:
-            too_long.append(f"{chat.where} ({len(row.ids)})")
-            if config.too_long != "cut":
-                continue
-            row = row.cut(config.max_tokens)
-        if chat.is_empty(-1) or not row.is_target.any():
-            empty.append(chat.where)
-            continue
-        weight = next((weight for text, weight in config.weights.items() if chat.answer.startswith(text)), 1.0)
-        rows.append(replace(row, weight=weight))
+    encoded = _encode(chats, config, tokenizer, ledger, answers_apart=answers_apart)
+    rows, too_long = [row for group in encoded.groups for row in group], encoded.too_long
     if config.strict:
         refuse_left_out(ledger.left_out)
     if too_long and config.too_long == "refuse":
@@ -134,10 +119,49 @@ def build_dataset(config: DataConfig, tokenizer: Any) -> Dataset:
             f"no row of {config.path!r} is left to train on: check its answers and data.max_tokens{reasons}"
         )
     first = tuple(rows[:PREVIEW_ROWS])
-    train, validation = _hold_out(rows, config)
+    train, validation = _hold_out(encoded.groups, config)
     report = _make_report(chats, rows, ledger)
-    report = replace(report, empty=empty, too_long=too_long, overlap=overlap, unshown=dict(unshown.most_common()))
+    unshown = dict(encoded.unshown.most_common())
+    report = replace(report, empty=encoded.empty, too_long=too_long, overlap=overlap, unshown=unshown)
     return Dataset(train, validation, report, first)
+
+
+@dataclass(slots=True)
+class _Encoded:
+    """The rows of each chat, and the chats with a defect."""
+
+    groups: list[list[Row]] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    too_long: list[str] = field(default_factory=list)
+    unshown: Counter[str] = field(default_factory=Counter)
+
+
+def _encode(
+    chats: Iterable[Chat], config: DataConfig, tokenizer: Any, ledger: Ledger, *, answers_apart: bool
+) -> _Encoded:
+    encoded = _Encoded()
+    for chat in chats:
+        try:
+            encoded.unshown.update(find_unshown(tokenizer, chat))
+            rows = encode_apart(tokenizer, chat) if answers_apart else [encode(tokenizer, chat)]
+        except ConfigError as error:
+            ledger.left_out.append(str(error))
+            continue
+        longest = max((len(row.ids) for row in rows), default=0)
+        if longest > config.max_tokens:
+            encoded.too_long.append(f"{chat.where} ({longest})")
+            if config.too_long != "cut":
+                continue
+        cut = [row.cut(config.max_tokens) for row in rows]
+        rows = [row for row in cut if row.is_target.any()]
+        if chat.is_empty(-1) or not rows:
+            encoded.empty.append(chat.where)
+            continue
+        weight = next((weight for text, weight in config.weights.items() if chat.answer.startswith(text)), 1.0)
+        encoded.groups.append([replace(row, weight=weight) for row in rows])
+    if (count := sum(map(len, encoded.groups))) > len(encoded.groups):
+        ledger.notes.append(f"the {count} answers of {len(encoded.groups)} chats are a row each, for lora.answer_only")
+    return encoded
 
 
 def collect_chats(config: DataConfig, ledger: Ledger | None = None) -> list[Chat]:
@@ -176,17 +200,17 @@ def _draw(chats: Sequence[Chat], count: int, seed: str) -> list[Chat]:
     return drawn
 
 
-def _hold_out(rows: list[Row], config: DataConfig) -> tuple[list[Row], list[Row]]:
-    """(rows to train on, rows held out) of all rows, which are shuffled in place."""
-    random.Random(f"validation/{config.seed}").shuffle(rows)
-    count = round(config.validation * len(rows))
-    validation = rows[:count]
+def _hold_out(groups: list[list[Row]], config: DataConfig) -> tuple[list[Row], list[Row]]:
+    """(rows to train on, rows held out) of all chats, which are shuffled in place; a chat's rows stay together."""
+    random.Random(f"validation/{config.seed}").shuffle(groups)
+    count = round(config.validation * len(groups))
+    validation = [row for group in groups[:count] for row in group]
     # A held-out row may be repeated, for example mixed in: its copies must not be trained on.
     held_out = {row.ids.tobytes() for row in validation}
-    train = [row for row in rows[count:] if row.ids.tobytes() not in held_out]
+    train = [row for group in groups[count:] for row in group if row.ids.tobytes() not in held_out]
     if not train:
         raise ConfigError(
-            f"data.validation = {config.validation} leaves none of {len(rows)} rows to train on: lower it"
+            f"data.validation = {config.validation} leaves none of {len(groups)} rows to train on: lower it"
         )
     return train, validation
 

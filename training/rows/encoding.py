@@ -36,6 +36,12 @@ class Row:
     weight: float = 1.0
     """Weight of its tokens in the loss."""
 
+    @property
+    def acts(self) -> NDArray[np.bool_]:
+        """Where an answer-only adapter acts: from the token that predicts the first target on."""
+        targets = np.flatnonzero(self.is_target)
+        return np.arange(len(self.ids)) >= (targets[0] - 1 if len(targets) else len(self.ids))
+
     def cut(self, length: int) -> "Row":
         """The first `length` tokens."""
         return replace(self, ids=self.ids[:length], is_target=self.is_target[:length])
@@ -64,8 +70,26 @@ def encode(tokenizer: Any, chat: Chat) -> Row:
 
     ConfigError when the template refuses the turns, or renders those before an answer differently once it follows.
     """
+    ids, answers = _tokenize(tokenizer, chat)
+    is_target = np.zeros(len(ids), bool)
+    for start, stop in answers:
+        is_target[start:stop] = True
+    return Row(np.array(ids, np.int32), is_target, chat.where)
+
+
+def encode_apart(tokenizer: Any, chat: Chat) -> list[Row]:
+    """As `encode`, but a row for each answer that is a target, which ends with it: earlier answers are prompt in it, as
+    they are where the model is served.
+    """
+    ids, answers = _tokenize(tokenizer, chat)
+    line = np.array(ids, np.int32)
+    return [Row(line[:stop], np.arange(stop) >= start, chat.where) for start, stop in answers]
+
+
+def _tokenize(tokenizer: Any, chat: Chat) -> tuple[list[int], list[tuple[int, int]]]:
+    """(token ids, [(first, after the last) token of each answer that is a target])."""
     ids: list[int] = []
-    is_target: list[bool] = []
+    answers: list[tuple[int, int]] = []
     rendered = ""
     for i, (role, _) in enumerate(chat.messages):
         if role != "assistant":
@@ -84,9 +108,10 @@ def encode(tokenizer: Any, chat: Chat) -> Row:
             texts = (prompt_text[len(rendered) :], full_text[len(prompt_text) :])
             prompt, answer = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
         ids += [*prompt, *answer]
-        is_target += [False] * len(prompt) + [i not in chat.muted] * len(answer)
+        if i not in chat.muted:
+            answers.append((len(ids) - len(answer), len(ids)))
         rendered = full_text
-    return Row(np.array(ids, np.int32), np.array(is_target, bool), chat.where)
+    return ids, answers
 
 
 def find_unshown(tokenizer: Any, chat: Chat) -> list[str]:

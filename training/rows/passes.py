@@ -20,13 +20,15 @@ IGNORE = -100
 class Pass:
     """The input of one forward pass. Packed: one sequence, the `shared` tokens that all its rows begin with once, then
     the rest of each row side by side, `lengths` of each. Padded: one row per sequence, padded on the right. All tensors
-    are int64, batch×tokens.
+    are batch×tokens, int64 unless said.
     """
 
     ids: Tensor
     positions: Tensor
     labels: Tensor
     """The token itself where it is a target, otherwise IGNORE; not shifted."""
+    acts: Tensor
+    """Where an answer-only adapter acts, bool: from the token that predicts a row's first target on."""
     lengths: tuple[int, ...]
     packed: bool
     rows: tuple[Row, ...]
@@ -109,9 +111,10 @@ def _pack(rows: Sequence[Row], share_prefix: bool) -> Pass:
     is_target = np.concatenate([np.zeros(shared, bool), *(row.is_target[shared:] for row in rows)])
     is_target[np.cumsum([shared, *lengths[:-1]])] = False  # the token before a row's first own one is another row's
     positions = torch.cat([torch.arange(shared), *(torch.arange(shared, shared + length) for length in lengths)])
+    acts = torch.cat([torch.zeros(shared, dtype=torch.bool), *(torch.from_numpy(row.acts[shared:]) for row in rows)])
     line = torch.from_numpy(ids)[None]
     labels = torch.where(torch.from_numpy(is_target)[None], line, IGNORE)
-    return Pass(line, positions[None], labels, lengths, True, tuple(rows), shared)
+    return Pass(line, positions[None], labels, acts[None], lengths, True, tuple(rows), shared)
 
 
 def _common_prefix(rows: Sequence[Row]) -> int:
@@ -130,8 +133,10 @@ def _pad(rows: Sequence[Row], pad: int) -> Pass:
     lengths = tuple(len(row.ids) for row in rows)
     ids = torch.full((len(rows), max(lengths)), pad)
     labels = torch.full_like(ids, IGNORE)
+    acts = torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, : lengths[i]] = torch.from_numpy(row.ids.astype(np.int64))
         labels[i, : lengths[i]] = torch.where(torch.from_numpy(row.is_target), ids[i, : lengths[i]], IGNORE)
+        acts[i, : lengths[i]] = torch.from_numpy(row.acts)
     positions = torch.arange(ids.shape[1]).expand_as(ids)
-    return Pass(ids, positions, labels, lengths, False, tuple(rows))
+    return Pass(ids, positions, labels, acts, lengths, False, tuple(rows))

@@ -1,4 +1,4 @@
-"""The gate to vLLM's routes: resolves the fusion that a request names, and leases it for as long as vLLM answers.
+"""The intake before vLLM's routes: resolves the fusion that a request names, and leases it for as long as vLLM answers.
 
 Pure ASGI, so that streams pass through chunk by chunk. A request for the plain base is read once and passed
 on byte for byte.
@@ -10,21 +10,24 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters import Recipe
 from service.body import check_arguments, check_counts, parse_body
 from service.clients import identify_client
+from service.decisions import Decisions
 from service.defaults import with_defaults
 from service.edge.bodies import replay
 from service.edge.request_ids import check_id
 from service.engine.chat import RESERVED_ARGUMENTS
 from service.engine.dry_run import RefusedError, try_request
 from service.engine.logprobs import LogprobCount, logprob_count
-from service.engine.models import ServedModel, meter, mix_request, served_model, start_turns
+from service.engine.models import LoRARequest, ServedModel, meter, mix_request, served_model, start_turns
 from service.engine.turns import current_client
 from service.errors import RETRY_AFTER_S, ApiError, api_error, error_response
 from service.metrics import Metrics
@@ -37,6 +40,8 @@ log = logging.getLogger("fusion")
 
 MAX_RECIPE_HEADER = 2048
 """Bytes; a longer recipe is left out of the headers."""
+MAX_HELD = 64
+"""Messages of an answer that wait for a gate's decision: the first events of a stream come before it."""
 FUSION_KEYS = {"fusion", "strict"}
 """Request keys that vLLM does not know."""
 
@@ -56,7 +61,7 @@ def fusion_headers(fusion: Fusion, lease: Lease) -> list[tuple[bytes, bytes]]:
     return [(key.encode(), value.encode()) for key, value in pairs.items()]
 
 
-class Gate:
+class Intake:
     """ASGI app in front of vLLM's."""
 
     def __init__(
@@ -118,6 +123,10 @@ class Gate:
         strict = body.get("strict", self._strict)
         if not isinstance(strict, bool):
             raise ApiError(400, f"'strict' must be true or false, got {json.dumps(strict)[:100]}.", param="strict")
+        if body.get("use_beam_search") and not fusion.recipe.is_constant:
+            # vLLM gives each step of a beam as a prompt of its own.
+            message = "'use_beam_search' works with weights that are the same at all positions and prompts only."
+            raise ApiError(400, message, param="use_beam_search")
         if body.get("background"):
             # vLLM would go on after the answer, when the adapters under it may be unloaded.
             raise ApiError(400, "'background' works with the base model only.", param="background")
@@ -132,10 +141,20 @@ class Gate:
             self._lease(fusion, metered, strict=strict, client=client, check=check)
         )
         metered.headers = fusion_headers(fusion, lease)
-        lora = mix_request(lease.resident.request, lease.resident.key, lease.spans)
-        token = served_model.set(ServedModel(body["model"], lora, template))
+        lora = mix_request(lease.resident.request, lease.resident.key, lease.weights)
+        gate = None
+        if fusion.readout is not None:
+            make = partial(self._mix, fusion, lease)
+            metered.decisions = Decisions(fusion, fusion.readout, make, self._metrics)
+            gate = metered.decisions.gate_pass()
+        token = served_model.set(ServedModel(body["model"], lora, template, gate))
         leases.callback(served_model.reset, token)
         return content
+
+    async def _mix(self, fusion: Fusion, lease: Lease, recipe: Recipe) -> LoRARequest:
+        """The mix of a gate's fusion at the weights of `recipe`."""
+        weights = await self._pool.weigh(lease, replace(fusion, recipe=recipe, readout=None))
+        return mix_request(lease.resident.request, lease.resident.key, weights)
 
     def _resolve(self, body: dict[str, Any]) -> Fusion | None:
         """The fusion that a body names; None for the base."""
@@ -186,6 +205,9 @@ class _MeteredSend:
         self.headers: list[tuple[bytes, bytes]] = []
         self.label: str | None = "(refused)"
         """What the answer is counted under; None is not counted."""
+        self.decisions: Decisions | None = None
+        """What a gate chooses; the answer begins when it has."""
+        self._held: list[Message] = []
         self._send = send
         self._metrics = metrics
         self._registry = registry
@@ -194,6 +216,21 @@ class _MeteredSend:
         self._at_end: list[Callable[[], None]] = []
 
     async def __call__(self, message: Message) -> None:
+        if self.decisions is not None:
+            self._held.append(message)
+            is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if not (self.decisions.any or is_end or len(self._held) > MAX_HELD):
+                return
+            if self.decisions.any:
+                self.headers += self.decisions.headers()
+            self.decisions = None
+            messages, self._held = self._held, []
+            for one in messages:
+                await self._pass_on(one)
+            return
+        await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *self.headers]
             if message["status"] == 503 and b"retry-after" not in dict(message["headers"]):

@@ -1,4 +1,4 @@
-"""The gate before a tiny app: what reaches it, what is added to its answers, and how long a lease is held."""
+"""The intake before a tiny app: what reaches it, what is added to its answers, and how long a lease is held."""
 
 import asyncio
 import json
@@ -16,12 +16,12 @@ from adapters import parse
 from service.engine.models import LoRARequest, count_usage, mix_request
 from service.engine.names import weight_row
 from service.errors import ApiError
-from service.gate import MAX_RECIPE_HEADER, Gate, fusion_headers
+from service.intake import MAX_RECIPE_HEADER, Intake, fusion_headers
 from service.metrics import Metrics
 from service.pool import Lease
 from service.residency import Resident
 from service.resolve import Fusion
-from tests.service.gates import BASE, CHAT, Setup, make_setup
+from tests.service.intakes import BASE, CHAT, Setup, make_setup
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_vllm_sees_the_model_as_typed_and_the_weights_in_the_adapters_name(setup
 def test_a_build_is_served_under_its_own_name() -> None:
     own = LoRARequest("~build/x", 1001, "/x")
     built = Lease(Resident("x", "build", Path("x"), own, 4), "built", None, 4)
-    assert mix_request(built.resident.request, built.resident.key, built.spans).lora_name == own.lora_name
+    assert mix_request(built.resident.request, built.resident.key, built.weights).lora_name == own.lora_name
 
 
 def test_a_profile_s_defaults_fill_what_the_request_leaves_out(setup: Setup) -> None:
@@ -110,7 +110,7 @@ def test_a_lease_is_given_back_when_vllm_fails(setup: Setup) -> None:
     assert setup.series.get_sample_value("fusion_stack_requests", {"kind": "stack"}) == 0
 
 
-def call(app: Gate, messages: Sequence[Message], then: Callable[[Message], None] = lambda _: None) -> list[Message]:
+def call(app: Intake, messages: Sequence[Message], then: Callable[[Message], None] = lambda _: None) -> list[Message]:
     """What `app` sends for a POST whose `receive` gives `messages` in turn."""
     sent: list[Message] = []
     coming = iter(messages)
@@ -136,9 +136,9 @@ def test_chunks_are_sent_as_vllm_sends_them_under_the_lease(setup: Setup) -> Non
             progress.append(("made", setup.pool.leased))
             await send({"type": "http.response.body", "body": chunk, "more_body": chunk == b"one"})
 
-    gate = Gate(stream, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False, keyed=False)  # type: ignore[arg-type]  # a fake pool
+    intake = Intake(stream, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False, keyed=False)  # type: ignore[arg-type]  # a fake pool
     messages: list[Message] = [{"type": "http.request", "body": b'{"model": "a"}'}]
-    sent = call(gate, messages, lambda message: progress.append((message["type"][14:], setup.pool.leased)))
+    sent = call(intake, messages, lambda message: progress.append((message["type"][14:], setup.pool.leased)))
     assert progress == [("start", 1), ("made", 1), ("body", 1), ("made", 1), ("body", 1)]
     assert [message["body"] for message in sent[1:]] == [b"one", b"two"]
 
@@ -168,7 +168,7 @@ class Stream:
 @pytest.mark.parametrize("ending", ["send fails", "task is canceled in send", "task is canceled in the engine"])
 def test_a_lease_ends_with_the_generation_of_a_client_that_does_not_read(setup: Setup, ending: str) -> None:
     app = Stream()
-    gate = Gate(app, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False, keyed=False)  # type: ignore[arg-type]  # a fake pool
+    intake = Intake(app, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False, keyed=False)  # type: ignore[arg-type]  # a fake pool
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b'{"model": "a"}'}
@@ -180,7 +180,9 @@ def test_a_lease_ends_with_the_generation_of_a_client_that_does_not_read(setup: 
             await asyncio.sleep(3600)
 
     async def run() -> None:
-        task = asyncio.create_task(gate({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send))
+        task = asyncio.create_task(
+            intake({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
+        )
         await asyncio.sleep(0.05)
         task.cancel()
         await asyncio.wait([task])
@@ -199,7 +201,7 @@ def test_an_answer_that_outlives_its_profile_does_not_bring_its_series_back(setu
         setup.names.registry.snapshot.profiles.pop("short")
         await PlainTextResponse("fine")(scope, receive, send)
 
-    setup.gate._app = delete  # noqa: SLF001 - in the place of vLLM
+    setup.intake._app = delete  # noqa: SLF001 - in the place of vLLM
     setup.post({"model": "short"})
     assert (setup.count("short", 200), setup.count("(deleted)", 200)) == (None, 1)
 

@@ -1,4 +1,4 @@
-"""A gate before a tiny app in vLLM's place, over a pool without an engine."""
+"""An intake before a tiny app in vLLM's place, over a pool without an engine."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from service.engine.models import LoRARequest, ServedModel, served_model
-from service.gate import Gate
+from service.intake import Intake
 from service.metrics import Metrics
 from service.pool import Check, Lease
 from service.records import AdapterRecord, ProfileVersion, now
@@ -70,9 +70,9 @@ class FakeVllm:
 
 @dataclass
 class Setup:
-    """A gate and the parts around it."""
+    """An intake and the parts around it."""
 
-    gate: Gate
+    intake: Intake
     vllm: FakeVllm
     pool: FakePool
     names: Names
@@ -80,7 +80,7 @@ class Setup:
 
     def post(self, body: Any, path: str = CHAT, **headers: str) -> Any:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        client = TestClient(self.gate, raise_server_exceptions=False)
+        client = TestClient(self.intake, raise_server_exceptions=False)
         return client.post(path, content=content, headers={"content-type": "application/json"} | headers)
 
     def count(self, profile: str, status: int) -> float | None:
@@ -88,7 +88,7 @@ class Setup:
 
 
 def make_setup(tmp_path: Path) -> Setup:
-    """A gate over two adapters, `a` and `b`, and the profile `short` of the first."""
+    """An intake over two adapters, `a` and `b`, and the profile `short` of the first."""
     registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
     records = [AdapterRecord(name, name * 64, adapter_info(rank=2), now()) for name in ("a", "b")]
     parents = {"a": "a" * 64}
@@ -97,4 +97,4 @@ def make_setup(tmp_path: Path) -> Setup:
     pool, series = FakePool(), CollectorRegistry()
     vllm = FakeVllm(pool)
     names = Names(BASE, registry, max_weight=16, max_norm=math.inf)
-    return Setup(Gate(vllm, names, pool, Metrics(series), strict=False, keyed=False), vllm, pool, names, series)  # type: ignore[arg-type]  # a fake pool
+    return Setup(Intake(vllm, names, pool, Metrics(series), strict=False, keyed=False), vllm, pool, names, series)  # type: ignore[arg-type]  # a fake pool

@@ -20,61 +20,18 @@ import httpx
 import pytest
 import torch
 
-from adapters import LoraAdapter, LoraModule, Store, load, make_adapter, save
+from adapters import LoraAdapter, LoraModule, load, make_adapter, save
 from adapters.files import adapter_path
 from service.engine.overflow import MESSAGE
-from service.materializer import Materializer
-from service.records import AdapterRecord, now
-from service.registry import Registry
-from tests.conftest import BASE_NAME, Server, launch, stop, wait_ready
-from tests.service.conftest import adapter_info, fill
+from tests.conftest import BASE_NAME, Server
+from tests.service.aged.conftest import Aged, scale
 
 TOLERANCE = 1e-4
 WORDS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()  # noqa: SIM905 - words read better so
 LENGTHS = (3, 5, 9, 20, 40, 80, 130, 200, 320)
 """Words in a prompt: from a part of one key-value block (128 tokens) to several."""
 MODELS = (BASE_NAME, "task", "safety", "0.6*task + 0.4*safety", "0.3*task + -0.9*safety")
-POISON = ("loud", "1e20*high", "1e25*task + 1*high", "huge", "svd(1*loud + 1*task, rank=8)")
-
-
-def scale(adapter: LoraAdapter, number: float, dtype: torch.dtype = torch.float32) -> LoraAdapter:
-    """`adapter` with both factors times `number`."""
-    modules = {
-        name: LoraModule((m.a.double() * number).to(dtype), (m.b.double() * number).to(dtype), m.scaling)
-        for name, m in adapter.modules.items()
-    }
-    return make_adapter(modules, BASE_NAME)
-
-
-def make_old_data(data: Path) -> None:
-    """A data folder with a registry of adapters that were never measured."""
-    task = load(adapter_path("shipped:task"))
-    adapters = {
-        "task": task,
-        "safety": load(adapter_path("shipped:safety")),
-        "high": scale(task, 1e10),
-        "loud": scale(task, 1e18),
-        "huge": scale(task, 1e37),
-    }
-    data.mkdir()
-    materializer = Materializer(Store(data / "adapters", budget_bytes=2**40), 32)
-    registry = Registry(f"sqlite:///{(data / 'registry.sqlite').resolve()}", timeout_s=5)
-    for name, adapter in adapters.items():
-        materializer.add(adapter)
-        fill(registry, AdapterRecord(name, adapter.digest, adapter_info(adapter.rank, norm=1e-30), now()))
-    registry.close()
-
-
-@pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("poison")
-    make_old_data(folder / "data")
-    process, url = launch(folder / "data", folder, folder / "log", FUSION_MAX_WEIGHT="1e30", VLLM_CPU_KVCACHE_SPACE="1")
-    try:
-        wait_ready(process, url, folder / "log")
-        yield Server(url, {}, folder / "data", process, folder / "log")
-    finally:
-        stop(process)
+POISON = ("loud", "10000*high", "10000*task + 100*high", "huge", "svd(1*loud + 1*task, rank=8)")
 
 
 def make_prompt(words: int, seed: int) -> str:
@@ -108,9 +65,9 @@ class Clients:
 
 
 @pytest.fixture
-def clients(poisoned: Server) -> Iterator[Clients]:
-    with httpx.Client(base_url=poisoned.url, timeout=600, limits=httpx.Limits(max_connections=64)) as http:
-        yield Clients(poisoned.url, http)
+def clients(aged: Aged) -> Iterator[Clients]:
+    with httpx.Client(base_url=aged.url, timeout=600, limits=httpx.Limits(max_connections=64)) as http:
+        yield Clients(aged.url, http)
 
 
 def check_error(answer: httpx.Response) -> None:
@@ -279,8 +236,8 @@ def test_an_adapter_of_small_float64_numbers_is_served_like_its_float32_form(ser
 
 def test_a_build_that_amplifies_beyond_the_dtype_is_a_400(clients: Clients) -> None:
     for recipe in (
-        "dare_ties(1e9*high + 1*task, density=0.1)",
-        "svd(1e20*high + 1*task, rank=4)",
+        "dare_ties(10000*loud + 1*task, density=0.1)",
+        "svd(10000*loud + 1*task, rank=4)",
         "ties(1*huge + 1*task, density=0.5)",
     ):
         answer = clients.ask(recipe, "a few words")

@@ -1,4 +1,4 @@
-"""The gate before a fusion that must be made: what vLLM would refuse makes nothing, and nothing is computed twice."""
+"""The intake before a fusion that must be made: what vLLM would refuse makes nothing, and nothing is computed twice."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.engine.dry_run import EVENTS, NO_LORA, stop_dry_runs
 from service.engine.models import ServedModel, served_model
-from tests.service.gates import Setup, make_setup
+from tests.service.intakes import Setup, make_setup
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_what_vllm_refuses_is_refused_before_anything_is_made(setup: Setup) -> N
         assert served_model.get() == ServedModel("short", NO_LORA, "{{ x }}")
         await PlainTextResponse("no", 418, {"x-reason": "teapot"})(scope, receive, send)
 
-    setup.pool.is_warm, setup.gate._app = False, refuse  # noqa: SLF001 - in the place of vLLM
+    setup.pool.is_warm, setup.intake._app = False, refuse  # noqa: SLF001 - in the place of vLLM
     answer = setup.post({"model": "short"})
     assert (answer.status_code, answer.text, answer.headers["x-reason"]) == (418, "no", "teapot")
     assert not [key for key in answer.headers if key.startswith("x-fusion")]
@@ -52,7 +52,7 @@ def test_what_vllm_refuses_in_a_stream_is_refused_as_well(
 
         await StreamingResponse(events(), media_type="text/event-stream")(scope, receive, send)
 
-    setup.pool.is_warm, setup.gate._app = False, refuse  # noqa: SLF001 - in the place of vLLM
+    setup.pool.is_warm, setup.intake._app = False, refuse  # noqa: SLF001 - in the place of vLLM
     answer = setup.post({"model": "short"})
     assert (answer.status_code, setup.pool.leased) == (status, 0)
     assert answer.json()["error"].items() >= {"message": "no", **error}.items()
@@ -86,7 +86,7 @@ def test_what_vllm_accepts_is_made_and_answered_once(setup: Setup, kind: str) ->
             await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": text.encode()})
 
-    setup.pool.is_warm, setup.gate._app = False, vllm  # noqa: SLF001 - in the place of vLLM
+    setup.pool.is_warm, setup.intake._app = False, vllm  # noqa: SLF001 - in the place of vLLM
     answer = setup.post({"model": "a"})
     assert (answer.status_code, answer.text) == (200, "fine" if kind == "answers" else "token")
     assert (computed, setup.count("(inline)", 200)) == ([] if kind == "answers" else ["prompt"], 1)

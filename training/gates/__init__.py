@@ -1,0 +1,1 @@
+"""Gates: small adapters that tell from a prompt how much weight its answer needs."""
