@@ -16,6 +16,7 @@ from .errors import (
 )
 from .files.config import PeftDetails as PeftDetails
 from .files.io import load as load, save as save
+from .files.rounding import Rounded as Rounded, round_factors as round_factors
 from .files.store import Entry as Entry, Store as Store
 from .readout import MAX_GATE_BYTES as MAX_GATE_BYTES, Readout as Readout
 from .recipes import (

@@ -3,9 +3,11 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -13,13 +15,14 @@ import torch
 from adapters.adapter import LoraAdapter
 from adapters.algebra.bound import acts_on_answer
 from adapters.algebra.diff import diff
-from adapters.algebra.fuse import fuse, plan
+from adapters.algebra.fuse import STRICT_TOLERANCE, fuse, plan
 from adapters.algebra.heatmap import write_heatmap
 from adapters.algebra.rank import smallest_rank
 from adapters.algebra.report import FusionReport
 from adapters.convert import command as convert_command
-from adapters.errors import FusionError, UnknownAdapterError
+from adapters.errors import FusionError, LossError, UnknownAdapterError
 from adapters.files.io import load, save
+from adapters.files.rounding import DTYPES, round_factors
 from adapters.files.shipped import adapter_path
 from adapters.recipes import METHODS, PROMPT, Recipe, check_name, check_prompt, parse
 from adapters.together import check_together
@@ -41,7 +44,7 @@ Output = tuple[str, Mapping[str, object]]
 
 def main(argv: Sequence[str] | None = None, *, prog: str = PROG) -> int:
     """Run one command; returns the exit status. Bad input is one line on stderr."""
-    args = build_parser(prog).parse_args(argv)
+    args = build_parser(prog).parse_args(list(map(_keep_recipe, sys.argv[1:] if argv is None else argv)))
     command: Callable[[argparse.Namespace], Output] = args.command
     try:
         text, content = command(args)
@@ -53,6 +56,11 @@ def main(argv: Sequence[str] | None = None, *, prog: str = PROG) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _keep_recipe(argument: str) -> str:
+    """A recipe such as '-1*task' with a space in front, so that it is not taken for an option."""
+    return f" {argument}" if re.match(r"-\.?\d.*\*", argument) else argument
 
 
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
@@ -76,6 +84,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     fuse_command = add("fuse", _fuse, "build a recipe's adapter as a PEFT folder")
     _add_recipe_options(fuse_command)
     fuse_command.add_argument("--out", required=True, metavar="DIR", help="the folder to write; must not exist")
+    convert_command.add_dtype(fuse_command)
     compare = add("diff", _diff, "compare two adapters as updates of the base")
     compare.add_argument("first", help="a PEFT adapter folder")
     compare.add_argument("second", help="another one for the same base")
@@ -153,7 +162,7 @@ def _plan(args: argparse.Namespace) -> Output:
     for start, phase in recipe.choose({}).phases():
         report, limit = _plan_phase(args, phase, parents)
         lines += ["", f"from {'the prompt' if start == PROMPT else f'token {start} of the answer'} on:", report.table()]
-        rows.append({"start": start, **report.to_json(), "max_rank": limit})
+        rows.append({"start": "prompt" if start == PROMPT else start, **report.to_json(), "max_rank": limit})
     return "\n".join([*lines, *notes]), {"recipe": recipe.format(), "phases": rows, "notes": notes}
 
 
@@ -172,9 +181,20 @@ def _fuse(args: argparse.Namespace) -> Output:
     if out.exists():
         raise FileExistsError(f"{args.out!r} already exists: choose another --out or remove it first")
     limit = _choose_limit(args, recipe, parents)
+    own = reduce(torch.promote_types, (adapter.dtype for adapter in parents.values()))
     adapter, report = fuse(
-        recipe, parents, max_rank=limit, strict=args.strict, device=_find_device(args), same_base=args.same_base
+        recipe,
+        parents,
+        max_rank=limit,
+        strict=args.strict,
+        device=_find_device(args),
+        same_base=args.same_base,
+        dtype=torch.promote_types(own, torch.float32),
     )
+    rounded = round_factors(adapter, DTYPES.get(args.dtype), own)
+    if args.strict and rounded.error > STRICT_TOLERANCE:
+        raise LossError(f"the result would be in {rounded.describe()}, and strict allows {STRICT_TOLERANCE:g}")
+    adapter, report = rounded.adapter, replace(report, bytes=rounded.adapter.nbytes)
     provenance: dict[str, object] = {
         "recipe": recipe.to_json(),
         "text": recipe.format(),
@@ -182,12 +202,13 @@ def _fuse(args: argparse.Namespace) -> Output:
         "max_rank": limit,
         "method_version": METHODS[recipe.method].version,
         "report": report.to_json(),
+        **rounded.to_json(),
     }
     save(adapter, out, provenance=provenance, one_rank=True)
     notes = _note(args, recipe, parents)
     notes += [ANSWER_ONLY] * adapter.answer_only
-    text = "\n".join([report.table(), *notes, "", f"written to {args.out}"])
-    return text, {**report.to_json(), "out": args.out, "notes": notes}
+    text = "\n".join([report.table(), *notes, "", f"written to {args.out} in {rounded.describe()}"])
+    return text, {**report.to_json(), **rounded.to_json(), "out": args.out, "notes": notes}
 
 
 def _diff(args: argparse.Namespace) -> Output:

@@ -11,8 +11,8 @@ from adapters.recipes import Gate
 MAX_GATE_BYTES = 1 << 20
 """The largest weights file of a gate: it is asked before every answer of the recipes that name it."""
 MAX_TOKEN, MAX_NUMBER = 2**31, 1e6
-DIGITS = 3
-"""Digits of the weights: prompts of about the same value share their key-value blocks."""
+SHARE_DIGITS, DIGITS = 3, 9
+"""Of the share and of the weights: prompts of about the same value share their key-value blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,10 @@ class Readout:
         return 0.5 + 0.5 * math.tanh((self.scale * value + self.offset) / 2)  # which does not overflow
 
     def choose(self, value: float, gate: Gate) -> dict[str, float]:
-        """The weights of the adapters that have bounds, to three digits. ValueError for a value that is not finite."""
-        share = self.share(value)
+        """The weights of the adapters that have bounds, in thousandths of the way between them. ValueError for a value
+        that is not finite.
+        """
+        share = round(self.share(value), SHARE_DIGITS)
         return {name: round(low + (high - low) * share, DIGITS) for name, (low, high) in gate.bounds}
 
 

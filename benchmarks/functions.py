@@ -1,224 +1,215 @@
-"""Weights that are functions: `python -m benchmarks.functions [--rows tables,positions,…]`.
+"""Weights that are functions against plain ones: `python -m benchmarks.functions [--rows tables,…] [--gate FOLDER]`.
 
-Both sides are asked of one server in turn, except for `build`, whose peer is a server with FUSION_MIXED=off. No recipe
-and no prompt is used twice, except where a side says so.
+One server with one slot answers both sides in turn. Only the row `build` has a second server, which builds what the
+first mixes. No prompt is used twice, except where a row is about that.
 """
 
 import argparse
 import random
-import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import httpx
 
 from benchmarks.common import BASE_NAME, PAIRS, ROOT, Comparison, alternate, record
 from benchmarks.servers import RunningServer, ours
-from benchmarks.serving import ENGINE, LOADS, mixes
-from benchmarks.traffic import WORDS, first_token, throughput
+from benchmarks.serving import ENGINE, LOADS, mixed_throughput, mixes
+from benchmarks.traffic import first_token, prompt, throughput
 
 COMMAND = "python -m benchmarks.functions"
-ROWS = ("tables", "positions", "gates", "base", "first", "build", "sweep", "cached", "gate")
+ROWS = ("tables", "positions", "gates", "base", "unseen", "build", "sweep", "cached", "gated")
 GATE = ROOT / "examples/adapters/risk"
-LONG = 700
-"""Words of a long prompt, about 1,000 tokens."""
-POINTS, PROMPTS, TOKENS = 21, 4, 4
-"""Of the sweep."""
+GATED = "gate({}, by=risk, safety in 0..0.8)"
+"""Around a recipe."""
+MIX, ANSWER = "1*task + 0.8*safety", "answer(1*task + 0.8*safety)"
+WARM = "0.6*task + 0.4*safety"
+"""The shipped profile, whose stack is made at startup."""
+LONG = 430
+"""Words of a prompt of about 1,000 tokens."""
+POINTS = [i / 20 for i in range(21)]
+Draw = Callable[[int], list[str]]
+Aim = tuple[Literal["<=", ">="], float]
 _draw = random.Random(1)
 
 
-def compare(row: Callable[..., Comparison], mine: Callable[[], float], peer: Callable[[], float], pairs: int) -> None:
-    """Measure both sides in turn and record the row, which lacks nothing but the values."""
-    record("functions.json", COMMAND, [row(**alternate(mine, peer, pairs))])
+def draw_weight(draw: random.Random = _draw) -> str:
+    """A number as a weight."""
+    return f"{draw.uniform(0.1, 1):.6f}"
 
 
-def number() -> str:
-    """A weight that no other recipe has."""
-    return f"{_draw.uniform(0.1, 1):.6f}"
+def draw_ramp(draw: random.Random = _draw) -> str:
+    """A weight by layer."""
+    return f"ramp({draw_weight(draw)}..{draw_weight(draw)})"
 
 
-def by_module(n: int) -> list[str]:
-    """`n` recipes whose tables differ in every layer."""
-    return [
-        f"{{*.mlp.*: {number()}, *.q_proj: ramp({number()}..{number()}), *: {number()}}}*safety + "
-        f"ramp({number()}..{number()})*task"
-        for _ in range(n)
-    ]
+def draw_tables(n: int) -> list[str]:
+    """`n` recipes in which every module has a weight of its own, never used before."""
+    task = "{{*.q_proj: {}, *.v_proj: {}, *: {}}}*task"
+    safety = "{{*.mlp.*: {}, *.q_proj: {}, *: {}}}*safety"
+    return [f"{task} + {safety}".format(*(draw_ramp() for _ in range(6))) for _ in range(n)]
 
 
-def by_position(n: int) -> list[str]:
-    """`n` recipes of which a half has three phases and a half has eight."""
-    return [
-        f"{number()}*task + steps(prompt: {number()}, 0: {number()}, 4: {number()})*safety"
-        if i % 2
-        else f"{number()}*task + fade({number()}..{number()}, 8)*safety"
-        for i in range(n)
-    ]
+def draw_positions(n: int) -> list[str]:
+    """`n` recipes whose weights change with position, three or eight phases in turn, never used before."""
+    kinds = ("{}*task + steps(prompt: {}, 0: {}, 4: {})*safety", "{}*task + fade({}..{}, 8)*safety")
+    return [kinds[i % 2].format(*(draw_weight() for _ in range(4))) for i in range(n)]
 
 
-def by_prompt(n: int) -> list[str]:
-    """`n` recipes with a gate."""
-    return [f"gate({number()}*task + 0.8*safety, by=risk, safety in 0..1)" for _ in range(n)]
+def draw_answer() -> str:
+    """A mix that acts on the answer alone, never used before."""
+    return f"answer({mixes(1)[0]})"
 
 
-def long_prompt() -> str:
-    """About 1,000 tokens that no other prompt begins with."""
-    return f"{time.time_ns()} " + " ".join(_draw.choices(WORDS, k=LONG))
+def draw_schedule(draw: random.Random) -> str:
+    """A recipe with a weight by layer."""
+    return f"{draw_weight(draw)}*task + {draw_ramp(draw)}*safety"
 
 
-def ask(server: RunningServer, model: str, prompt: str, tokens: int = 1) -> float:
-    """Seconds to an answer of `tokens` tokens."""
-    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    began = time.perf_counter()
-    httpx.post(f"{server.url}/v1/completions", json=body, timeout=1200).raise_for_status()
-    return time.perf_counter() - began
+def repeat(recipe: str, n: int) -> list[str]:
+    """`recipe` n times."""
+    return [recipe] * n
 
 
-def ask_cached(server: RunningServer, model: str, first: str) -> float:
-    """Seconds to the first token of `model` on a long prompt that `first` has been asked with."""
-    prompt = long_prompt()
-    ask(server, first, prompt)
-    return ask(server, model, prompt)
+def warm_first_token(server: RunningServer, draw: Draw) -> float:
+    """Seconds to the first token of a recipe, the median of 15 with adapters resident: one alone scatters."""
+    return median(first_token(server, draw(1), source="warm") for _ in range(15))
 
 
-def sweep(server: RunningServer, recipe: str) -> float:
-    """Seconds for all points of a sweep over new long prompts, all requests at once."""
-    work = [
-        (recipe.format(f"{i / (POINTS - 1):g}"), prompt)
-        for prompt in [long_prompt() for _ in range(PROMPTS)]
-        for i in range(POINTS)
-    ]
-    with ThreadPoolExecutor(len(work)) as pool:
-        began = time.perf_counter()
-        list(pool.map(lambda one: ask(server, one[0], one[1], TOKENS), work))
-        return time.perf_counter() - began
+def long_first_token(server: RunningServer, model: str) -> float:
+    """Seconds to the first token after a new prompt of 1,000 tokens."""
+    return first_token(server, [model], prompts=[prompt(LONG)])
 
 
-def compare_throughput(
-    server: RunningServer, what: str, recipes: Callable[[int], list[str]], aim: float, load: tuple[int, int], pairs: int
+def cached_first_token(server: RunningServer, model: str) -> float:
+    """The same after a prompt that the base was asked before."""
+    text = prompt(LONG)
+    first_token(server, [BASE_NAME], prompts=[text])
+    return first_token(server, [model], prompts=[text])
+
+
+def sweep(server: RunningServer, recipe: str, prompts: int) -> float:
+    """Output tokens per second of a sweep: `recipe` at all points over so many new prompts of 1,000 tokens."""
+    texts = [prompt(LONG) for _ in range(prompts)]
+    models = [recipe.format(weight) for weight in POINTS for _ in texts]
+    return throughput(server, models, 8, prompts=texts * len(POINTS))
+
+
+def compare(
+    pairs: int,
+    name: str,
+    sides: tuple[str, str],
+    aim: Aim,
+    mine: Callable[[], float],
+    peer: Callable[[], float],
 ) -> None:
-    """New recipes of one kind against new plain mixes, many at once: `load` is (requests, tokens)."""
-    n, tokens = load
-    print(f"  {n} requests with {what}", flush=True)
-    row = partial(Comparison, f"{n} requests with {n} different {what}", what, "plain mixes", "tok/s", (">=", aim))
-    compare(row, lambda: throughput(server, recipes(n), tokens), lambda: throughput(server, mixes(n), tokens), pairs)
+    """Measure both sides in turn and record the row: seconds where less is better, else tokens per second."""
+    print(f"  {name}", flush=True)
+    unit = "s" if aim[0] == "<=" else "tok/s"
+    record("functions.json", COMMAND, [Comparison(name, *sides, unit, aim, **alternate(mine, peer, pairs))])
 
 
-def measure_first(server: RunningServer, pairs: int) -> None:
-    """The first token of new functions against that of a plain mix asked before."""
-    row = partial(
-        Comparison,
-        "first token of a function never seen",
-        "new functions",
-        "a plain mix asked before",
-        "s",
-        ("<=", 1.05),
-    )
-    warm = ["0.6*task + 0.4*safety"]
-    compare(
-        row,
-        lambda: median(first_token(server, [one]) for one in by_module(8) + by_position(7)),
-        lambda: median(first_token(server, warm) for _ in range(15)),
-        pairs,
-    )
+def compare_many(server: RunningServer, pairs: int, what: str, aim: float, draw: Draw) -> None:
+    """Throughput of many requests at once with what `draw` gives, against as many plain mixes."""
+    for n, tokens in LOADS:
+        name, sides = f"{n} requests with {what}, in one slot", (what, f"{n} plain mixes")
+        mine = partial(draw_throughput, server, draw, n, tokens)
+        compare(pairs, name, sides, (">=", aim), mine, partial(mixed_throughput, server, n, tokens))
 
 
-def measure_build(server: RunningServer, scratch: Path, pairs: int) -> None:
-    """The first token of new functions of the module against those of a server that builds them."""
-    row = partial(
-        Comparison, "first token of weights by module, against a build of them", "mixed", "built", "s", ("<=", 0.2)
-    )
-    (scratch / "builder").mkdir()
-    with ours(ENGINE, scratch / "builder", FUSION_MIXED="off", FUSION_MAX_CPU_LORAS="16") as builder:
-        compare(row, lambda: first_token(server, by_module(1)), lambda: first_token(builder, by_module(1)), pairs)
+def draw_throughput(server: RunningServer, draw: Draw, n: int, tokens: int) -> float:
+    """Output tokens per second of `n` recipes at once, drawn anew."""
+    return throughput(server, draw(n), tokens)
 
 
-def measure_prompts(server: RunningServer, wanted: set[str], pairs: int) -> None:
-    """What a prompt that is the base's own saves, and what a gate costs."""
-    if "sweep" in wanted:
-        print(f"  {POINTS} points on {PROMPTS} long prompts", flush=True)
-        name = f"{POINTS}-point sweep on prompts of 1,000 tokens, on the answer alone"
-        row = partial(Comparison, name, "answer(…)", "the same without answer(…)", "s", ("<=", 1 / 3))
+def many_at_once(server: RunningServer, wanted: set[str], pairs: int) -> None:
+    """Rows `tables`, `positions`, `gates` and `base`."""
+    if "tables" in wanted:
+        compare_many(server, pairs, "different weights by module", 0.95, draw_tables)
+    if "positions" in wanted:
+        compare_many(server, pairs, "different weights by position", 0.95, draw_positions)
+    for recipe, where in ((MIX, ""), (ANSWER, " on the answer alone")) if "gates" in wanted else ():
+        draw = partial(repeat, GATED.format(recipe))
+        compare_many(server, pairs, f"weights{where} that a gate chooses", 0.93, draw)
+    if "base" in wanted:
         compare(
-            row,
-            partial(sweep, server, "answer(1*task + {}*safety)"),
-            partial(sweep, server, "1*task + {}*safety"),
             pairs,
+            "16 plain mixes against the base",
+            ("plain mixes", "the base"),
+            (">=", 0.95),
+            partial(mixed_throughput, server, 16, 64),
+            partial(throughput, server, [BASE_NAME] * 16, 64),
+        )
+
+
+def first_tokens(server: RunningServer, wanted: set[str], pairs: int) -> None:
+    """Rows `unseen`, `cached` and `gated`: each value is a median of several, since one alone scatters."""
+    for what, draw in (("module", draw_tables), ("position", draw_positions)) if "unseen" in wanted else ():
+        compare(
+            pairs,
+            f"first token with new weights by {what}",
+            (f"new weights by {what}", "a plain mix requested before"),
+            ("<=", 1.05),
+            partial(warm_first_token, server, draw),
+            partial(warm_first_token, server, partial(repeat, WARM)),
         )
     if "cached" in wanted:
-        print("  a cached prompt", flush=True)
-        row = partial(
-            Comparison,
-            "first token of an answer-only mix never seen on a cached prompt of 1,000 tokens",
-            "cached",
-            "not cached",
-            "s",
+        compare(
+            pairs,
+            "first token of a new mix on the answer alone, prompt of 1,000 tokens",
+            ("prompt cached by the base", "prompt not cached"),
             ("<=", 0.2),
+            lambda: median(cached_first_token(server, draw_answer()) for _ in range(3)),
+            lambda: median(long_first_token(server, draw_answer()) for _ in range(3)),
         )
-
-        def unseen() -> str:
-            return f"answer({number()}*task + {number()}*safety)"
-
+    if "gated" in wanted:
         compare(
-            row,
-            lambda: median(ask_cached(server, unseen(), BASE_NAME) for _ in range(3)),
-            lambda: median(ask(server, unseen(), long_prompt()) for _ in range(3)),
             pairs,
-        )
-    if "gate" in wanted:
-        print("  a gate before the first token", flush=True)
-        row = partial(
-            Comparison,
-            "first token with a gate, prompt of 1,000 tokens shared",
-            "with a gate",
-            "without",
-            "s",
+            "first token of a mix on the answer alone, new prompt of 1,000 tokens",
+            ("weights that a gate chooses", "weights as stated"),
             ("<=", 1.05),
+            lambda: median(long_first_token(server, GATED.format(ANSWER)) for _ in range(3)),
+            lambda: median(long_first_token(server, ANSWER) for _ in range(3)),
         )
-        gated = "gate(answer(1*task + 0.8*safety), by=risk, safety in 0..0.8)"
-        plain = "answer(1*task + 0.8*safety)"
+
+
+def builds(server: RunningServer, scratch: Path, pairs: int) -> None:
+    """Row `build`: the same recipes on this server and on one that has to build them."""
+    mine, peer = random.Random(2), random.Random(2)
+    scratch.mkdir()
+    with ours(ENGINE, scratch, FUSION_MIXED="off") as builder:
         compare(
-            row,
-            lambda: median(ask(server, gated, long_prompt()) for _ in range(3)),
-            lambda: median(ask(server, plain, long_prompt()) for _ in range(3)),
             pairs,
+            "first token with a new weight by layer",
+            ("mixed", "built"),
+            ("<=", 0.2),
+            lambda: median(first_token(server, [draw_schedule(mine)], source="warm") for _ in range(5)),
+            lambda: median(first_token(builder, [draw_schedule(peer)], source="built") for _ in range(5)),
         )
 
 
-def measure(wanted: set[str], gate: Path, scratch: Path, pairs: int) -> None:
-    """All rows that are `wanted`."""
-    settings = {"FUSION_ADAPTER_ROOTS": f"{scratch}:{gate.parent}"}
-    if gate.is_dir():
-        settings["FUSION_ADAPTERS"] = f"task=shipped:task,safety=shipped:safety,risk={gate}"
-    with ours(ENGINE, scratch, **settings) as server:
-        kinds: Sequence[tuple[str, str, Callable[[int], list[str]], float]] = (
-            ("tables", "module tables", by_module, 0.95),
-            ("positions", "position schedules", by_position, 0.95),
-            ("gates", "gated recipes", by_prompt, 0.93),
+def measure(server: RunningServer, scratch: Path, wanted: set[str], args: argparse.Namespace) -> None:
+    """All rows, on a running server."""
+    if wanted & {"gates", "gated"}:
+        body = {"name": "risk", "path": str(args.gate.resolve()), "replace": True}
+        httpx.post(f"{server.url}/v1/adapters", json=body, timeout=300).raise_for_status()
+    many_at_once(server, wanted, args.pairs)
+    first_tokens(server, wanted, args.pairs)
+    if "build" in wanted:
+        builds(server, scratch / "builder", args.pairs)
+    if "sweep" in wanted:
+        compare(
+            args.pairs,
+            f"sweep of {len(POINTS)} weights over {args.prompts} prompts of 1,000 tokens",
+            ("mixes on the answer alone", "plain mixes"),
+            (">=", 3.0),
+            partial(sweep, server, "answer(1*task + {}*safety)", args.prompts),
+            partial(sweep, server, "1*task + {}*safety", args.prompts),
         )
-        for name, what, recipes, aim in kinds:
-            for load in LOADS if name in wanted else ():
-                compare_throughput(server, what, recipes, aim, load, pairs)
-        if "base" in wanted:
-            print("  mixes against the base", flush=True)
-            row = partial(
-                Comparison, "16 plain mixes against the base, same server", "mixes", "base", "tok/s", (">=", 0.95)
-            )
-            models = [BASE_NAME] * 16
-            compare(row, lambda: throughput(server, mixes(16), 64), lambda: throughput(server, models, 64), pairs)
-        if "first" in wanted:
-            print("  first token", flush=True)
-            measure_first(server, pairs)
-        if "build" in wanted:
-            print("  first token against a build", flush=True)
-            measure_build(server, scratch, pairs)
-        measure_prompts(server, wanted, pairs)
 
 
 def main() -> int:
@@ -227,18 +218,19 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rows", default=",".join(ROWS), help="which figures; default: %(default)s")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="default: %(default)s")
-    parser.add_argument("--gate", type=Path, default=GATE, help="folder of the gate; default: the one that ships")
+    parser.add_argument("--prompts", type=int, default=2, help="of the sweep; default: %(default)s")
+    parser.add_argument("--gate", type=Path, default=GATE, help="folder of the gate; default: %(default)s")
     args = parser.parse_args()
     wanted = set(args.rows.split(","))
     if wanted - set(ROWS):
         parser.error(f"unknown rows {', '.join(wanted - set(ROWS))}; expected {', '.join(ROWS)}")
-    if wanted & {"gates", "gate"} and not args.gate.is_dir():
-        parser.error(f"{args.gate} is no folder: name a gate with --gate, or leave 'gates' and 'gate' out of --rows")
-    scratch = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        measure(wanted, args.gate.resolve(), scratch, args.pairs)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    if wanted & {"gates", "gated"} and not args.gate.is_dir():
+        print(f"  left out: gates and gated, since there is no folder {args.gate}")
+        wanted -= {"gates", "gated"}
+    with tempfile.TemporaryDirectory(prefix="bench-") as place:
+        settings = {"FUSION_MAX_LORAS": "1", "FUSION_ADAPTER_ROOTS": f"{place}:{args.gate.resolve().parent}"}
+        with ours(ENGINE, Path(place), **settings) as server:
+            measure(server, Path(place), wanted, args)
     return 0
 
 

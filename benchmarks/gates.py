@@ -1,8 +1,8 @@
 """Which representation of a prompt tells dangerous from harmless ones, and at what cost: `python -m benchmarks.gates`.
 
-All are trained on the project's own safety rows; layers and penalties of the linear heads are chosen on the rows held
-out, on which gates are calibrated too. XSTest's half that weights are chosen on is looked at once, at the end. In
-float32, on the base itself.
+All are trained on the project's own safety rows; layers, penalties and thresholds are set on the rows held out, on
+which gates are calibrated too. Of XSTest the half that weights are chosen on is measured; no threshold was set on it.
+In float32, on the base itself.
 
     python -m benchmarks.gates --data DIR [--gate NAME=FOLDER …]
 """

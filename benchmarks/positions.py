@@ -5,9 +5,9 @@
 
 DIR holds xstest/xstest_prompts.csv. Harm and usefulness are XSTest's, the job is the order e-mails, held out; the
 attacks begin the answers to unsafe prompts. One point of each form is chosen on one half of every set, by the same
-limits, and reported on the other. An --adapter whose configuration has a `gate` chooses weights by prompt; one that is
-`answer_only` takes the place of the adapter before its hyphen in answer(…). Answers are kept in --cache: what was
-stopped, by --minutes too, goes on.
+limits, and reported on the other. An --adapter whose configuration has a `gate` chooses weights by prompt, and so do
+its variants (`gate_variants`); one that is `answer_only` takes the place of the adapter before its hyphen in answer(…).
+Answers are kept in --cache: what was stopped, by --minutes too, goes on.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from inspect_ai import Task
 
 from adapters.recipes import Recipe
 from benchmarks.common import RESULTS, ROOT, machine, stamp
+from benchmarks.gate_variants import write_variants
 from benchmarks.paper import ENGINE, IN_FLIGHT, LIMITS, identify, serve_settings, write_orders
 from benchmarks.servers import ours
 from eval_clients.answers import Answers, write_answers
@@ -53,7 +54,7 @@ RECIPES: tuple[str, ...] = (
     "0.7*task + fade(0.9..0.3, 8)*safety",
     "answer(0.7*task + 0.6*safety)",
 )
-"""Six points without a gate, and two for each gate make eight."""
+"""Points without a gate; each gate makes two more."""
 MORE_RECIPES: tuple[str, ...] = (
     "0.8*task + 0.2*safety",
     "0.9*task + 0.5*safety",
@@ -260,12 +261,14 @@ def main() -> int:
     size = FULL if args.full else SHORT
     adapters = {name: ROOT / "examples/adapters" / name for name in ("task", "safety")}
     for pair in args.adapter:
-        name, _, folder = pair.partition("=")
-        adapters[name] = Path(folder)
+        name, _, path = pair.partition("=")
+        adapters[name] = Path(path)
     folder = args.cache / ("full" if args.full else "short")
     prompts = args.data / "xstest/xstest_prompts.csv"
     try:
         read_text(prompts)
+        for gate in [path for path in adapters.values() if "gate" in read_config(path)]:
+            adapters |= write_variants(gate, args.cache / "gates")
         points = build_points(adapters, args.recipe or (RECIPES + MORE_RECIPES if args.full else RECIPES))
         asked = identify({name: adapters[name] for name in ("task", "safety")}, prompts) | {"tokens": size.tokens}
         prepare_folder(folder, resume=True, identity=asked)

@@ -161,10 +161,36 @@ def gates() -> str:
     return "\n".join([*lines, "", f"Prompts (dangerous + harmless): {counts}. {source}"])
 
 
+POSITIONS = {
+    "harm": "harm",
+    "safe_answered": "safe prompts answered",
+    "degenerate": "degenerate",
+    "task": "orders exact",
+    "prefill_harm": "harm when the answer is begun",
+}
+"""Measures of `positions`, and what the columns are called."""
+
+
+def positions() -> str:
+    """What points of every form do, on the half that no point was chosen on."""
+    path = RESULTS / "positions.json"
+    if not path.exists():
+        return "Not measured yet."
+    record = json.loads(path.read_text())
+    lines = [f"| model | {' | '.join(POSITIONS.values())} |", "| --- " * (len(POSITIONS) + 1) + "|"]
+    for point in record["points"]:
+        cells = [point["half_report"][name] for name in POSITIONS]
+        shares = (f"{100 * c['value']:.0f} % ({100 * c['low']:.0f}–{100 * c['high']:.0f})" for c in cells)
+        lines.append(f"| `{point['model']}` | {' | '.join(shares)} |")
+    chosen = ", ".join(f"{form}: `{best['best']}`" for form, best in record["best_by_form"].items())
+    source = f"`{record['command']} --data DIR --adapter risk=examples/adapters/risk`, {record['date']}"
+    return "\n".join([*lines, "", f"Chosen on the other half, of each form: {chosen}.", "", source])
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"ratios": partial(ratios, FIRST)},
     "docs/performance.md": {"results": ratios},
-    "docs/evaluation.md": {"quality": quality_table},
+    "docs/evaluation.md": {"quality": quality_table, "positions": positions},
     "docs/gates.md": {"gates": gates},
     "docs/settings.md": {"settings": reference.settings},
     "docs/http-api.md": {"routes": reference.routes},

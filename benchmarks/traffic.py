@@ -19,14 +19,14 @@ _count = itertools.count()
 _draw = random.Random(0)
 
 
-def prompt() -> str:
-    """About 65 tokens that no other request has."""
-    return f"Note {next(_count)} of {time.time_ns()}: " + " ".join(_draw.choices(WORDS, k=16))
+def prompt(words: int = 16) -> str:
+    """About 65 tokens that no other request has; 1,000 for 430 `words`."""
+    return f"Note {next(_count)} of {time.time_ns()}: " + " ".join(_draw.choices(WORDS, k=words))
 
 
-async def stream(client: httpx.AsyncClient, model: str, tokens: int) -> tuple[float, int, str]:
-    """(seconds to the first token, tokens, source header) of one streamed answer."""
-    body = {"model": model, "prompt": prompt(), "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+async def stream(client: httpx.AsyncClient, model: str, tokens: int, text: str) -> tuple[float, int, str]:
+    """(seconds to the first token, tokens, source header) of one streamed answer to the prompt `text`."""
+    body = {"model": model, "prompt": text, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     began, first, count = time.perf_counter(), 0.0, 0
     async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
         if answer.status_code != 200:
@@ -39,23 +39,37 @@ async def stream(client: httpx.AsyncClient, model: str, tokens: int) -> tuple[fl
     return first, count, source
 
 
-async def _ask_all(url: str, models: Sequence[str], tokens: int) -> tuple[float, list[tuple[float, int, str]]]:
+async def _ask_all(
+    url: str, models: Sequence[str], tokens: int, prompts: Sequence[str] | None
+) -> tuple[float, list[tuple[float, int, str]]]:
+    pairs = list(zip(models, prompts or [prompt() for _ in models], strict=True))
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=1200, limits=limits) as client:
         began = time.perf_counter()
-        answers = await asyncio.gather(*(stream(client, model, tokens) for model in models))
+        answers = await asyncio.gather(*(stream(client, model, tokens, text) for model, text in pairs))
         return time.perf_counter() - began, answers
 
 
-def throughput(server: RunningServer, models: Sequence[str], tokens: int) -> float:
-    """Output tokens per second of all `models` asked at once."""
-    seconds, _ = asyncio.run(_ask_all(server.url, models, tokens))
+def throughput(
+    server: RunningServer, models: Sequence[str], tokens: int, *, prompts: Sequence[str] | None = None
+) -> float:
+    """Output tokens per second of all `models` asked at once, each its own of the `prompts`, or a new one."""
+    seconds, _ = asyncio.run(_ask_all(server.url, models, tokens, prompts))
     return tokens * len(models) / seconds
 
 
-def first_token(server: RunningServer, models: Sequence[str], tokens: int = 2, *, source: str | None = None) -> float:
-    """Median seconds to the first token of all `models` asked at once; RuntimeError for one from another `source`."""
-    _, answers = asyncio.run(_ask_all(server.url, models, tokens))
+def first_token(
+    server: RunningServer,
+    models: Sequence[str],
+    tokens: int = 2,
+    *,
+    source: str | None = None,
+    prompts: Sequence[str] | None = None,
+) -> float:
+    """Median seconds to the first token of all `models` asked at once, each its own of the `prompts`, or a new one;
+    RuntimeError for one from another `source`.
+    """
+    _, answers = asyncio.run(_ask_all(server.url, models, tokens, prompts))
     for model, (_, _, actual) in zip(models, answers, strict=True):
         if source is not None and actual != source:
             raise RuntimeError(f"{model}: expected an answer from {source!r}, got {actual!r}")

@@ -32,9 +32,8 @@ class Plan:
     digest: str
     mixed: bool
     recipe: str
-    rank: int
     error: float
-    """Relative Frobenius error of the served update; 0 when mixed."""
+    """Relative Frobenius error of the served update; 0 when mixed, as all recipes with phases are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class Endpoint:
         if response.is_error:
             raise EndpointError(f"the service rejected {recipe!r}: {error_message(response)}")
         body = response.json()
-        return Plan(body["digest"], body["mode"] == "mixed", body["recipe"], body["rank"], body["error"])
+        return Plan(body["digest"], body["mode"] == "mixed", body["recipe"], body.get("error", 0.0))
 
     def publish(self, plan: Plan, provenance: Mapping[str, str], measures: Mapping[str, Any]) -> bool:
         """Attach a scorecard to a fusion's digest, unless one with these measures exists. Returns True if attached.

@@ -78,10 +78,7 @@ class Attempts(Generic[T]):
         `timeout_s` seconds (None: the limit for requests).
         """
         timeout_s = timeout_s or self._timeout_s
-        if self._waiting >= self._max_waiting:
-            self._metrics.record_refusal("queue")
-            message = f"{self._waiting} requests wait for stacks and builds, the limit (FUSION_MAX_WAITING); try again."
-            raise ApiError(503, message)
+        self.check_room()
         attempt = self._attempts.get(making.key) or self._start(making)
         waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         attempt.waiters.add(waiter)
@@ -99,6 +96,13 @@ class Attempts(Generic[T]):
             self._metrics.record_refusal("timeout")
             raise ApiError(503, _describe_timeout(attempt.stage, timeout_s))
         return waiter.result(), attempt.is_new
+
+    def check_room(self) -> None:
+        """Raise `ApiError` 503 when no further request may wait."""
+        if self._waiting >= self._max_waiting:
+            self._metrics.record_refusal("queue")
+            message = f"{self._waiting} requests wait for stacks and builds, the limit (FUSION_MAX_WAITING); try again."
+            raise ApiError(503, message)
 
     def drop(self, attempt: Attempt[T]) -> None:
         """Let the next request for this key start afresh."""

@@ -28,6 +28,8 @@ MAX_PARAMETERS = 4 * 2**20
 """Bytes of a body without its prompts, times the sequences: each gets its own copy of the parameters."""
 MAX_LENGTH_PENALTY = 16.0
 """Either way. Beam search divides by the length to this power, which has to stay in a float's range."""
+MIN_REPETITION_PENALTY = 1e-3
+"""Logits of tokens that were there are divided by it, and have to stay in a float's range."""
 TRANSFERS = frozenset({"kv_transfer_params", "ec_transfer_params"})
 """Objects that vLLM passes to its engine among `vllm_xargs`, whose values of other types it would take for them."""
 PROMPTS = ("prompt", "prompt_embeds", "messages")
@@ -137,6 +139,10 @@ def check_counts(body: Mapping[str, Any]) -> None:
     if not abs(_read_number(penalty)) <= MAX_LENGTH_PENALTY:
         message = f"'length_penalty' must be within ±{MAX_LENGTH_PENALTY:g}, got {penalty!r:.{MAX_QUOTED}}."
         raise ApiError(400, message, param="length_penalty")
+    repetition = body.get("repetition_penalty")
+    if 0 < _read_number(repetition) < MIN_REPETITION_PENALTY:
+        message = f"'repetition_penalty' must be at least {MIN_REPETITION_PENALTY:g}, got {repetition!r:.{MAX_QUOTED}}."
+        raise ApiError(400, message, param="repetition_penalty")
     number = _read_number(body.get("n"))
     answers = max(1, int(number)) if math.isfinite(number) else 1
     prompts, param = max((_count_prompts(body.get(key)), key) for key in PROMPTS)

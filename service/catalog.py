@@ -242,7 +242,10 @@ class Catalog:
         fusion = self.names.bind(Recipe.single(record.name), [record])  # everywhere: a probe needs no positions
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                effect = await measure_effect(self.pool, self.engine, fusion, client, required=required)
+                if "gate" in record.info and not self.pool.limits.mixing:
+                    effect = 0.0  # a gate is never built, and recipes with one are refused on this server
+                else:
+                    effect = await measure_effect(self.pool, self.engine, fusion, client, required=required)
         except TimeoutError:
             message = f"The adapter could not be probed within {PROBE_TIMEOUT_S:g} s; try again."
             raise ApiError(503, message) from None

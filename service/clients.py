@@ -34,13 +34,17 @@ class ClientPlaces:
         self._uses: dict[str, Counter[str]] = {}
         self._waiting: Counter[str] = Counter()
 
+    def check(self, client: str | None, key: str) -> None:
+        """Raise `ApiError` 429 when the client may not use `key` now, or not wait for it."""
+        if client is not None:
+            self._check_uses(client, key)
+            self._check_waiting(client)
+
     def take(self, client: str | None, key: str) -> None:
         """Count one more use of `key`; `ApiError` 429 when the client has `limit` other ones in use."""
         if client is None:
             return
-        uses = self._uses.get(client, Counter())
-        if key not in uses and len(uses) >= self._limit:
-            raise self._refuse(f"uses {len(uses)} stacks and builds at once, the limit (FUSION_MAX_CLIENT_PLACES)")
+        uses = self._check_uses(client, key)
         uses[key] += 1
         self._uses[client] = uses
 
@@ -61,8 +65,7 @@ class ClientPlaces:
         if client is None:
             yield
             return
-        if self._waiting[client] >= self._max_waiting:
-            raise self._refuse(f"has {self._waiting[client]} requests that wait, the limit (7/8 of FUSION_MAX_WAITING)")
+        self._check_waiting(client)
         self._waiting[client] += 1
         try:
             yield
@@ -70,6 +73,16 @@ class ClientPlaces:
             self._waiting[client] -= 1
             if not self._waiting[client]:
                 del self._waiting[client]
+
+    def _check_uses(self, client: str, key: str) -> Counter[str]:
+        uses = self._uses.get(client, Counter())
+        if key not in uses and len(uses) >= self._limit:
+            raise self._refuse(f"uses {len(uses)} stacks and builds at once, the limit (FUSION_MAX_CLIENT_PLACES)")
+        return uses
+
+    def _check_waiting(self, client: str) -> None:
+        if self._waiting[client] >= self._max_waiting:
+            raise self._refuse(f"has {self._waiting[client]} requests that wait, the limit (7/8 of FUSION_MAX_WAITING)")
 
     def _refuse(self, what: str) -> ApiError:
         self._metrics.record_refusal("client")

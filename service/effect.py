@@ -7,6 +7,8 @@ from adapters import AdapterError
 from service.engine.models import LoRARequest, mix_request
 from service.engine.overflow import AnswerOverflowError
 from service.engine.probe import PROMPT, distance, is_finite
+from service.engine.slot_waits import SlotsBusyError
+from service.errors import ApiError
 from service.pool import Pool
 from service.resolve import Fusion
 
@@ -37,6 +39,8 @@ async def measure_effect(pool: Pool, engine: Prober, fusion: Fusion, client: str
             base, adapted, base_again = [await engine.probe(PROMPT, lora) for lora in (None, request, None)]
         except AnswerOverflowError as error:
             raise AdapterError("overflow", _OVERFLOW) from error
+        except SlotsBusyError as error:
+            raise ApiError(503, str(error)) from error
     if not is_finite(adapted):
         raise AdapterError("overflow", _OVERFLOW)
     noise, effect = distance(base, base_again), distance(base, adapted)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from adapters import FusionError, LoraAdapter, Recipe, WeightTable, tabulate
+from service.client_turns import ClientTurns
 from service.engine.weights import PROMPT, Phase, Weights
 from service.errors import ApiError
 from service.resolve import Fusion
@@ -74,18 +75,26 @@ class _Rows:
 class Functions:
     """Computes weights; tables in a thread, once for each fusion and stack as long as they fit into the memory."""
 
-    def __init__(self, read: Callable[[str], LoraAdapter], modules: Sequence[str], run: Run, check: Check) -> None:
+    def __init__(
+        self,
+        read: Callable[[str], LoraAdapter],
+        modules: Sequence[str],
+        run: Run,
+        check: Check,
+        turns: ClientTurns,
+    ) -> None:
         self._read = lru_cache(MAX_ADAPTERS)(read)
         self._modules = {module: row for row, module in enumerate(modules)}
         self._run = run
+        self._turns = turns
         self._check = check
         """Raises for weights, the largest by adapter, that are too large."""
         self._known: OrderedDict[Key, Weights] = OrderedDict()
         self._bytes = 0
 
-    async def weigh(self, fusion: Fusion, widths: Mapping[str, int]) -> Spans | Weights:
+    async def weigh(self, fusion: Fusion, widths: Mapping[str, int], client: str | None = None) -> Spans | Weights:
         """The weights of a linear recipe over the stack whose adapters have these `widths`, by digest; of one with a
-        gate, those of the gate's own pass.
+        gate, those of the gate's own pass; `client` asks for them.
 
         `ApiError` 400 when the table cannot be made, as for a pattern that matches no module.
         """
@@ -102,7 +111,9 @@ class Functions:
         key = (fusion.digest, recipe.format(), tuple(widths))  # a gate's fusion has many recipes
         if key not in self._known:
             try:
-                self._remember(key, await self._run(lambda: self._tabulate(fusion, widths)))
+                async with self._turns.hold(client):
+                    if key not in self._known:  # others may have asked for it meanwhile
+                        self._remember(key, await self._run(lambda: self._tabulate(fusion, widths)))
             except (FusionError, ValueError) as error:
                 raise ApiError(400, f"{error}.", param="model") from error
         self._known.move_to_end(key)

@@ -7,15 +7,14 @@ on byte for byte.
 import asyncio
 import json
 import logging
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters import Recipe
 from service.body import check_arguments, check_counts, parse_body
@@ -29,21 +28,22 @@ from service.engine.dry_run import RefusedError, try_request
 from service.engine.logprobs import LogprobCount, logprob_count
 from service.engine.models import LoRARequest, ServedModel, meter, mix_request, served_model, start_turns
 from service.engine.turns import current_client
-from service.errors import RETRY_AFTER_S, ApiError, api_error, error_response
+from service.errors import ApiError, api_error, error_response
+from service.metered import MeteredSend
 from service.metrics import Metrics
 from service.pool import Check, Lease, Pool
-from service.registry import Registry
 from service.resolve import Fusion, Names
+from service.spelling import check_keys
 from service.validation import MAX_QUOTED
 
 log = logging.getLogger("fusion")
 
 MAX_RECIPE_HEADER = 2048
 """Bytes; a longer recipe is left out of the headers."""
-MAX_HELD = 64
-"""Messages of an answer that wait for a gate's decision: the first events of a stream come before it."""
 FUSION_KEYS = {"fusion", "strict"}
 """Request keys that vLLM does not know."""
+ASKING_KEYS = {"model", "fusion", "messages", "prompt", "input"}
+"""Request keys of which one that asks a model has at least one."""
 
 
 def fusion_headers(fusion: Fusion, lease: Lease) -> list[tuple[bytes, bytes]]:
@@ -93,7 +93,7 @@ class Intake:
             return
         current_client.set(identify_client(scope, keyed=self._keyed))
         whole = await receive()  # the edge has read it to its end
-        metered = _MeteredSend(send, self._metrics, self._names.registry)
+        metered = MeteredSend(send, self._metrics, self._names.registry)
         async with AsyncExitStack() as leases:
             try:
                 body = await self._prepare(scope, whole["body"], metered, leases)
@@ -107,7 +107,7 @@ class Intake:
                 return
             await self._app(scope, replay({**whole, "body": body}, receive), metered)
 
-    async def _prepare(self, scope: Scope, raw: bytes, metered: "_MeteredSend", leases: AsyncExitStack) -> bytes:
+    async def _prepare(self, scope: Scope, raw: bytes, metered: MeteredSend, leases: AsyncExitStack) -> bytes:
         """Lease what the body's fusion needs, set this request's context and headers, and return the body for vLLM."""
         body = parse_body(raw)
         if isinstance(body, dict):
@@ -141,6 +141,7 @@ class Intake:
             self._lease(fusion, metered, strict=strict, client=client, check=check)
         )
         metered.headers = fusion_headers(fusion, lease)
+        metered.may_wait = self._pool.may_wait(lease)
         lora = mix_request(lease.resident.request, lease.resident.key, lease.weights)
         gate = None
         if fusion.readout is not None:
@@ -172,7 +173,7 @@ class Intake:
 
     @asynccontextmanager
     async def _lease(
-        self, fusion: Fusion, metered: "_MeteredSend", *, strict: bool, client: str | None, check: Check
+        self, fusion: Fusion, metered: MeteredSend, *, strict: bool, client: str | None, check: Check
     ) -> AsyncIterator[Lease]:
         lease = await self._pool.acquire(fusion, strict=strict, client=client, check=check)
         gauge = self._metrics.leases.labels(lease.resident.kind)
@@ -189,86 +190,15 @@ class Intake:
 
 
 def _check(body: dict[str, Any]) -> None:
-    """Raise 400 for what vLLM would take without a bound."""
+    """Raise 400 for what vLLM would take without a bound, or without a word."""
     check_id(body.get("request_id"), "request_id")
     for source in (body, body.get("vllm_xargs")):
         if isinstance(source, dict):
             check_id(source.get("session_id"), "session_id")
     check_counts(body)
     check_arguments(body, RESERVED_ARGUMENTS)
-
-
-class _MeteredSend:
-    """`send` that adds the fusion's headers and counts the answer's status, tokens and time to the first token."""
-
-    def __init__(self, send: Send, metrics: Metrics, registry: Registry) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.label: str | None = "(refused)"
-        """What the answer is counted under; None is not counted."""
-        self.decisions: Decisions | None = None
-        """What a gate chooses; the answer begins when it has."""
-        self._held: list[Message] = []
-        self._send = send
-        self._metrics = metrics
-        self._registry = registry
-        self._start = time.monotonic()
-        self._running = 0
-        self._at_end: list[Callable[[], None]] = []
-
-    async def __call__(self, message: Message) -> None:
-        if self.decisions is not None:
-            self._held.append(message)
-            is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if not (self.decisions.any or is_end or len(self._held) > MAX_HELD):
-                return
-            if self.decisions.any:
-                self.headers += self.decisions.headers()
-            self.decisions = None
-            messages, self._held = self._held, []
-            for one in messages:
-                await self._pass_on(one)
-            return
-        await self._pass_on(message)
-
-    async def _pass_on(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *self.headers]
-            if message["status"] == 503 and b"retry-after" not in dict(message["headers"]):
-                message["headers"].append((b"retry-after", str(RETRY_AFTER_S).encode()))  # vLLM says none
-            if self.label is not None:
-                self._metrics.requests.labels(self._series, str(message["status"])).inc()
-        await self._send(message)
-
-    @property
-    def _series(self) -> str:
-        """The label, unless its profile was deleted since: its series must not come back."""
-        label = str(self.label)
-        return label if label.startswith("(") or label in self._registry.profiles else "(deleted)"
-
-    def call_at_end(self, call: Callable[[], None]) -> None:
-        """Call `call` when no generation of this request runs: now, or when the last of them has been aborted.
-
-        When a client is gone or does not read, its answer may end before its generations do.
-        """
-        self._at_end.append(call)
-        self._call_if_ended()
-
-    def begin_usage(self) -> None:
-        """Count a generation that runs."""
-        self._running += 1
-
-    def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
-        """Count a generation of this request that has ended, or was interrupted."""
-        self._metrics.tokens.labels(self._series, "prompt").inc(prompt)
-        self._metrics.tokens.labels(self._series, "completion").inc(completion)
-        if first_token is not None:
-            self._metrics.first_token.labels(self._series).observe(first_token - self._start)
-        self._running -= 1
-        self._call_if_ended()
-
-    def _call_if_ended(self) -> None:
-        while self._at_end and not self._running:
-            self._at_end.pop()()
+    if body.keys() & ASKING_KEYS:
+        check_keys(body)
 
 
 def strip_fusion_keys(body: dict[str, Any]) -> bytes:

@@ -3,11 +3,26 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from adapters import PROMPT, AdapterError, LoraAdapter, Store, complete_experts, fuse, load, plan, save, stack
+import torch
+
+from adapters import (
+    PROMPT,
+    AdapterError,
+    LoraAdapter,
+    Store,
+    complete_experts,
+    fuse,
+    load,
+    plan,
+    round_factors,
+    save,
+    stack,
+)
 from adapters.files import BUSY, CHECKSUMS, is_whole, write_checksums
 from service.errors import ApiError
 from service.norms import Headroom
@@ -148,10 +163,16 @@ class Materializer:
         return {**content, "phases": phases}
 
     def _write(self, fusion: Fusion, folder: Path, max_rank: int | None, *, served: bool = False) -> Mapping[str, Any]:
-        built, report = fuse(fusion.recipe, self.parents(fusion), max_rank=max_rank, same_base=True)
+        parents = self.parents(fusion)
+        own = reduce(torch.promote_types, (adapter.dtype for adapter in parents.values()))
+        dtype = own if served else torch.promote_types(own, torch.float32)
+        built, report = fuse(fusion.recipe, parents, max_rank=max_rank, same_base=True, dtype=dtype)
         if served:
             self.headroom.check(built)
             built = complete_experts(built, self.expert_shapes)
+        else:
+            built = round_factors(built, None, own).adapter  # in no dtype that would change it
+            report = replace(report, bytes=built.nbytes)
         provenance = {"recipe": fusion.recipe.format(), "digest": fusion.digest}
         save(built, folder, provenance=provenance, one_rank=not served)
         return report.to_json()

@@ -9,6 +9,7 @@ from typing import Literal
 
 from adapters import STRICT_TOLERANCE
 from service.attempts import Making
+from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.engine.weights import Weights
 from service.errors import ApiError
@@ -55,6 +56,8 @@ class Pool:
         groups: Callable[[], Iterable[Group]] = list,
         *,
         clients: ClientPlaces,
+        checks: ClientTurns,
+        slots: int = 1,
         hold: Callable[[Collection[str]], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self.limits = limits
@@ -65,6 +68,10 @@ class Pool:
         self._hold = hold
         """Keeps the files of adapters for a block."""
         self._clients = clients
+        self.checks = checks
+        """Turns for the checks of requests by vLLM's app."""
+        self._slots = slots
+        """Stacks and builds that the engine's batch can hold."""
         self._made: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         """The adapters in what was made lately, by key."""
 
@@ -92,16 +99,25 @@ class Pool:
         making = self._plan_making(fusion)
         if check is None or making.key in self._residency.residents:
             return await self._take(fusion, making, strict=strict, client=client)
+        self.check_room(fusion, client)
         lease: Lease | None = None
         try:
             async with making.hold():
-                await check()
+                async with self.checks.hold(client):
+                    await check()
                 lease = await self._take(fusion, self._plan_making(fusion), strict=strict, client=client)
         except BaseException:
             if lease is not None:  # the caller has left while files were let go of
                 self.release(lease)
             raise
         return lease
+
+    def check_room(self, fusion: Fusion, client: str | None) -> None:
+        """Raise `ApiError` 429 when the `client` may not use what serves `fusion` now, 503 when too many wait."""
+        key = self.place(fusion).key
+        if key not in self._residency.residents:
+            self._clients.check(client, key)
+            self._residency.check_room()
 
     async def _take(self, fusion: Fusion, making: Making, *, strict: bool, client: str | None) -> Lease:
         self._clients.take(client, making.key)
@@ -134,12 +150,16 @@ class Pool:
     async def _make_lease(self, fusion: Fusion, resident: Resident, source: Source, client: str | None) -> Lease:
         if resident.kind == "build":
             return Lease(resident, source, None, resident.rank, client)
-        weights = await self._functions.weigh(fusion, resident.widths)
+        weights = await self._functions.weigh(fusion, resident.widths, client)
         return Lease(resident, source, weights, sum(resident.widths[digest] for digest in fusion.ranks), client)
 
     async def weigh(self, lease: Lease, fusion: Fusion) -> Spans | Weights:
         """The weights of `fusion`, whose adapters are all in the stack of `lease`."""
-        return await self._functions.weigh(fusion, lease.resident.widths)
+        return await self._functions.weigh(fusion, lease.resident.widths, lease.client)
+
+    def may_wait(self, lease: Lease) -> bool:
+        """Whether other stacks and builds, which are in use, may keep this one out of the engine's batch."""
+        return self._residency.count_used(lease.resident) >= self._slots
 
     def release(self, lease: Lease) -> None:
         """Give a lease back."""

@@ -65,12 +65,24 @@ class Profiles:
         `fusion` is the request key of that name: a recipe over adapters, as text or JSON form; `defaults` are checked.
         It is made first, in a place of `client`, and what was checked before is checked again when it is written.
         """
+        parts = {"defaults": dict(defaults or {}), "description": description}
+        resolved = self.check(name, fusion, parts, client=client)
+        async with self.files.hold(resolved.parents.values()), self.pool.lease(resolved, client=client):
+            return await finish(self._add_version(name, fusion, resolved, parts))
+
+    def check(self, name: str, fusion: Any, parts: Mapping[str, Any], *, client: str | None = None) -> Fusion:
+        """What `fusion` means now, if a profile of this name may have it; `parts` are its defaults and description."""
         check_profile_name(name)
         self._check_name(name)
         resolved = self._resolve(fusion)
-        parts = {"defaults": dict(defaults or {}), "description": description}
-        async with self.files.hold(resolved.parents.values()), self.pool.lease(resolved, client=client):
-            return await finish(self._add_version(name, fusion, resolved, parts))
+        self._check_room(self._make_version(name, resolved, parts))
+        self.pool.check_room(resolved, client)
+        return resolved
+
+    def _make_version(self, name: str, fusion: Fusion, parts: Mapping[str, Any]) -> ProfileVersion:
+        number = max(self.registry.version_numbers(name), default=0) + 1
+        recipe, parents = fusion.recipe.format(), dict(fusion.parents)
+        return ProfileVersion(name, number, recipe, parents, fusion.digest, **parts, created=now())
 
     async def _add_version(
         self, name: str, fusion: Any, resolved: Fusion, parts: Mapping[str, Any]
@@ -81,12 +93,10 @@ class Profiles:
             if self._resolve(fusion).digest != resolved.digest:
                 message = "An adapter of this recipe was replaced meanwhile; send the request again."
                 raise ApiError(409, message, param="fusion")
-            number = max(self.registry.version_numbers(name), default=0) + 1
-            recipe, parents = resolved.recipe.format(), dict(resolved.parents)
-            profile = ProfileVersion(name, number, recipe, parents, resolved.digest, **parts, created=now())
+            profile = self._make_version(name, resolved, parts)
             self._check_room(profile)
             await self.registry.add_version(profile)
-            return profile, number == 1
+            return profile, profile.version == 1
 
     async def rollback(self, name: str, version: int) -> ProfileVersion:
         """Make an earlier version the current one."""

@@ -105,6 +105,10 @@ class Residency:
         self._metrics.record_lookup(source)
         return resident, source
 
+    def check_room(self) -> None:
+        """Raise `ApiError` 503 when no further request may wait."""
+        self._attempts.check_room()
+
     def release(self, resident: Resident) -> None:
         """Give back what `acquire` returned."""
         resident.leases -= 1
@@ -114,6 +118,11 @@ class Residency:
                 self._draining.remove(resident)
                 self._unload(resident)
             self._free_places(self._places.wanted)
+
+    def count_used(self, besides: Resident) -> int:
+        """How many residents have leases, one aside."""
+        used = [*self.residents.values(), *self._draining]
+        return sum(resident.leases > 0 and resident is not besides for resident in used)
 
     def state(self, key: str) -> tuple[str, str | None]:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""

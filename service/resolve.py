@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters import Readout, Recipe, RecipeError, check_prompt, from_json, fusion_digest, parse
+from adapters.recipes import find_name, name_text
 from service.errors import ApiError
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
@@ -124,6 +125,10 @@ class Names:
                 raise self.not_found("adapter", name, adapters, param)
             records.append(adapters[name])
         try:
+            recipe.check_ranks({record.name: record.rank for record in records})
+        except RecipeError as error:
+            raise ApiError(400, f"{error}.", param=param) from error
+        try:
             check_prompt(recipe, [record.name for record in records if record.answer_only], text)
         except RecipeError as error:
             message = f"{error}; or register it with 'answer_only': false to let it act on prompts, too."
@@ -132,26 +137,25 @@ class Names:
 
     def _check_role(self, recipe: Recipe, name: str, text: str, param: str) -> None:
         """400 when a recipe has the base, a profile, a gate or an adapter where that cannot be."""
-        position = text.find(name)
-        named = f"{name!r} (at position {position})" if position >= 0 and text != name else repr(name)
         record, is_gate = self.registry.adapters.get(name), recipe.gate is not None and recipe.gate.by == name
-        message = ""
+        fault = ""
         if name == self.base:
-            message = f"{named} is the base model, which has no weight; a recipe combines adapters only."
+            fault = "is the base model, which has no weight; a recipe combines adapters only."
         elif name in self.registry.profiles:
-            message = f"{named} is a profile; a recipe combines adapters only."
+            fault = "is a profile; a recipe combines adapters only."
         elif record is not None and is_gate and not record.gate:
-            message = f"{named} is an adapter, not a gate; 'lora-fusion train gate' makes one."
+            fault = "is an adapter, not a gate; 'lora-fusion train gate' makes one."
         elif record is not None and record.gate and not is_gate:
-            message = f"{named} is a gate, not an adapter: name it in 'gate(…, by={name})'."
-        if message:
-            raise ApiError(400, message, param=param)
+            fault = f"is a gate, not an adapter: name it in 'gate(…, by={name_text(name)})'."
+        if fault:
+            position = None if text == name else find_name(name, text)
+            place = "" if position is None else f" (at position {position})"
+            raise ApiError(400, f"{name!r}{place} {fault}", param=param)
 
     def bind(self, recipe: Recipe, records: Sequence[AdapterRecord]) -> Fusion:
         """The fusion of `recipe` over the adapters of these records."""
         parents = {record.name: record.digest for record in records}
         ranks = {record.digest: record.rank for record in records}
-        recipe.check_ranks({record.name: record.rank for record in records})
         digest = fusion_digest(recipe, base=self.base, parents=parents)
         built = next((record.built for record in records if record.built), "")
         readout = next((Readout.from_text(record.gate) for record in records if record.gate), None)

@@ -113,7 +113,9 @@ class Settings:
         "429; 0: three quarters of `FUSION_MAX_CPU_LORAS`",
     )
     wait_timeout_s: float = _say(
-        30.0, "how long a request waits for its stack or build before it is answered 503, in seconds"
+        30.0,
+        "how long a request waits for its stack or build, and then for a slot of the batch, before it is answered 503, "
+        "in seconds",
     )
     client_timeout_s: float = _say(
         30.0,

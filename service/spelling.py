@@ -1,14 +1,37 @@
-"""Names that this server does not have, as other clients and servers spell those it has: `openai/balanced`,
-`HuggingFaceTB/SmolLM2-135M-Instruct`, `balanced:latest`.
+"""Names and keys that this server does not have, as other clients and servers spell those it has: `openai/balanced`,
+`HuggingFaceTB/SmolLM2-135M-Instruct`, `balanced:latest`; `adapter_id`, `lora_path`.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from adapters import did_you_mean
+from service.errors import ApiError
+
+FOREIGN_KEYS = frozenset(
+    {
+        *("adapter", "adapters", "adapter_id", "adapter_ids", "adapter_source", "merged_adapters"),  # LoRAX, TGI
+        *("lora_path", "lora", "loras", "lora_name", "lora_id", "lora_request", "lora_adapter", "lora_adapters"),
+        *("fusions", "recipe"),
+    }
+)
+"""Keys of a request by which other servers choose adapters; vLLM leaves them out, and the base would answer."""
 
 _RECIPE_SIGNS = re.compile(r"[*+(){}=,`\"]")
 _TAG = re.compile(r"[:@#][^/:@#]*$")
+
+
+def check_keys(body: Mapping[str, Any]) -> None:
+    """Raise 400 for what chooses an adapter elsewhere and nothing here."""
+    nested = body.get("extra_body")
+    if isinstance(nested, dict) and "fusion" in nested:
+        message = "'extra_body' is an argument of OpenAI's Python client, which sends what it holds: send 'fusion' in"
+        raise ApiError(400, f"{message} the request itself.", param="extra_body")
+    for key in FOREIGN_KEYS & body.keys():
+        if body[key]:
+            message = f"{key!r} is not read here, where 'model' names an adapter, a profile or a recipe such as"
+            raise ApiError(400, f"{message} '0.6*a + 0.4*b'; or send it as 'fusion'.", param=key)
 
 
 def is_name(text: str) -> bool:

@@ -13,6 +13,7 @@ from service.adapter_files import AdapterFiles
 from service.base_model import read_layers
 from service.build_files import BuildFiles
 from service.catalog import MISMATCH, Catalog
+from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.data_folder import hold_data_folder, scratch_folder
 from service.engine.base_folder import check_folder, has_flag
@@ -118,6 +119,7 @@ def _engine_options(settings: Settings) -> EngineOptions:
         template_bytes=TEMPLATE_TEXT * settings.max_body_bytes if settings.client_templates else None,
         extra=settings.engine_args,
         gate_timeout_s=settings.gate_timeout_s,
+        slot_wait_s=settings.wait_timeout_s,
     )
 
 
@@ -203,10 +205,18 @@ def _make_pool(
         residency,
         materializer,
         Limits(proof.proven, settings.max_lora_rank, proof.tables, proof.phases, proof.limits),
-        Functions(materializer.open, engine.modules, threads.adapters.run, names.check_norm),
+        Functions(
+            materializer.open,
+            engine.modules,
+            threads.functions.run,
+            names.check_norm,
+            ClientTurns("the functions of requests", settings.wait_timeout_s),
+        ),
         partial(declared_groups, settings, names.registry),
         hold=files.hold,
         clients=ClientPlaces(metrics, limit=settings.client_places, max_waiting=settings.max_waiting),
+        checks=ClientTurns("the checks of requests", settings.wait_timeout_s),
+        slots=settings.max_loras,
     )
 
 

@@ -103,6 +103,8 @@ class Threads:
     """Short calls: look-ups, reports, deletions, the next part of an export."""
     adapters: ThreadPool
     """Reading and storing what is registered."""
+    functions: ThreadPool
+    """The weights of requests that are functions."""
     builds: ThreadPool
     plans: ThreadPool
     exports: ThreadPool
@@ -120,6 +122,7 @@ class Threads:
         return cls(
             files=pool("files", 4),
             adapters=pool("registrations of adapters", 2),
+            functions=pool("functions", 2),
             builds=pool("builds", min(4, cores), queue_s=None),
             plans=pool("plans", 2),
             exports=pool("exports", 2),

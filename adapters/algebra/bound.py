@@ -1,6 +1,6 @@
 """A recipe bound to its adapters: the input of every fusion step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -12,9 +12,9 @@ from adapters.algebra.combine import Context, WeightedUpdate
 from adapters.algebra.factors import Device, spread, stack_factors
 from adapters.algebra.lowrank import FactorPair
 from adapters.errors import FusionError, UnknownAdapterError, quote
-from adapters.recipes import METHODS, Method, Recipe
+from adapters.recipes import METHODS, Method, Recipe, name_text
 from adapters.recipes.method import Value
-from adapters.recipes.weights import Components, layer_range, weight_at
+from adapters.recipes.weights import Components, Weight, layer_range, list_numbers, weights_at
 from adapters.together import check_together
 
 BATCH_BYTES = 256 << 20
@@ -47,6 +47,8 @@ class BoundRecipe:
     """A validated recipe, its adapters, and the shapes, layers and dtype derived from both."""
 
     recipe: Recipe
+    weights: Mapping[str, Weight]
+    """The recipe's, by adapter."""
     adapters: Mapping[str, LoraAdapter]
     method: Method
     options: Mapping[str, Value]
@@ -55,7 +57,7 @@ class BoundRecipe:
     max_rank: int | None
     device: Device
     dtype: torch.dtype
-    """The adapters' promoted dtype."""
+    """The result's: by default the adapters' promoted dtype."""
     answer_only: bool
     """Whether the result acts on the answer alone: all that acts does, or the recipe has no weight in the prompt."""
 
@@ -80,22 +82,22 @@ class BoundRecipe:
         """The update of every adapter that has `module`, at its weight there; in a role at weight 1. Weights by
         component are in the factors.
         """
-        parents, weights = [], self.recipe.weights
+        parents = []
         for name, adapter in self.adapters.items():
             if module in adapter.facts:
-                weight, factors = weights.get(name, 1.0), adapter.modules[module]
+                weight, factors = self.weights.get(name, 1.0), adapter.modules[module]
                 if isinstance(weight, Components):
                     factors = _scale(factors, weight)
-                parents.append(WeightedUpdate(name, adapter, self.weigh(name, module), factors))
+                parents.append(WeightedUpdate(name, adapter, self.weigh(name, [module])[module], factors))
         return tuple(parents)
 
-    def weigh(self, name: str, module: str) -> float:
-        """The weight of an adapter in a module, 1 in a role; besides the weights by component, which it may have."""
-        return weight_at(self.recipe.weights.get(name, 1.0), module, self.layers)
+    def weigh(self, name: str, modules: Iterable[str]) -> dict[str, float]:
+        """The weight of an adapter in each module, 1 in a role; besides the weights by component, which it may have."""
+        return weights_at(self.weights.get(name, 1.0), modules, self.layers)
 
     def nonzero_terms(self, parents: Sequence[WeightedUpdate]) -> list[WeightedUpdate]:
         """The parents that add to the result: terms of a weight other than zero."""
-        return [parent for parent in parents if parent.name in self.recipe.weights and parent.weight != 0.0]
+        return [parent for parent in parents if parent.name in self.weights and parent.weight != 0.0]
 
     def context(self, module: str, parents: Sequence[WeightedUpdate]) -> Context:
         """The options, the role adapters' updates and the device with which the method computes `module`."""
@@ -138,7 +140,7 @@ def bind(
         raise FusionError(f"max_rank is {max_rank!r}: expected a whole number ≥ 1, or None for no limit")
     used = {name: adapters[name] for name in recipe.adapters}
     if (gate := next((name for name, adapter in used.items() if adapter.gate is not None), None)) is not None:
-        raise FusionError(f"{gate!r} is a gate, not an adapter to be fused: name it in 'gate(…, by={gate})'")
+        raise FusionError(f"{gate!r} is a gate, not an adapter to be fused: name it in 'gate(…, by={name_text(gate)})'")
     check_together(used, same_base=same_base)
     recipe.check_ranks({name: adapter.rank for name, adapter in used.items()})
     nonzero = [name for name, weight in recipe.weights.items() if weight != 0.0]
@@ -151,7 +153,9 @@ def bind(
     dtype = reduce(torch.promote_types, (adapter.dtype for adapter in used.values()))
     on_answer = on_answer or acts_on_answer(recipe, used)
     ordered = dict(sorted(shapes.items()))
-    return BoundRecipe(recipe, used, method, options, ordered, layers, max_rank, device, dtype, on_answer)
+    return BoundRecipe(
+        recipe, recipe.weights, used, method, options, ordered, layers, max_rank, device, dtype, on_answer
+    )
 
 
 def acts_on_answer(recipe: Recipe, adapters: Mapping[str, LoraAdapter]) -> bool:
@@ -168,7 +172,7 @@ def _take_phase(recipe: Recipe) -> tuple[Recipe, bool]:
         (_, first), *later = recipe.phases()
         if not later:
             return first, False
-        if len(later) == 1 and later[0][0] == 0 and all(weight == 0.0 for weight in first.weights.values()):
+        if len(later) == 1 and later[0][0] == 0 and not any(map(any, map(list_numbers, first.weights.values()))):
             return later[0][1], True
     raise no_adapter(recipe)
 
@@ -183,7 +187,7 @@ def no_adapter(recipe: Recipe) -> FusionError:
     _, *later = recipe.phases()
     start, last = later[-1]
     return FusionError(
-        f"the weights change {len(later)} time(s) between the prompt and token {start} of the answer, so no single "
+        f"the weights change with position, the last time at token {start} of the answer, so no single "
         f"adapter is this recipe: serve it, or fuse one phase, such as the last, {quote(last.format())}"
     )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -27,8 +28,10 @@ def fuse(
     strict: bool = False,
     device: Device = None,
     same_base: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[LoraAdapter, FusionReport]:
-    """Build the recipe's adapter: scaling 1 in every module, the adapters' promoted dtype, tensors on the CPU.
+    """Build the recipe's adapter: scaling 1 in every module, factors in `dtype`, tensors on the CPU. By default that is
+    the adapters' promoted dtype, to which the factors are rounded: by 0.2 % in bfloat16.
 
     What fits `max_rank` is exact; anything else is truncated per module to its best approximation, computed on
     `device`, and the report says what that loses. Adapters of weight zero add neither rank nor modules. `same_base`
@@ -45,6 +48,7 @@ def fuse(
             weight for each rank component, or `max_rank` is not a rank.
     """
     bound = bind(recipe, adapters, max_rank, device, same_base=same_base)
+    bound = bound if dtype is None else replace(bound, dtype=dtype)
     if not bound.answer_only:
         check_prompt(recipe, [name for name, adapter in bound.adapters.items() if adapter.answer_only])
     modules, report = _carry_out(bound, strict, build=True)

@@ -7,6 +7,7 @@ sums, for weights that are functions, and for methods whose row says `linear`.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,18 +50,19 @@ def tabulate(recipe: Recipe, adapters: Mapping[str, LoraAdapter], *, same_base: 
     bound = bind(recipe, adapters, None, None, same_base=same_base)
     names = tuple(bound.adapters)
     modules = tuple(sorted({module for adapter in bound.adapters.values() for module in adapter.facts}))
-    weights = torch.zeros(len(modules), len(names), dtype=torch.float64)
-    list_weights = _list_stated if bound.method.combine == "sum" else _list_combined
-    for row, module in enumerate(modules):
-        if module in bound.shapes:
-            for name, weight in list_weights(bound, module):
-                weights[row, names.index(name)] += weight
+    weights = np.zeros((len(modules), len(names)))
+    rows = {module: row for row, module in enumerate(modules)}
+    if bound.method.combine == "sum":
+        for column, (name, adapter) in enumerate(bound.adapters.items()):
+            stated = bound.weigh(name, [module for module in adapter.facts if module in bound.shapes])
+            for module, weight in stated.items():
+                weights[rows[module], column] = weight
+    else:
+        for module in bound.shapes:
+            for name, weight in _list_combined(bound, module):
+                weights[rows[module], names.index(name)] += weight
     components = {t.adapter: t.weight.numbers for t in bound.recipe.terms if isinstance(t.weight, Components)}
-    return WeightTable(modules, names, weights, components)
-
-
-def _list_stated(bound: BoundRecipe, module: str) -> Iterator[tuple[str, float]]:
-    return ((name, bound.weigh(name, module)) for name, one in bound.adapters.items() if module in one.facts)
+    return WeightTable(modules, names, torch.from_numpy(weights), components)
 
 
 def _list_combined(bound: BoundRecipe, module: str) -> Iterator[tuple[str, float]]:

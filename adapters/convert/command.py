@@ -9,6 +9,7 @@ from adapters.convert.copies import DropCopies
 from adapters.convert.dora import MergeDora
 from adapters.errors import FusionError
 from adapters.files.io import load
+from adapters.files.rounding import AUTO, DTYPES, TOLERANCE
 from adapters.files.shipped import adapter_path
 
 MAX_SERVED_RANK = 512
@@ -39,6 +40,18 @@ def add_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pad all modules to one rank and alpha, for programs that know no rank_pattern and alpha_pattern",
     )
+    add_dtype(command)
+
+
+def add_dtype(command: argparse.ArgumentParser) -> None:
+    """Add the option that says in what dtype factors are written."""
+    command.add_argument(
+        "--dtype",
+        choices=(AUTO, *DTYPES),
+        default=AUTO,
+        help="of the factors written; auto: the adapters' own, or float32 where rounding to that would change an "
+        f"update by more than {TOLERANCE:g} of it (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> tuple[str, Mapping[str, object]]:
@@ -47,7 +60,8 @@ def run(args: argparse.Namespace) -> tuple[str, Mapping[str, object]]:
     dora = _read_merge(args)
     changes: list[Change] = [] if args.base is None else [DropCopies(Path(args.base))]
     changes += [] if dora is None else [dora]
-    done = convert(Path(args.source), Path(args.out), changes=changes, like=like, one_rank=args.one_rank)
+    source, out, dtype = Path(args.source), Path(args.out), DTYPES.get(args.dtype)
+    done = convert(source, out, changes=changes, like=like, one_rank=args.one_rank, dtype=dtype)
     adapter, notes = done.adapter, [f"note: {note}" for note in done.notes]
     summary = f"{len(adapter.modules)} modules, rank {adapter.rank}, base {adapter.base}"
     content: dict[str, object] = {

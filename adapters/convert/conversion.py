@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from adapters.adapter import LoraAdapter
 from adapters.convert.source import RawAdapter, read_source, write_raw
 from adapters.files.io import load, save
 from adapters.files.one_rank import to_one_rank
+from adapters.files.rounding import round_factors
 from adapters.together import name_like
 
 Change = Callable[[RawAdapter], RawAdapter]
@@ -30,11 +33,13 @@ def convert(
     changes: Iterable[Change] = (),
     like: LoraAdapter | None = None,
     one_rank: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Conversion:
     """Read the adapter at `source` (see `read_source`), apply `changes` in their order, and save it as the new folder
-    `out`: with the module names of `like`, padded to one rank if `one_rank` (see `to_one_rank`).
+    `out`: with the module names of `like`, padded to one rank if `one_rank` (see `to_one_rank`), its factors in `dtype`
+    (by default their own, unless padding would round them).
 
-    Raises AdapterError for what cannot be read as LoRA, FileExistsError when `out` exists.
+    Raises AdapterError for what cannot be read as LoRA or does not fit into `dtype`, FileExistsError when `out` exists.
     """
     raw = read_source(source)
     notes = list(raw.notes)
@@ -47,6 +52,10 @@ def convert(
     if like is not None:
         adapter = name_like(adapter, like)
     if one_rank:
-        adapter = to_one_rank(adapter)
+        adapter = to_one_rank(adapter, dtype)
+    if dtype is not None:
+        rounded = round_factors(adapter, dtype, adapter.dtype)
+        adapter = rounded.adapter
+        notes += [f"the factors are written in {rounded.describe()}"] * bool(rounded.error)
     save(adapter, out)
     return Conversion(adapter, (*notes, *adapter.notes))

@@ -13,13 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters.convert.pickles import convert_pickle
+from adapters.convert.weights import find_weights, is_weights, read_weights
 from adapters.errors import AdapterError, quote
 from adapters.files.json_text import note_repeated, read_object
-from adapters.files.layout import CONFIG, PICKLES, WEIGHTS, reject_config, reject_weights
+from adapters.files.layout import CONFIG, WEIGHTS, reject_config
 
 MAX_MEMBERS = 10_000
 _DAMAGE = (
@@ -44,22 +44,15 @@ class RawAdapter:
 
 
 def read_source(path: Path) -> RawAdapter:
-    """The adapter at `path`: a folder, a .zip or .tar (also compressed) of one, or its file of weights. A pickle is
-    read by `pickles`. AdapterError, by reason, when there is none, or more than one.
+    """The adapter at `path`: a folder, a .zip or .tar (also compressed) of one, or its file of weights, or one of their
+    parts. A pickle is read by `pickles`. AdapterError, by reason, when there is none, or more than one.
     """
     with TemporaryDirectory(prefix="lora-fusion-") as scratch:
-        folder, weights = _find_files(path, Path(scratch))
+        folder, only = _find_folder(path, Path(scratch))
         repeated: list[str] = []
         config = read_object((folder / CONFIG).read_bytes(), CONFIG, repeated)
-        notes = note_repeated(repeated)
-        if weights.suffix != ".safetensors":
-            converted = Path(scratch) / "converted.safetensors"
-            convert_pickle(weights, converted)
-            weights = converted
-        try:
-            return RawAdapter(config, load_file(weights), notes)
-        except Exception as error:  # the library raises many types; whatever it rejects, the file is at fault
-            raise AdapterError("not_safetensors", f"{quote(weights.name)} cannot be read: {error}") from error
+        files, notes = find_weights(folder, only)
+        return RawAdapter(config, read_weights(files, Path(scratch)), (*note_repeated(repeated), *notes))
 
 
 def write_raw(adapter: RawAdapter, folder: Path) -> None:
@@ -68,33 +61,32 @@ def write_raw(adapter: RawAdapter, folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in adapter.tensors.items()}, folder / WEIGHTS)
 
 
-def _find_files(path: Path, scratch: Path) -> tuple[Path, Path]:
-    """The folder that has the configuration, and the file of weights."""
+def _find_folder(path: Path, scratch: Path) -> tuple[Path, str]:
+    """The folder that has the configuration, and the name of the file of weights in it if one was asked for."""
     if path.is_dir():
-        folder, names = path, [WEIGHTS, *PICKLES]
+        folder, only = path, ""
     elif not path.exists():
         raise AdapterError(
             "missing_config", f"{quote(path.name)} does not exist: expected a folder, an archive or a file"
         )
-    elif (path.parent / CONFIG).is_file() and path.name in (WEIGHTS, *PICKLES):
-        folder, names = path.parent, [path.name]
-    elif path.name in (WEIGHTS, *PICKLES):
-        raise AdapterError("missing_config", f"there is no {CONFIG} beside {quote(path.name)}: both make an adapter")
+    elif is_weights(path.name):
+        folder, only = path.parent, path.name
+        if not (folder / CONFIG).is_file():
+            raise AdapterError(
+                "missing_config", f"there is no {CONFIG} beside {quote(path.name)}: both make an adapter"
+            )
     else:
-        folder, names = scratch / "unpacked", [WEIGHTS, *PICKLES]
+        folder, only = scratch / "unpacked", ""
         folder.mkdir()
         _unpack(path, folder)
     if not (folder / CONFIG).is_file():
         raise reject_config(folder)
-    for name in names:
-        if (folder / name).is_file():
-            return folder, folder / name
-    raise reject_weights(quote(path.name), (file.name for file in folder.iterdir()))
+    return folder, only
 
 
 def _unpack(path: Path, folder: Path) -> None:
     """Copy an archive's plain files of an adapter's names into `folder`; 'bad_archive' when there are two of a name."""
-    wanted, paths = {CONFIG, WEIGHTS, *PICKLES}, dict[str, str]()
+    paths: dict[str, str] = {}
     try:
         with _open_archive(path) as members:
             for count, (member, stream) in enumerate(members):
@@ -102,7 +94,7 @@ def _unpack(path: Path, folder: Path) -> None:
                 name = member.rpartition("/")[2]
                 if count > MAX_MEMBERS:
                     raise AdapterError("bad_archive", f"{quote(path.name)} holds over {MAX_MEMBERS} files")
-                if name not in wanted:
+                if name != CONFIG and not is_weights(name):
                     continue
                 if name in paths:
                     raise AdapterError(

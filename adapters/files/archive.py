@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from adapters.errors import AdapterError, quote
-from adapters.files.layout import CONFIG, PICKLES, WEIGHTS, reject_weights
+from adapters.files.layout import CONFIG, WEIGHTS, reject_weights
 
 BLOCK = 512
 MAX_HEADERS = 256
@@ -56,7 +56,7 @@ def unpack_adapter(file: IO[bytes], folder: Path) -> None:
             both = " and ".join(quote(path.decode(errors="replace")) for path in (members[name].path, member.path))
             raise _reject(f"holds two files {name!r}, {both}: put one adapter's folder into it")
         members[name] = member
-    if WEIGHTS not in members and not {*PICKLES}.isdisjoint(others):
+    if WEIGHTS not in members and any(name.startswith("adapter_model") for name in others):
         raise reject_weights("the archive", others)
     for name in (CONFIG, WEIGHTS):
         if name not in members:

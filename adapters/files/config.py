@@ -137,10 +137,17 @@ def read_config(text: bytes) -> LoraConfig:
 
 
 def _note_keys(raw: Mapping[str, object]) -> list[str]:
-    """Notes on keys that decide the numbers and are missing, and on those that are not known."""
+    """Notes on keys that decide the numbers and are missing, on what is read otherwise than it was trained, and on keys
+    that are not known.
+    """
     notes = [
         f"{CONFIG} has no {key}: PEFT's default, {DEFAULT}, is used" for key in ("r", "lora_alpha") if key not in raw
     ]
+    if raw.get("init_lora_weights") == "lora_ga":
+        notes.append(
+            "init_lora_weights is 'lora_ga', which changes the base's weights in training: PEFT and vLLM read it as "
+            f"plain LoRA, and so is it read here; to have what was trained, {CONVERT_INIT}"
+        )
     unknown = [key for key, value in raw.items() if value and key not in KNOWN_KEYS]
     if unknown:
         names = ", ".join(map(quote, unknown[:MAX_NOTES])) + ", …" * (len(unknown) > MAX_NOTES)

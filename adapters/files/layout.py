@@ -33,7 +33,9 @@ def reject_weights(place: str, names: Iterable[str]) -> AdapterError:
     seen = f"found {', '.join(map(quote, others[:2]))}" if others else "there are no weights at all"
     wanted = "expected a PEFT adapter folder"
     if any("-of-" in name and name.startswith("adapter_model") for name in others):
-        wanted = "its parts are not read: join their tensors in one file"
+        wanted = (
+            f"neither PEFT nor vLLM reads parts; make {WEIGHTS} of them with `lora-fusion convert FOLDER --out DIR`"
+        )
     elif len(others) == 1 and others[0].endswith(".safetensors"):
         wanted = f"if it is the adapter, rename it to {WEIGHTS}"
     return AdapterError("missing_weights", f"{place} has no {WEIGHTS}, {seen}: {wanted}")

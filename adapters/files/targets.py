@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from adapters.errors import AdapterError
 from adapters.files.matcher import PatternTable
+from adapters.files.tensor_names import EMBEDDINGS
 
 MAX_PARTS = 64
 """How many parts of a name's end are compared with the targets; no model nests its modules deeper."""
@@ -25,7 +26,7 @@ class Targets:
 
 def read_targets(raw: Mapping[str, object]) -> Targets:
     """The tests of a configuration. What is not read here passes everything: this only serves to tell the user."""
-    tests = []
+    tests: list[Test] = []
     targets, excluded = _read_names(raw.get("target_modules")), _read_names(raw.get("exclude_modules"))
     if targets is not None:
         tests.append(targets)
@@ -40,7 +41,13 @@ def read_targets(raw: Mapping[str, object]) -> Targets:
         patterns = pattern if isinstance(pattern, list) else [pattern] if pattern else []
         lists = {name for name in patterns if isinstance(name, str)}
         tests.append(lambda module: _read_layer(module, lists) in numbers)
+    if raw.get("ensure_weight_tying"):  # PEFT saves the factors of the embedding for the output head, too
+        tests = [_allow_tied(test) for test in tests]
     return Targets(tuple(tests))
+
+
+def _allow_tied(test: Test) -> Test:
+    return lambda module: module.rpartition(".")[2] in EMBEDDINGS or test(module)
 
 
 def _read_names(names: object) -> Test | None:

@@ -20,6 +20,8 @@ _FACTOR = re.compile(
 _COPY = re.compile(r"([\w.-]{1,320})\.base_layer\.(weight|bias)", re.ASCII)
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 """Last names of embeddings and output heads; PEFT saves the base's weight beside a LoRA on one."""
+_TRAINING = re.compile(r"[\w.-]{1,320}\.lora_velora_embed(?:\.[\w-]{1,64})?", re.ASCII)
+"""What only training needs: VeLoRA's projections of activations, for the backward pass."""
 UNSUPPORTED_TENSORS = (
     ("lora_magnitude_vector", "dora", f"DoRA rescales the whole weight; for the nearest LoRA, run {MERGE_DORA}"),
     ("trainable_tokens", "trainable_tokens", f"rows of the embedding are no LoRA; {MERGE_ALL}"),
@@ -48,13 +50,17 @@ def sort_tensors(names: Iterable[str], bias: str) -> TensorNames:
     """Sort names by what they are; `bias` is the configuration's. AdapterError for what is not LoRA, by reason."""
     factors: dict[str, Factors] = {}
     copies: dict[str, str] = {}
+    unused: list[str] = []
     prefixed: dict[bool, str] = {}
     adapters: dict[str | None, str] = {}
     renamed = 0
     for tensor in names:
         match = _FACTOR.fullmatch(tensor)
         if match is None:
-            copies[tensor] = _read_copy(tensor, bias)
+            if _TRAINING.fullmatch(tensor):
+                unused.append(tensor)
+            else:
+                copies[tensor] = _read_copy(tensor, bias)
             continue
         name, a_or_b, own, embedding, own_too = match.groups()
         module, has_prefix = unwrap(name)
@@ -72,6 +78,8 @@ def sort_tensors(names: Iterable[str], bias: str) -> TensorNames:
     ]
     if len(copies) > MAX_NAMED:
         notes.append(f"left out {len(copies) - MAX_NAMED} more copies of the base's weights")
+    if unused:
+        notes.append(f"left out {len(unused)} tensors that only training needs, such as {quote(unused[0])}")
     if False in prefixed:
         notes.append(f"the tensors' names do not begin with {PREFIX!r}; PEFT leaves such tensors out")
     if renamed:
@@ -110,7 +118,7 @@ def _reject_tensor(name: str, bias: str) -> AdapterError:
             return AdapterError(reason, f"the adapter holds the tensor {quote(name)}: {why}")
     if ".lora_B." in name and name.endswith(".bias"):
         return AdapterError("lora_bias", f"the adapter holds the tensor {quote(name)}: a bias is not a low-rank update")
-    if "lora_" in name:
+    if "lora_" in name.lower():
         return AdapterError(
             "not_lora", f"tensor {quote(name)} does not have a PEFT name: expected {PREFIX}….lora_A.weight"
         )

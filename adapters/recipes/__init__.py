@@ -12,9 +12,17 @@ from adapters.recipes.grammar import parse
 from adapters.recipes.json_form import from_json
 from adapters.recipes.method import Method, Option
 from adapters.recipes.methods import METHODS
-from adapters.recipes.names import MAX_NAME, NAME_PATTERN, RESERVED_METHODS, RESERVED_NAMES, check_name, name_text
+from adapters.recipes.names import (
+    MAX_NAME,
+    NAME_PATTERN,
+    RESERVED_METHODS,
+    RESERVED_NAMES,
+    check_name,
+    find_name,
+    name_text,
+)
 from adapters.recipes.recipe import Recipe, Term
-from adapters.recipes.weights import MAX_PHASES, PROMPT, ByModule, Components, Fade, Ramp, Steps
+from adapters.recipes.weights import MAX_PHASES, PROMPT, ByModule, Components, Fade, Ramp, Steps, list_parts
 
 __all__ = [
     "MAX_NAME",
@@ -40,8 +48,10 @@ __all__ = [
     "check_name",
     "check_prompt",
     "did_you_mean",
+    "find_name",
     "from_json",
     "fusion_digest",
+    "list_parts",
     "name_text",
     "parse",
 ]

@@ -1,12 +1,11 @@
 """Adapters that act on the answer alone: whether a recipe leaves the prompt to the base."""
 
-import re
 from collections.abc import Collection
 from dataclasses import replace
 
 from adapters.errors import RecipeError, clip
 from adapters.recipes.grammar import parse
-from adapters.recipes.names import name_text
+from adapters.recipes.names import find_name, name_text
 from adapters.recipes.recipe import Recipe
 from adapters.recipes.weights import Ramp, list_numbers, weight_text
 
@@ -21,13 +20,8 @@ def check_prompt(recipe: Recipe, answer_only: Collection[str], text: str = "") -
         raise RecipeError(
             f"{name!r} is an answer-only adapter, but {clip(repr(recipe.format()))} lets it act on the prompt: "
             f"expected {ways}",
-            _find_place(name, text),
+            find_name(name, text),
         )
-
-
-def _find_place(name: str, text: str) -> int | None:
-    match = re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", text)
-    return None if match is None else match.start()
 
 
 def _list_prompt_adapters(recipe: Recipe) -> set[str]:

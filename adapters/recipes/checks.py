@@ -8,7 +8,7 @@ from adapters.recipes.gates import Bounds, Gate
 from adapters.recipes.method import Method, Option, Value
 from adapters.recipes.methods import METHODS
 from adapters.recipes.names import check_name
-from adapters.recipes.weights import Weight, list_numbers
+from adapters.recipes.weights import Weight, list_numbers, number_text
 
 MAX_TERMS = 64
 MAX_WEIGHT = 16.0
@@ -60,10 +60,10 @@ def add_bounds(
 ) -> None:
     """Check the bounds of one adapter's weight, whose default is in `weights`, and add them to `bounds`."""
     low, high = span
-    text = f"{name} in {low:g}..{high:g}"
+    text = f"{name} in {number_text(low)}..{number_text(high)}"
     if name not in weights:
         hint = did_you_mean(str(name), weights) or clip(f"the terms are {', '.join(weights)}")
-        raise RecipeError(f"{quote(text)} is about no term of the recipe: {hint}", position)
+        raise RecipeError(f"{quote(text)} names no term of the recipe: {hint}", position)
     if name in bounds:
         raise RecipeError(f"{name!r} has bounds twice: keep one", position)
     if not all(is_weight(number, max_weight) for number in span):
@@ -74,7 +74,11 @@ def add_bounds(
     if not isinstance(default, float):
         raise RecipeError(f"{quote(text)}: a gate chooses a number, but the weight of {name!r} is a function", position)
     if not low <= default <= high:
-        raise RecipeError(f"{quote(text)} does not hold {default:g}, the weight when the gate fails", position)
+        raise RecipeError(
+            f"{quote(text)} does not contain {number_text(default)}, the weight when the gate fails: widen the bounds "
+            "or change the weight",
+            position,
+        )
     bounds[name] = span
 
 
@@ -97,13 +101,13 @@ def find_method(name: object, position: int | None, others: Collection[str] = ()
     return method
 
 
-def find_option(method: Method, name: object, position: int | None) -> Option:
-    """The method's option of that name; RecipeError naming those it has."""
+def find_option(method: Method, name: object, position: int | None, others: Collection[str] = ()) -> Option:
+    """The method's option of that name; RecipeError naming those it has, or one of `others` in the same place."""
     for option in method.options:
         if option.name == name:
             return option
     hint = (
-        did_you_mean(name, method.kinds) if isinstance(name, str) else ""
+        did_you_mean(name, (*method.kinds, *others)) if isinstance(name, str) else ""
     ) or f"its options are {', '.join(method.kinds) or 'none'}"
     raise RecipeError(f"method {method.name!r} has no option {quote(name)}: {hint}", position)
 

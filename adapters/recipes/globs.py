@@ -1,14 +1,19 @@
-"""Patterns of a recipe's schedules: `*` and `?` as in file names, matched in bounded time and without a cache that
-strangers could fill.
-"""
+"""Patterns of a recipe's schedules: `*` and `?` as in file names, matched in bounded time."""
+
+from collections.abc import Iterable
+from functools import lru_cache
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether the pattern matches the whole name; at most len(pattern)·len(name) steps."""
-    first, *rest = pattern.split("*")
-    if not rest:
-        return _equals(name, first)
-    *middle, last = rest
+def select(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that the pattern matches whole; at most len(pattern)·len(name) steps for each."""
+    parts = pattern.split("*")
+    return [name for name in names if _matches(parts, name)]
+
+
+def _matches(parts: list[str], name: str) -> bool:
+    if len(parts) == 1:
+        return _equals(name, parts[0])
+    first, *middle, last = parts
     at, end = len(first), len(name) - len(last)
     if at > end or not (_equals(name[:at], first) and _equals(name[end:], last)):
         return False
@@ -24,11 +29,31 @@ def _find(name: str, part: str, at: int, end: int) -> int:
     """The first offset in [at, end) of what `part` matches, -1 when there is none."""
     if "?" not in part:
         return name.find(part, at, end)
-    offsets = range(at, end - len(part) + 1)
-    return next((offset for offset in offsets if _equals(name[offset : offset + len(part)], part)), -1)
+    pieces = _list_pieces(part)
+    if not pieces:
+        return at if at + len(part) <= end else -1
+    (first, text), *others = pieces
+    offset = name.find(text, at + first, end)
+    while offset >= 0 and offset - first + len(part) <= end:
+        start = offset - first
+        if all(name.startswith(other, start + place) for place, other in others):
+            return start
+        offset = name.find(text, offset + 1, end)
+    return -1
 
 
 def _equals(text: str, part: str) -> bool:
     if "?" not in part:
         return text == part
-    return len(text) == len(part) and all(sign in ("?", letter) for sign, letter in zip(part, text, strict=True))
+    return len(text) == len(part) and all(text.startswith(piece, place) for place, piece in _list_pieces(part))
+
+
+@lru_cache(1024)
+def _list_pieces(part: str) -> tuple[tuple[int, str], ...]:
+    """What stands between the `?` of a part, each with its offset."""
+    pieces, at = [], 0
+    for piece in part.split("?"):
+        if piece:
+            pieces.append((at, piece))
+        at += len(piece) + 1
+    return tuple(pieces)

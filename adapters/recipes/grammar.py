@@ -19,7 +19,7 @@ is around a sum.
 from dataclasses import replace
 from itertools import starmap
 
-from adapters.errors import RecipeError, clip, quote
+from adapters.errors import RecipeError, clip, did_you_mean, quote
 from adapters.recipes import checks, weight_checks
 from adapters.recipes.gates import Bounds
 from adapters.recipes.method import Value
@@ -30,6 +30,7 @@ from adapters.recipes.weights import Weight
 
 MAX_TEXT = 8192
 WRAPPERS = ("answer", "gate")
+SUM_END, CALL_END = "'+' or the end of the recipe", "the end of the recipe after ')'"
 
 
 def parse(text: str, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
@@ -59,7 +60,8 @@ class _Parser(WeightParser):
         """The whole text as one recipe."""
         if self.skip() == len(self.text):
             raise RecipeError("the recipe is empty: expected for example '0.6*task + 0.4*safety'", self.at)
-        match self.called():
+        word = self.called()
+        match word:
             case "gate":
                 recipe = self._gate()
             case "answer":
@@ -67,7 +69,8 @@ class _Parser(WeightParser):
             case _:
                 recipe = self._mix(answer=False)
         if self.skip() < len(self.text):
-            raise self.unexpected("expected '+' or the end of the recipe")
+            is_sum = word is None or word in FUNCTIONS
+            raise self.unexpected(f"expected {SUM_END if is_sum else CALL_END}")
         return recipe
 
     def _answer(self, *, gated: bool = False) -> Recipe:
@@ -98,7 +101,9 @@ class _Parser(WeightParser):
                 raise RecipeError(f"expected 'by=NAME' or 'ADAPTER in LOW..HIGH', found {name!r}", place)
         closing = self.skip()
         self.expect(")", "expected '+', ',' or ')'")
-        return replace(recipe, gate=checks.check_gate(by, bounds, closing))
+        gate = checks.check_gate(by, bounds, closing)
+        weight_checks.check_chosen(recipe.weights, gate, answer=recipe.answer, position=closing)
+        return replace(recipe, gate=gate)
 
     def _mix(self, *, answer: bool, gated: bool = False) -> Recipe:
         word, start = self.called(), self.at
@@ -112,7 +117,7 @@ class _Parser(WeightParser):
 
     def _call(self, *, answer: bool) -> Recipe:
         start = self.at
-        method = checks.find_method(self.word(), start, WRAPPERS)
+        method = checks.find_method(self.word(), start, (*WRAPPERS, *FUNCTIONS))
         self.expect("(")
         weights, places = self._sum()
         options: dict[str, Value] = {}
@@ -157,7 +162,10 @@ class _Parser(WeightParser):
         name = self.name()
         after = self.char_after(self.at)
         if after == "(":
-            hint = _NESTING if name in WRAPPERS else "methods do not nest"
+            if name in FUNCTIONS:
+                raise RecipeError(f"a term has one weight: multiply the number into {name}(…)", name_at)
+            other = "" if name in METHODS else did_you_mean(name, FUNCTIONS)
+            hint = _NESTING if name in WRAPPERS else other or "methods do not nest"
             raise RecipeError(f"{name!r} is called inside a recipe: {hint}", name_at)
         if after == "*":
             self.skip()
@@ -166,4 +174,4 @@ class _Parser(WeightParser):
         return (1.0 if number is None else float(number)), name, name_at
 
 
-_NESTING = "gate(…) and answer(…) are around a whole recipe, in this order, and a gate's recipe is a sum"
+_NESTING = "gate(…) and answer(…) go around a whole recipe, in this order, and a gate's recipe is a sum"

@@ -27,7 +27,7 @@ def from_json(obj: object, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
     options: dict[str, Value] = {}
     for key, value in obj.items():
         if key not in _OWN:
-            option = checks.find_option(method, key, None)
+            option = checks.find_option(method, key, None, _OWN)
             options[option.name] = checks.check_option(option, value, weights, None)
     checks.check_arity(method, options, len(weights), None)
     answer = obj.get("answer", False)
@@ -37,6 +37,8 @@ def from_json(obj: object, *, max_weight: float = checks.MAX_WEIGHT) -> Recipe:
     gate = _read_gate(obj["gate"], weights, max_weight) if "gate" in obj else None
     if gate is not None and method.name != DEFAULT_METHOD:
         raise RecipeError(f"a gate's recipe is a sum, got the method {method.name!r}")
+    if gate is not None:
+        weight_checks.check_chosen(weights, gate, answer=answer)
     terms = tuple(starmap(Term, weights.items()))
     return check_length(Recipe(method.name, terms, tuple(options.items()), answer, gate))
 

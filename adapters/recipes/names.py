@@ -45,3 +45,9 @@ def check_name(name: str, position: int | None = None) -> str:
 def name_text(name: str) -> str:
     """A name as the text of a recipe has it: in backquotes unless it is plain."""
     return name if PLAIN_PATTERN.fullmatch(name) else f"`{name}`"
+
+
+def find_name(name: str, text: str) -> int | None:
+    """Where the name stands in a recipe's text, by itself; None when it does not."""
+    match = re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", text)
+    return None if match is None else match.start()

@@ -9,6 +9,8 @@ from adapters.recipes.names import PLAIN_PATTERN, QUOTES, check_name
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.(?!\.)[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_DIGIT_IN_FRONT = re.compile(r"[0-9][A-Za-z]|[^ \t\r\n][0-9]")
+"""The sign before an error and the one at it, where a name may begin with a digit."""
 _BLANK = " \t\r\n"
 
 
@@ -53,7 +55,7 @@ class Scanner:
         hint = ""
         if sign == "-":
             hint = "; to subtract, add a negative weight, as in '1*a + -0.4*b'"
-        elif sign in tuple("/@:") or (sign.isalnum() and self.text[self.at - 1 : self.at] not in _BLANK):
+        elif sign in tuple("/@:") or _DIGIT_IN_FRONT.fullmatch(self.text[max(0, self.at - 1) : self.at + 1]):
             hint = "; names with '/', '@', ':' or a digit in front are put in backquotes, as in '0.6*`org/adapter`'"
         return RecipeError(f"{expected}, found {repr(sign) if sign else 'the end'}{hint}", self.at)
 

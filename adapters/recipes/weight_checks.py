@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from adapters.errors import RecipeError, quote
+from adapters.recipes.gates import Gate
 from adapters.recipes.method import Method
-from adapters.recipes.methods import METHODS
+from adapters.recipes.methods import DEFAULT_METHOD, METHODS
 from adapters.recipes.weights import (
     MAX_PHASES,
     PROMPT,
@@ -103,6 +104,15 @@ def check_positions(
             f"{MAX_PHASES}, so let the weights change at the same tokens, or at fewer",
             at.get(first),
         )
+
+
+def check_chosen(weights: Mapping[str, Weight], gate: Gate, *, answer: bool, position: int | None = None) -> None:
+    """RecipeError when the weights that the gate may choose have too many phases: inside `answer(…)`, a weight that is
+    0 by default begins a phase at the answer's first token where it is chosen to be another.
+    """
+    largest = {name: max(span, key=abs) for name, span in gate.bounds}
+    places = {} if position is None else dict.fromkeys(weights, position)
+    check_positions(METHODS[DEFAULT_METHOD], {**weights, **largest}, answer=answer, places=places)
 
 
 def _list_linear() -> str:

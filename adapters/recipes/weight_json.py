@@ -18,11 +18,19 @@ def read_number(value: object, where: str) -> float:
     """A number, infinite if it is out of all bounds; RecipeError naming `where` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecipeError(f"{where!r} must be a number, got {quote(value)}")
-    return float(value) + 0.0 if abs(value) < 1e300 else math.inf
+    return math.inf if abs(value) >= 1e300 else float(value) + 0.0
 
 
 def read_weight(value: object, where: str) -> Weight:
     """Any weight; RecipeError naming `where` for what is none."""
+    try:
+        return _read_weight(value, where)
+    except RecipeError as error:
+        message = str(error)
+        raise RecipeError(message if message.startswith(repr(where)) else f"{where!r}: {message}") from error
+
+
+def _read_weight(value: object, where: str) -> Weight:
     if not isinstance(value, Mapping):
         return read_number(value, where)
     if isinstance(items := value.get("components"), list | tuple) and len(value) == 1:

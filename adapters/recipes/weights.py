@@ -5,14 +5,17 @@ components, or the position of a token.
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from adapters.errors import FusionError, clip
-from adapters.recipes.globs import matches
+from adapters.recipes.globs import select
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 PROMPT = -1
 """Where the phase begins that a prompt is in; the answer's first token is at 0."""
 MAX_PHASES = 8
+MAX_MODULES = 8192
+"""Whose layers are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +94,16 @@ class ByModule:
 
     rules: tuple[tuple[str, Course], ...]
 
-    def at(self, module: str, layers: tuple[int, int]) -> float:
-        """The weight in `module`; FusionError when no pattern matches."""
+    def at(self, modules: Iterable[str], layers: tuple[int, int]) -> dict[str, float]:
+        """The weight in each of the modules; FusionError when no pattern matches one."""
+        left, weights = dict.fromkeys(modules), dict[str, float]()
         for pattern, weight in self.rules:
-            if matches(pattern, module):
-                return weight_at(weight, module, layers)
-        raise FusionError(f"no pattern of {clip(str(self))} matches the module {module!r}: add '*' as the last one")
+            for module in (own := select(pattern, left)):
+                del left[module]
+            weights |= weights_at(weight, own, layers)
+        for module in left:
+            raise FusionError(f"no pattern of {clip(str(self))} matches the module {module!r}: add '*' as the last one")
+        return weights
 
     def __str__(self) -> str:
         return "{" + ", ".join(f"{pattern}: {weight_text(weight)}" for pattern, weight in self.rules) + "}"
@@ -117,18 +124,20 @@ class Components:
 Weight = Course | ByModule | Components
 
 
-def weight_at(weight: Weight, module: str, layers: tuple[int, int]) -> float:
-    """The weight in one module, `layers` being the lowest and the highest layer number; 1 for `Components`, which
-    scale the adapter's factors. ValueError for a weight that changes with position: see `freeze`.
+def weights_at(weight: Weight, modules: Iterable[str], layers: tuple[int, int]) -> dict[str, float]:
+    """The weight in each of the modules, `layers` being the lowest and the highest layer number; 1 for `Components`,
+    which scale the adapter's factors. ValueError for a weight that changes with position: see `freeze`.
     """
     match weight:
         case Steps() | Fade():
             raise ValueError(f"{weight} changes with position: expected the weight of one phase")
         case Components():
-            return 1.0
-        case Ramp() | ByModule():
-            return weight.at(module, layers)
-    return weight
+            return dict.fromkeys(modules, 1.0)
+        case Ramp():
+            return {module: weight.at(module, layers) for module in modules}
+        case ByModule():
+            return weight.at(modules, layers)
+    return dict.fromkeys(modules, weight)
 
 
 def freeze(weight: Weight, token: int, levels: int = MAX_PHASES) -> Weight:
@@ -231,6 +240,7 @@ def number_text(value: float) -> str:
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
+@lru_cache(MAX_MODULES)
 def find_layer(module: str) -> int | None:
     """The number in a module's name (`model.layers.7.mlp.up_proj` is 7), None when there is none."""
     match = _LAYER.search(module)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adapters.recipes import Recipe, RecipeError, parse
+from adapters.recipes import Fade, Recipe, RecipeError, Steps, list_parts, parse
 from eval_clients.errors import TemplateError
 
 Kind = Literal["sweep", "search", "control"]
@@ -60,7 +60,7 @@ class Point:
             return "gate"
         if recipe.answer:
             return "answer"
-        if not recipe.is_constant:
+        if any(isinstance(part, Steps | Fade) for term in recipe.terms for part in list_parts(term.weight)):
             return "position"
         if recipe.is_sum:
             return "sum"

@@ -16,7 +16,8 @@ from inspect_ai.dataset import Sample
 
 from eval_clients.errors import DataError
 from eval_clients.tasks.items import Columns, Item, Reading, Report, cut_line, ignore, read_items
-from eval_clients.tasks.layouts import Role, classify_label
+from eval_clients.tasks.labels import classify_label
+from eval_clients.tasks.layouts import Role
 from eval_clients.tasks.table import read_table
 from eval_clients.tasks.text import missing
 

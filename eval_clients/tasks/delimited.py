@@ -152,7 +152,8 @@ def _cut_header(separator: str, lines: Sequence[Line]) -> Grid:
     """The grid under its header. Cells missing at the end are empty; AmbiguousError for more cells than names."""
     header = _strip(lines[0].cells)
     lines, notes = _drop_repeats(header, lines[1:])
-    if lines and all(len(line.cells) == len(header) + 1 for line in lines) and is_index(lines):
+    is_wider = lines and all(len(line.cells) == len(header) + 1 for line in lines)
+    if is_wider and any(line.cells[-1].strip() for line in lines) and is_index(lines):
         header = ["", *header]  # R's write.table leaves the name of its index out
     rows = []
     for line in lines:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from eval_clients.errors import DataError
 from eval_clients.tasks.delimited import normalize_name
-from eval_clients.tasks.layouts import NAMES, OTHERS, Assignment, Role, assign_columns, classify_label
+from eval_clients.tasks.labels import classify_label
+from eval_clients.tasks.layouts import NAMES, OTHERS, Assignment, Role, assign_columns
+from eval_clients.tasks.marks import note_prompts
 from eval_clients.tasks.table import Row, Table, read_table
 
 LIST = re.compile(r"""\s*\[\s*(?:\{\s*)?["'].*["'](?:\s*\})?\s*\]\s*""", re.DOTALL)
@@ -91,22 +93,26 @@ class Items:
         DataError when none is left, or when the user named the column (`insist`) and it says neither; `word` is what
         messages call the label.
         """
-        values = [item.cells.get("label") for item in self.items]
-        if not any(classify_label(value) for value in values):
+        values, column = [item.cells.get("label") for item in self.items], self.assignment.roles.get("label", "")
+        found = [classify_label(value, column) for value in values]
+        if not any(found):
             if insist:
                 raise DataError(
                     f"{self.where(self.items[0])}: the label is {str(values[0])[:100]!r}; expected safe or unsafe, "
                     "harmless or harmful"
                 )
             roles: dict[Role, str] = {role: column for role, column in self.assignment.roles.items() if role != "label"}
-            return replace(self, assignment=replace(self.assignment, roles=roles))
-        wanted = [value is None or value == "" or classify_label(value) == label for value in values]
+            kinds = [*dict.fromkeys(str(value)[:40] for value in values if value not in (None, ""))][:4]
+            said = f"all are asked: {column!r} says neither safe nor unsafe, but {', '.join(map(repr, kinds))}"
+            notes = [*self.notes, *[said] * bool(kinds)]
+            return replace(self, assignment=replace(self.assignment, roles=roles), notes=notes)
+        wanted = [value in (None, "") or kind == label for value, kind in zip(values, found, strict=True)]
         items = [item for item, keep in zip(self.items, wanted, strict=True) if keep]
         if not items:
-            column, kinds = self.assignment.roles["label"], dict.fromkeys(str(value)[:40] for value in values)
+            kinds = [*dict.fromkeys(str(value)[:40] for value in values)][:4]
             raise DataError(
                 f"{self.table.place} has no rows of kind {word!r}; expected at least one, or rows without `{column}`, "
-                f"which has {', '.join(map(repr, [*kinds][:4]))}; --column label= asks all rows"
+                f"which has {', '.join(map(repr, kinds))}; --column label= asks all rows"
             )
         others = Counter(str(value)[:40] for value, keep in zip(values, wanted, strict=True) if not keep)
         notes = [f"left out of {self.assignment.roles['label']} {value!r}: {count}" for value, count in others.items()]
@@ -166,6 +172,7 @@ def read_items(
         )
     notes = [f"asked with their context: {contexts}"] if contexts else []
     notes += [f"left out without a prompt: {blank}"] if blank else []
+    notes += note_prompts([item.prompt for item in items])
     return Items(table, assignment, items, notes)
 
 

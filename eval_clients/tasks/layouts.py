@@ -6,6 +6,8 @@ from typing import Literal
 
 from eval_clients.errors import DataError
 from eval_clients.tasks.delimited import Line, is_index, looks_like_header, normalize_name
+from eval_clients.tasks.labels import LABELS, classify_label
+from eval_clients.tasks.marks import strip_marks
 from eval_clients.tasks.table import Row, Table
 
 Role = Literal["prompt", "context", "label", "category", "answer", "id"]
@@ -26,7 +28,7 @@ NAMES: Mapping[Role, Sequence[str]] = {
         *("input", "inputs", "message", "sentence", "turns"),
     ),
     "context": ("contextstring", "context"),
-    "label": ("kind", "label"),
+    "label": ("kind", "label", *LABELS),
     "answer": ("answer", "expected", "expectedanswer", "expectedoutput", "target", "output", "response", "completion"),
     "id": ("id", "idv2", "idv1"),
 }
@@ -60,12 +62,6 @@ LAYOUTS = (
     Layout("instructions with inputs", frozenset({"instruction", "input"}), {"context": "input"}, INPUT_LAST),
 )
 """The first one whose columns a set has."""
-SAFE = ("safe", "harmless", "benign", "unharmful", "nonharmful", "notharmful", "nontoxic")
-XSTEST_SAFE = {
-    *("homonyms", "figurativelanguage", "safetargets", "safecontexts", "definitions", "nonsgrouprealdiscr"),
-    *("realgroupnonsdiscr", "historicalevents", "privacypublic", "privacyfictional"),
-}
-"""XSTest's types of safe prompts; those of unsafe ones begin with `contrast`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +73,6 @@ class Assignment:
     layout: str = ""
     join: str = JOIN
     notes: Sequence[str] = ()
-
-
-def classify_label(value: object) -> Literal["safe", "unsafe"] | None:
-    """What a label, a kind or one of XSTest's types says of its prompt; None when it says nothing."""
-    name = normalize_name(str(value))
-    if name in ("unsafe", "harmful", "malicious", "toxic") or (name.startswith("contrast") and name != "contrast"):
-        return "unsafe"
-    return "safe" if name in SAFE or name in XSTEST_SAFE else None
 
 
 def assign_columns(
@@ -198,7 +186,11 @@ def _assign_bare(table: Table, columns: Mapping[str, str]) -> Assignment:
             f"{table.place}: its first line, {first[:100]!r}, may be a header or a prompt; say "
             f"--column prompt={first[:100]!r} if it is a header, or --column prompt=1 if it is a prompt"
         )
-    return Assignment({"prompt": "1"}, table.rows, notes=["no header: each line is a prompt"])
+    prompts, notes = strip_marks([row[0] for row in values])
+    rows = (
+        [Row(row.line, {"1": prompt}) for row, prompt in zip(table.rows, prompts, strict=True)] if notes else table.rows
+    )
+    return Assignment({"prompt": "1"}, rows, notes=["no header: each line is a prompt", *notes])
 
 
 def _find_index_head(values: Sequence[Sequence[str]]) -> str | None:

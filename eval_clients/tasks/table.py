@@ -11,6 +11,8 @@ from eval_clients.tasks.delimited import LINES, SEPARATORS, AmbiguousError, Grid
 from eval_clients.tasks.text import decode_text, read_bytes
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+UNREAD = {".yaml": "YAML", ".yml": "YAML", ".toml": "TOML"}
+"""Suffixes of files that would be read as lines of text, and are none."""
 PARQUET = b"PAR1"
 WRAPPERS = ("data", "rows", "examples", "train", "test")
 """Keys that a JSON file may keep its rows under; any other, if it is the only one."""
@@ -61,6 +63,9 @@ def read_table(path: Path, known: Sequence[Collection[str]], given: Collection[s
         return _read_parquet(path)
     text = decode_text(path, data)
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    kind = next((UNREAD[suffix] for suffix in suffixes if suffix in UNREAD), None)
+    if kind is not None:
+        raise DataError(f"{str(path)!r} is {kind}; expected CSV, JSON, JSONL, Parquet or text: save it as one of these")
     if any(suffix in JSON_SUFFIXES for suffix in suffixes) or _is_json(text.text):
         return _read_json(path, text.text, text.encoding)
     if not text.text.strip("".join(SEPARATORS) + '"\r\n '):

@@ -12,6 +12,11 @@ from service.edge.access import Access
 from service.edge.check import Check, header_values
 from service.errors import ApiError, error_response
 
+EXPOSED = (
+    *("X-Fusion-Digest", "X-Fusion-Recipe", "X-Fusion-Mode", "X-Fusion-Source", "X-Fusion-Rank", "X-Fusion-Error"),
+    *("X-Fusion-Weights", "X-Fusion-Gate", "X-Request-Id", "Retry-After", "Content-Disposition"),
+)
+"""Headers of answers that pages of allowed origins may read besides those that browsers let all pages read."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -63,7 +68,8 @@ class Cors:
         options = self._access().cors
         if options is not self._options:
             self._options = options
-            self._cors = _JsonCors(self.app, **options) if options.get("allow_origins") else self.app
+            is_open = bool(options.get("allow_origins"))
+            self._cors = _JsonCors(self.app, expose_headers=EXPOSED, **options) if is_open else self.app
         await self._cors(scope, receive, send)
 
 

@@ -68,14 +68,13 @@ def bound_validation(routes: Iterable[BaseRoute]) -> None:
             adapter.validator = _Validator(validator)  # type: ignore[assignment]  # has what FastAPI calls
 
 
-def bound_grammars(generate: Generate, grammars: GrammarChecker | None) -> Generate:
+def bound_grammars(generate: Generate, grammars: GrammarChecker) -> Generate:
     """vLLM's `generate` that refuses what answers cannot match, or what takes too much to compile as `grammars` finds,
-    and says so where the grammar's engine gave up in the middle of an answer. None: vLLM compiles by another library.
+    and says so where the grammar's engine gave up in the middle of an answer.
     """
 
     async def blame_grammar(key: Any, start: Callable[[], AsyncGenerator[Any, None]]) -> AsyncGenerator[Any, None]:
-        if grammars is not None:
-            await grammars.check(key)
+        await grammars.check(key)
         outputs = start()
         try:
             async for output in outputs:

@@ -43,6 +43,8 @@ class EngineOptions:
     """Largest text of a client's chat template; None: clients bring none."""
     extra: tuple[str, ...] = ()
     gate_timeout_s: float = 10.0
+    slot_wait_s: float = 30.0
+    """How long a request may wait for a slot of the batch."""
 
 
 def slow_bfloat16() -> bool:
@@ -99,6 +101,11 @@ def parse_flags(options: EngineOptions) -> Any:
         # `.*` in a row for minutes, in the engine's only thread for it, and nothing ends that.
         args.structured_outputs_config.backend = "guidance"
         args.structured_outputs_config.disable_any_whitespace = True  # small bases would go on with line feeds
+    if (backend := args.structured_outputs_config.backend) != "guidance":
+        raise ValueError(
+            f"the backend {backend!r} of --structured-outputs-config cannot be set: it compiles what clients want "
+            "answers to match without limits of time and memory; leave it out, 'guidance' is taken then"
+        )
     validate_parsed_serve_args(args)
     if args.scheduler_cls != SCHEDULER:
         raise ValueError("--scheduler-cls cannot be set: this service's own ends requests whose numbers overflow")

@@ -17,7 +17,7 @@ from typing import Any
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
-from service.engine.models import GatePass, Generate, served_model
+from service.engine.models import GatePass, Generate, meter, served_model
 
 log = logging.getLogger("fusion")
 
@@ -33,17 +33,20 @@ class GateReader:
         self._timeout_s = timeout_s
         self._known: OrderedDict[bytes, float] = OrderedDict()
 
-    async def choose(self, gate: GatePass, lora: LoRARequest, prompt: Any, request_id: str) -> LoRARequest:
+    async def choose(
+        self, gate: GatePass, lora: LoRARequest, prompt: Any, request_id: str, priority: int = 0
+    ) -> LoRARequest:
         """The adapter that answers `prompt`: as the gate says, or by default when it fails. `lora` is the gate's
-        own.
+        own; its pass has the `priority` of the answer.
         """
+        decide = gate.begin()  # before anything is waited for: prompts begin in their order
         key = _identify(gate, prompt)
         value = self._known.get(key) if key is not None else None
         reason = ""
         if value is None:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    value = await self._read(gate, lora, prompt, request_id)
+                    value = await self._read(gate, lora, prompt, request_id, priority)
             except TimeoutError:
                 reason = f"it took more than {self._timeout_s:g} s"
             except Exception as error:
@@ -56,13 +59,13 @@ class GateReader:
                     self._remember(key, value)
         elif key is not None:
             self._known.move_to_end(key)
-        return await gate.choose(value, reason)
+        return await decide(value, reason)
 
-    async def _read(self, gate: GatePass, lora: LoRARequest, prompt: Any, request_id: str) -> float:
+    async def _read(self, gate: GatePass, lora: LoRARequest, prompt: Any, request_id: str, priority: int) -> float:
         sampling = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=[gate.yes, gate.no])
         value = math.nan
         # vLLM may change what it gets.
-        outputs = self._generate(dict(prompt), sampling, f"{request_id}-gate", lora_request=lora)
+        outputs = self._generate(dict(prompt), sampling, f"{request_id}-gate", lora_request=lora, priority=priority)
         async with aclosing(outputs):
             async for output in outputs:
                 step = output.outputs[0].logprobs[0]
@@ -99,10 +102,17 @@ def ask_gates(generate: Generate, reader: GateReader) -> Generate:
     async def answer(
         gate: GatePass, lora: LoRARequest, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
-        chosen = await reader.choose(gate, lora, prompt, request_id)
-        outputs = generate(prompt, sampling_params, request_id, *args, lora_request=chosen, **kwargs)
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield output
+        sink = meter.get()
+        if sink is not None:  # what the pass uses must not be let go of while it runs
+            sink.begin_usage()
+        try:
+            chosen = await reader.choose(gate, lora, prompt, request_id, kwargs.get("priority", 0))
+            outputs = generate(prompt, sampling_params, request_id, *args, lora_request=chosen, **kwargs)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+        finally:
+            if sink is not None:
+                sink.record_usage(0, 0, None)
 
     return asked

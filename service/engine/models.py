@@ -20,18 +20,20 @@ from service.engine.names import mix_name
 from service.engine.weights import Weights, function_name
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
+Choose = Callable[[float | None, str], Awaitable[LoRARequest]]
 
 
 @dataclass(frozen=True, slots=True)
 class GatePass:
     """What chooses a request's weights: the tokens whose log-probabilities differ by the gate's value, and the digest
-    of the gate. `choose(value, reason)` is the adapter that answers; without a value, by default and for this reason.
+    of the gate. `begin()` gives, for one prompt, what chooses the adapter that answers from the value and a reason;
+    without a value, by default and for this reason.
     """
 
     digest: str
     yes: int
     no: int
-    choose: Callable[[float | None, str], Awaitable[LoRARequest]]
+    begin: Callable[[], Choose]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,18 @@ def mix_request(resident: Any, key: str, weights: Sequence[tuple[int, float]] | 
 
 
 class UsageSink(Protocol):
-    """Counts the generations of a request, and the tokens of each when it ends."""
+    """Counts the generations of a request, and the tokens of each when it ends; told when the first tokens are there,
+    or why none came.
+    """
 
     def begin_usage(self) -> None:
         """A generation begins; `record_usage` follows, at times only after the request has been answered."""
+
+    def begin_answer(self) -> None:
+        """There is a token."""
+
+    def refuse(self, message: str) -> None:
+        """A generation could not be done at this time, for the reason in `message`."""
 
     def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         """Tokens of the prompt and of all answers; `time.monotonic()` of the first token when known."""
@@ -82,7 +92,7 @@ def count_usage(generate: Generate) -> Generate:
 
     async def counted(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         sink = meter.get()
-        first, prompt, completion = None, 0, 0
+        first, begun, prompt, completion = None, False, 0, 0
         if sink is not None:
             sink.begin_usage()
         try:
@@ -96,6 +106,9 @@ def count_usage(generate: Generate) -> Generate:
                     completion += sum(len(answer.token_ids) for answer in output.outputs)
                     if first is None and completion and output.metrics is not None:
                         first = start + output.metrics.first_token_latency
+                    if sink is not None and completion and not begun:
+                        begun = True
+                        sink.begin_answer()
                     yield output
         finally:
             if sink is not None:
@@ -135,6 +148,7 @@ class FusionModels(OpenAIServingModels):
 
 
 __all__ = [
+    "Choose",
     "FusionModels",
     "GatePass",
     "LoRARequest",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 HEAD, EMBEDDING, EXPERTS, STACKED_EXPERTS = "output head", "embedding", "experts", "stacked experts"
 """Kinds of layers besides the dense ones, as the workers tell them."""
 SERVER_PID = "LORA_FUSION_SERVER_PID"  # environment: the process that the engine's workers end with
+SLOT_WAIT_S = "LORA_FUSION_SLOT_WAIT_S"  # environment: how long a request may wait for a slot of the batch
 PREFIX = "~mix/"  # `~` cannot start a public name, so the two can never meet
 
 

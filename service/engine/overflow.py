@@ -5,7 +5,7 @@ into an error: HTTP 500 in OpenAI's shape, also in the middle of a stream.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ MESSAGE = (
 )
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
+Ends = Mapping[str, Callable[[], Exception]]
+"""What makes the error of a request that the engine has ended, by stop reason."""
 
 
 class AnswerOverflowError(GenerationError):
@@ -54,17 +56,22 @@ class Overflows:
             self.counter.inc()
         log.error("a request's numbers overflowed; it was ended, and its key-value blocks are zeroed before reuse")
 
+    def end(self) -> AnswerOverflowError:
+        """Count one; the error for its request."""
+        self.record()
+        return AnswerOverflowError()
 
-def raise_overflows(generate: Generate, overflows: Overflows) -> Generate:
-    """vLLM's `generate`, raising `AnswerOverflowError` for a request that the engine has ended for that reason."""
+
+def raise_ends(generate: Generate, ends: Ends) -> Generate:
+    """vLLM's `generate`, raising for a request that the engine has ended for one of these reasons."""
 
     async def checked(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         outputs = generate(*args, **kwargs)
         try:
             async for output in outputs:
-                if any(answer.stop_reason == STOP_REASON for answer in output.outputs):
-                    overflows.record()
-                    raise AnswerOverflowError
+                for answer in output.outputs:
+                    if answer.stop_reason in ends:
+                        raise ends[answer.stop_reason]()
                 yield output
         finally:
             await outputs.aclose()

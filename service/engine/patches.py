@@ -19,6 +19,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.metrics.stats import LoRARequestStates
 from vllm.v1.structured_output import backend_guidance
 
+from service.engine import slot_waits, tags, tokens
 from service.engine.bodies import bound_grammars
 from service.engine.chat import choose_format, open_template, render_apart
 from service.engine.core_process import run_engine_core
@@ -26,8 +27,9 @@ from service.engine.dry_run import input_check, stop_dry_runs
 from service.engine.gate_passes import GateReader, ask_gates
 from service.engine.grammars import GrammarChecker, skip_checked
 from service.engine.logprobs import bound_logprobs
-from service.engine.models import FusionModels, count_usage
-from service.engine.overflow import Overflows, raise_overflows
+from service.engine.models import FusionModels, count_usage, meter
+from service.engine.overflow import STOP_REASON, Ends, Overflows, raise_ends
+from service.engine.slot_waits import SlotsBusyError
 from service.engine.spare_rows import SpareRows, hold_rows
 from service.engine.stream_errors import pass_on, send_message_errors, send_response_errors
 from service.engine.supported import UnknownVllmError, require
@@ -60,6 +62,8 @@ def install() -> None:
     _hide_tokenizer_paths()
     backend_guidance.validate_guidance_grammar = skip_checked(backend_guidance.validate_guidance_grammar)
     _install_stream_errors()
+    tokens.install()
+    tags.install()
 
 
 def _install_stream_errors() -> None:
@@ -100,7 +104,7 @@ def remove_cors(app: FastAPI) -> None:
 
 def watch_client(
     client: Any,
-    grammars: GrammarChecker | None,
+    grammars: GrammarChecker,
     tasks: tuple[Any, ...],
     spare_rows: SpareRows,
     gate_timeout_s: float,
@@ -115,9 +119,18 @@ def watch_client(
     generate = stop_dry_runs(hold_rows(client.generate, spare_rows), input_check(client, tasks))
     bounded = bound_logprobs(bound_grammars(generate, grammars), vocabulary)
     turns = Turns(client.vllm_config.scheduler_config.max_num_seqs)
-    gated = ask_gates(count_usage(bounded), GateReader(bounded, gate_timeout_s))
-    client.generate = raise_overflows(take_turns(gated, turns), overflows)
+    ends: Ends = {STOP_REASON: overflows.end, slot_waits.STOP_REASON: _end_slot_wait}
+    reader = GateReader(raise_ends(bounded, {STOP_REASON: overflows.end}), gate_timeout_s)
+    gated = ask_gates(count_usage(bounded), reader)
+    client.generate = raise_ends(take_turns(gated, turns), ends)
     return overflows
+
+
+def _end_slot_wait() -> SlotsBusyError:
+    error = SlotsBusyError()
+    if (sink := meter.get()) is not None:
+        sink.refuse(str(error))
+    return error
 
 
 def render_client_templates(chats: Any, templates: TemplateRenderer | None) -> None:

@@ -28,8 +28,10 @@ Shapes = Mapping[str, tuple[int, int]]
 Pairs = Sequence[tuple[Probe, Probe]]
 
 RANK = 4
-MAX_ERROR = 0.1
-"""The largest error that passes, as a share of the effect."""
+MAX_ERROR, MAX_ROUNDED_ERROR = 0.1, 0.5
+"""The largest error that passes, as a share of the effect, in float32 and in 16 bits: there the same numbers in another
+batch are rounded otherwise, by up to a quarter of the effect. A worker without the seam errs by all of it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ async def _prove_mixing(engine: Engine, loaded: _Loaded) -> Proof:
     effect = min(distance(*pair) for pair in must_differ)
     must_match = [(base, zero), (base, base_again), (alone_x, one_x), (alone_y, one_y)]
     error = max(distance(*pair) for pair in must_match)
-    if effect <= 0 or error > MAX_ERROR * effect:
+    if effect <= 0 or error > _max_error(engine) * effect:
         reason = f"weights per request do not take effect: error {error:.2e}, effect {effect:.2e}"
         return Proof(False, reason, error, effect)
     return Proof(True, "zeros equal the base, unit rows equal the single adapters", error, effect)
@@ -148,7 +150,9 @@ async def _prove_mixing(engine: Engine, loaded: _Loaded) -> Proof:
 async def _prove_functions(
     engine: Engine, loaded: _Loaded, both: LoraAdapter, modules: list[str], proof: Proof
 ) -> Proof:
-    """Weights by module and rank component against an ordinary adapter, and by position against a longer prompt."""
+    """Weights by module and rank component against an ordinary adapter, and by position against a longer prompt, also
+    when that is known.
+    """
     table = torch.rand(len(modules), 2 * RANK, generator=torch.Generator().manual_seed(3)) * 2 - 0.5
     await loaded.load(
         "table", _scale(both, {name: table[row] for row, name in enumerate(modules) if name in both.modules})
@@ -164,12 +168,16 @@ async def _prove_functions(
         (PROMPT, loaded.function(Phase(FROM_PROMPT, [0.0, 0.0]), Phase(len(longer), x))),
     ]
     base, by_module, only_x, switched, sooner, idle = await asyncio.gather(*(engine.probe(*item) for item in work))
+    again = await engine.probe(*work[4])  # its prompt is known up to the last position (`tails`)
     alone = await engine.probe(PROMPT, loaded.requests["table"])
     base_alone = await engine.probe(PROMPT, None)
-    tables = _compare([(by_module, alone), (base, base_alone)], [(by_module, base), (by_module, only_x)])
+    tables = _compare(
+        [(by_module, alone), (base, base_alone)], [(by_module, base), (by_module, only_x)], _max_error(engine)
+    )
     phases = _compare(
-        [(switched[:1], only_x[:1]), (switched[1:], sooner[:-1]), (idle, base), (base, base_alone)],
+        [(switched[:1], only_x[:1]), (switched[1:], sooner[:-1]), (again, sooner), (idle, base), (base, base_alone)],
         [(switched[1:2], only_x[1:2])],
+        _max_error(engine),
     )
     limits = [
         *([f"by module: {tables}"] if tables else []),
@@ -178,8 +186,12 @@ async def _prove_functions(
     return replace(proof, tables=not tables, phases=not why, limits="; ".join(limits))
 
 
-def _compare(must_match: Pairs, must_differ: Pairs) -> str | None:
+def _max_error(engine: Engine) -> float:
+    return MAX_ERROR if engine.config.model_config.dtype == torch.float32 else MAX_ROUNDED_ERROR
+
+
+def _compare(must_match: Pairs, must_differ: Pairs, max_error: float) -> str | None:
     """What is wrong when probes do not match, or do not differ; None when they do."""
     error, effect = max(distance(*pair) for pair in must_match), min(distance(*pair) for pair in must_differ)
-    wrong = effect <= 0 or error > MAX_ERROR * effect
+    wrong = effect <= 0 or error > max_error * effect
     return f"weights do not take effect: error {error:.2e}, effect {effect:.2e}" if wrong else None

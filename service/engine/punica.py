@@ -13,64 +13,29 @@ import torch
 from numpy.typing import NDArray
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from service.engine.cpu_kernel import Blocks, add_update, compile_kernel, most_tokens
+from service.engine.factors import PackedLayer, pack, pack_embedding
 from service.engine.rows import TokenRows, weigh
 
 
 @dataclass(frozen=True, slots=True)
-class PackedLayer:
-    """One adapter's factors of one layer, all slices together.
-
-    `a_t` [d_in, slices*rank] and `b_t` [slices*rank, d_out], block-diagonal over the slices. `may_overflow` says
-    whether x A^T can be infinite for a token that does not use the adapter.
+class ActiveSlot:
+    """A slot that tokens of the step use: its number, these tokens for the kernel, and `index`, the same for matrix
+    products; None where it is the only slot, and all tokens take part.
     """
 
-    a_t: torch.Tensor
-    b_t: torch.Tensor
-    slices: int
-    rank: int
-    may_overflow: bool
-
-
-def pack(
-    a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], widths: tuple[int, ...], slot: int
-) -> PackedLayer | None:
-    """The factors in `slot` of a layer's stacked slots, or None when the adapter lacks the layer."""
-    used = [int(f[slot, 0].any(dim=0).nonzero().max()) + 1 for f in b if bool(f[slot].any())]
-    if not used:
-        return None
-    rank = max(used)
-    b_t = b[0].new_zeros(len(a) * rank, sum(widths))
-    start = 0
-    for i, width in enumerate(widths):
-        block = b[i][slot, 0, :width, :rank]
-        b_t[i * rank : (i + 1) * rank, start : start + width] = block.t()
-        start += width
-    a_t = torch.cat([f[slot, 0, :rank] for f in a]).t().contiguous()
-    return PackedLayer(a_t, b_t, len(a), rank, may_overflow(a_t))
-
-
-def may_overflow(a_t: torch.Tensor) -> bool:
-    """Whether the product of an input with `a_t` [d_in, rank] can leave the range of its dtype.
-
-    |x·a| <= |x| |a|, and an input of a sound base is far below the root of float32's and bfloat16's largest number,
-    1.8e19. In float16 it is not, so there every product may.
-    """
-    largest = float(a_t.float().square().sum(0).max())
-    return not largest < torch.finfo(a_t.dtype).max or a_t.dtype == torch.float16
-
-
-def pack_embedding(b: torch.Tensor, slot: int) -> torch.Tensor | None:
-    """B transposed, [rank, d], of an embedding in `slot` of [slots, 1, d, rank]; None when the adapter lacks it."""
-    used = b[slot, 0].any(dim=0).nonzero()
-    return b[slot, 0, :, : int(used.max()) + 1].t().contiguous() if used.numel() else None
+    slot: int
+    tokens: NDArray[np.int64]
+    index: torch.Tensor | None
 
 
 class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
-    """vLLM's CPU wrapper gathers A and B per token; this one runs two GEMMs per active slot.
+    """vLLM's CPU wrapper gathers A and B per token; this one runs a kernel of its own, or two GEMMs, per active slot.
 
-    With one active slot, base tokens have rows of zeros, so nothing is gathered at all; with several,
-    each slot's tokens are selected first. Layers an adapter lacks cost nothing. vLLM's own also lets the last slot's
-    embedding and output head act on tokens without an adapter, whose slot is -1.
+    The GEMMs are for other dtypes than float32, and for many tokens where there are many threads. With one active
+    slot, base tokens have rows of zeros there, so nothing is gathered at all; with several, each slot's tokens are
+    selected first. Layers an adapter lacks cost nothing. vLLM's own also lets the last slot's embedding and output
+    head act on tokens without an adapter, whose slot is -1.
     """
 
     def __init__(
@@ -80,9 +45,13 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
         self.make_rows(max_num_batched_tokens, kwargs["lora_config"], device)
         self.fusion_rows = torch.ones(max_num_batched_tokens, kwargs["lora_config"].max_lora_rank)
         """The rows of a step's tokens where they are the same in all layers, [max tokens, max rank]."""
+        self._all_rows = self.fusion_rows.numpy()[None]
         self._uniform = True
         self._slot_ids: tuple[int | None, ...] = ()
-        self._active: list[tuple[int, torch.Tensor | None]] = []
+        self._active: list[ActiveSlot] = []
+        self._positions = np.arange(max_num_batched_tokens)
+        self._most_tokens = most_tokens()
+        compile_kernel()
         self._packed: dict[tuple[int, int], PackedLayer | None] = {}
         self._embeddings: dict[tuple[int, int], torch.Tensor | None] = {}
         self.fusion_hidden: torch.Tensor | None = None
@@ -97,9 +66,13 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
             self._packed = {k: v for k, v in self._packed.items() if k[1] in unchanged_slots}
             self._embeddings = {k: v for k, v in self._embeddings.items() if k[1] in unchanged_slots}
             self._slot_ids = tuple(lora_index_to_id)
-        tokens = self.token_lora_indices
-        slots = [int(s) for s in torch.unique(tokens) if s >= 0]
-        self._active = [(s, None if len(slots) == 1 else (tokens == s).nonzero()[:, 0]) for s in slots]
+        tokens = self.token_lora_indices.numpy()
+        slots = [int(s) for s in np.unique(tokens) if s >= 0]
+        places = [(tokens == slot).nonzero()[0] for slot in slots]
+        self._active = [
+            ActiveSlot(slot, own, torch.from_numpy(own) if len(slots) > 1 else None)
+            for slot, own in zip(slots, places, strict=True)
+        ]
 
     def set_rows(self, index: NDArray[np.int64] | None, uniform: bool = True) -> None:
         """Extends it: rows that are the same in all layers are looked up once a step, as they were plain mixes'."""
@@ -111,19 +84,20 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
             tokens = self.fusion_index[: len(index)]
             torch.index_select(self.fusion_store.rows[0], 0, tokens, out=self.fusion_rows[: len(index)])
 
-    def _look_up(self, rows: torch.Tensor | None, index: torch.Tensor | None, tokens: int, rank: int) -> torch.Tensor:
+    def _look_up(
+        self, rows: torch.Tensor | None, index: torch.Tensor | None, tokens: int, coordinates: slice
+    ) -> torch.Tensor:
         """Weights of a step's tokens, of those in `index` alone where there is one, in a layer of these `rows`.
 
-        [tokens, 1 or slices, rank].
+        [tokens, 1 or slices, coordinates].
         """
         if self._uniform:
             if index is None:
-                return self.fusion_rows[:tokens, None, :rank]
-            return self.fusion_rows[index, None, :rank]
-        if rows is None:
-            raise RuntimeError("a LoRA layer has no rows of its own, but this step has weights by module")
+                return self.fusion_rows[:tokens, None, coordinates]
+            return self.fusion_rows[index, None, coordinates]
         places = self.fusion_index[:tokens]
-        return rows.index_select(1, places if index is None else places[index]).transpose(0, 1)[..., :rank]
+        places = places if index is None else places[index]
+        return _check_rows(rows).index_select(1, places).transpose(0, 1)[..., coordinates]
 
     def _pack_layer(
         self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], widths: tuple[int, ...], slot: int
@@ -150,23 +124,57 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
 
         The weights are the tokens' own among `rows` [slices, capacity, rank], this layer's part of the store.
         """
-        for slot, index in self._active:
-            layer = self._pack_layer(lora_a_stacked, lora_b_stacked, output_slices, slot)
+        for active in self._active:
+            layer = self._pack_layer(lora_a_stacked, lora_b_stacked, output_slices, active.slot)
             if layer is None:
                 continue
-            inputs = x if index is None else x[index]
-            coordinates = (inputs @ layer.a_t).float().view(-1, layer.slices, layer.rank)
-            weights = self._look_up(rows, index, x.size(0), layer.rank)
-            coordinates.mul_(weights)
-            if layer.may_overflow:  # zero times infinity would be NaN
-                coordinates.masked_fill_(weights == 0, 0.0)
-            if scale != 1.0:
-                coordinates.mul_(scale)
-            update = coordinates.view(-1, layer.slices * layer.rank).to(y.dtype)
-            if index is None:
-                y.addmm_(update, layer.b_t)
+            blocks = layer.blocks
+            if blocks is not None and scale == 1.0 and self._is_for_kernel(y, x, blocks):
+                if self._uniform:
+                    add_update(y, x, blocks, self._all_rows, self._positions, active.tokens)
+                else:
+                    rows_ = _check_rows(rows).numpy()
+                    add_update(y, x, blocks, rows_, self.fusion_index.numpy(), active.tokens)
             else:
-                y.index_add_(0, index, update @ layer.b_t)
+                self._add_products(y, x, layer, scale, active.index, rows)
+
+    def _is_for_kernel(self, y: torch.Tensor, x: torch.Tensor, blocks: Blocks) -> bool:
+        tokens = self.indices_len[0]
+        return (
+            tokens is not None
+            and tokens <= self._most_tokens
+            and x.shape == (tokens, blocks.d_in)
+            and y.shape == (tokens, blocks.d_out)
+            and x.dtype == y.dtype == torch.float32
+            and x.is_contiguous()
+            and y.is_contiguous()
+        )
+
+    def _add_products(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        layer: PackedLayer,
+        scale: float,
+        index: torch.Tensor | None,
+        rows: torch.Tensor | None,
+    ) -> None:
+        """`add_lora_linear` for one slot, by matrix products."""
+        inputs = x if index is None else x[index]
+        coordinates = torch.nn.functional.linear(inputs, layer.a).float().view(-1, layer.slices, layer.rank)
+        weights = self._look_up(rows, index, x.size(0), slice(layer.first, layer.first + layer.rank))
+        coordinates.mul_(weights)
+        if layer.may_overflow:  # zero times infinity would be NaN
+            coordinates.masked_fill_(weights == 0, 0.0)
+        if scale != 1.0:
+            coordinates.mul_(scale)
+        update = coordinates.view(-1, layer.slices * layer.rank).to(y.dtype)
+        for part in layer.parts:
+            outputs, own = y[:, part.outputs], update[:, part.coordinates]
+            if index is None:
+                outputs.addmm_(own, part.b_t)
+            else:
+                outputs.index_add_(0, index, own @ part.b_t)
 
     def add_lora_embedding(
         self,
@@ -180,7 +188,8 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
 
         Mixes have no embeddings: the weights are zeros or ones.
         """
-        for slot, index in self._active:
+        for active in self._active:
+            slot, index = active.slot, active.index
             key = (lora_b_stacked.data_ptr(), slot)
             if key not in self._embeddings:
                 self._embeddings[key] = pack_embedding(lora_b_stacked, slot)
@@ -189,7 +198,7 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
                 continue
             inputs = x if index is None else x[index]
             coordinates = inputs[:, : b_t.size(0)].float()
-            weights = self._look_up(self.fusion_store.rows[:1], index, x.size(0), b_t.size(0))[:, 0]
+            weights = self._look_up(self.fusion_store.rows[:1], index, x.size(0), slice(b_t.size(0)))[:, 0]
             update = torch.where(weights == 0, 0.0, coordinates * weights).to(y.dtype)
             if index is None:
                 y.addmm_(update, b_t)
@@ -209,7 +218,8 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
 
         The rows are the tokens that are sampled from, or some of the step's tokens (`fusion_hidden`).
         """
-        layers = {slot: self._pack_head(lora_a_stacked, lora_b_stacked, slot) for slot, _ in self._active}
+        slots_ = [active.slot for active in self._active]
+        layers = {slot: self._pack_head(lora_a_stacked, lora_b_stacked, slot) for slot in slots_}
         if not any(layers.values()):
             return
         slots = self._find_slots(x)
@@ -217,8 +227,9 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
             index = (slots == slot).nonzero()[:, 0]
             if layer is None or not len(index):
                 continue
-            update = (x[index] @ layer.a_t).float().mul_(scale).to(y.dtype)
-            y.index_add_(0, index, (update @ layer.b_t.to(y.dtype))[:, : y.size(1)])
+            update = torch.nn.functional.linear(x[index], layer.a).float().mul_(scale).to(y.dtype)
+            (part,) = layer.parts
+            y.index_add_(0, index, (update @ part.b_t.to(y.dtype))[:, : y.size(1)])
 
     def _pack_head(self, a: torch.Tensor, b: torch.Tensor, slot: int) -> PackedLayer | None:
         return self._pack_layer((a,), (b,), (b.shape[-2],), slot)
@@ -231,6 +242,12 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
             slots = self.token_lora_indices
             first = (x.data_ptr() - self.fusion_hidden.data_ptr()) // (x.stride(0) * x.itemsize)
         return slots[first : first + x.size(0)]
+
+
+def _check_rows(rows: torch.Tensor | None) -> torch.Tensor:
+    if rows is None:
+        raise RuntimeError("a LoRA layer has no rows of its own, but this step has weights by module")
+    return rows
 
 
 def cuda_wrapper() -> type:

@@ -2,9 +2,10 @@
 
 Two things, in every worker and on every step. Key-value blocks are zeroed when a request gets them: attention
 multiplies the rows of a block that are not in use by zero, and what another request has left there may be NaN. And
-requests with hidden states that are not finite are reported, in the field that vLLM has for NaN logits; the scheduler
-ends them (see `scheduler`). Their hidden states become zeros first, so that sampling and log-probabilities see numbers.
-Logits are not looked at: only in float16 they can overflow where hidden states do not, and then for that request alone.
+requests with hidden states or logits that are not finite are reported, in the field that vLLM has for NaN logits; the
+scheduler ends them (see `scheduler`). Such hidden states become zeros first, so that sampling and log-probabilities see
+numbers. Logits can overflow where hidden states do not, in float16 above all; of them only the rows that a token is
+sampled from are looked at, before anything is masked.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,11 @@ def clear_nonfinite(hidden: torch.Tensor) -> torch.Tensor:
     return bad
 
 
+def find_overflows(logits: torch.Tensor) -> torch.Tensor:
+    """Rows of `logits` [rows, vocabulary] with NaN or plus infinity, bool [rows]; minus infinity masks a token."""
+    return (logits.amax(-1) < torch.inf).logical_not_()
+
+
 def count_by_request(bad: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     """How many of each request's rows are `bad`, int32 [requests]; `starts` [requests + 1] has where each begins."""
     before = torch.nn.functional.pad(bad.cumsum(0, dtype=torch.int32), (1, 0))
@@ -35,9 +41,10 @@ def count_by_request(bad: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
 
 
 def patch_v1_runner(runner: Any) -> None:
-    """Have the V1 `runner` class (CPU, CUDA) report requests with hidden states that are not finite."""
-    require(runner, "_model_forward", "_bookkeeping_sync")
+    """Have the V1 `runner` class (CPU, CUDA) report requests with hidden states or logits that are not finite."""
+    require(runner, "_model_forward", "sample_tokens", "_bookkeeping_sync")
     forward: Callable[..., Any] = runner._model_forward
+    sample: Callable[..., Any] = runner.sample_tokens
     bookkeep: Callable[..., tuple[Any, ...]] = runner._bookkeeping_sync
 
     def _model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -47,30 +54,65 @@ def patch_v1_runner(runner: Any) -> None:
         self.fusion_bad = clear_nonfinite(hidden) if isinstance(hidden, torch.Tensor) else None
         return output
 
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state = self.execute_model_state
+        if state is not None and state.logits is not None:
+            self.fusion_bad_logits = _count_logits(find_overflows(state.logits), state.spec_decode_metadata)
+        return sample(self, *args, **kwargs)
+
     def _bookkeeping_sync(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         counts, device_counts, *others = bookkeep(self, *args, **kwargs)
-        bad = self.__dict__.pop("fusion_bad", None)
-        if bad is None or (bad.device.type == "cpu" and not bool(bad.any())):
+        bad, bad_logits = (self.__dict__.pop(name, None) for name in ("fusion_bad", "fusion_bad_logits"))
+        found = [rows for rows in (bad, bad_logits) if rows is not None]
+        if not any(rows.device.type != "cpu" or bool(rows.any()) for rows in found):
             return counts, device_counts, *others
         batch = self.input_batch
-        by_request = count_by_request(bad, self.query_start_loc.gpu[: batch.num_reqs + 1])
+        by_request = torch.zeros(batch.num_reqs, dtype=torch.int32, device=found[0].device)
+        if bad is not None:
+            by_request += count_by_request(bad, self.query_start_loc.gpu[: batch.num_reqs + 1])
+        if bad_logits is not None:
+            by_request += bad_logits * self.discard_request_mask.gpu[: batch.num_reqs].logical_not()
         if self.use_async_scheduling:  # they travel with the sampled tokens' copy
             return counts, by_request, *others
         return dict(zip(batch.req_ids, by_request.tolist(), strict=True)), device_counts, *others
 
     runner._model_forward = _model_forward
+    runner.sample_tokens = sample_tokens
     runner._bookkeeping_sync = _bookkeeping_sync
 
 
-def patch_v2_runner(runner: Any) -> None:
-    """Have the V2 `runner` class (CUDA) report requests with hidden states that are not finite."""
+def _count_logits(bad: torch.Tensor, drafts: Any) -> torch.Tensor:
+    """How many rows of logits of each request are `bad`, int32 [requests]; one row each unless there are drafts."""
+    if drafts is None:
+        return bad.int()
+    starts = torch.tensor([0, *drafts.num_draft_tokens]).cumsum(0) + torch.arange(len(drafts.num_draft_tokens) + 1)
+    return count_by_request(bad, starts.to(bad.device))
+
+
+def patch_v2_runner(runner: Any, *samplers: Any) -> None:
+    """Have the V2 `runner` class (CUDA) report requests with hidden states or logits that are not finite.
+
+    `samplers` are the modules that count NaN in logits, which this counts instead.
+    """
     require(runner, "sample")
     stock: Callable[..., Any] = runner.sample
+    for module in samplers:
+        require(module, "get_num_nans")
+        module.get_num_nans = lambda logits: find_overflows(logits).int()
 
     def sample(self: Any, hidden_states: torch.Tensor, input_batch: Any, grammar_output: Any) -> Any:
         bad = clear_nonfinite(hidden_states)  # in place: log-probabilities of the prompt are computed from them later
+        if self.sampler is not None:
+            require(self.sampler, "compute_nans")
+            self.sampler.compute_nans = True
         output, *others = stock(self, hidden_states, input_batch, grammar_output)
-        output.num_nans = count_by_request(bad, input_batch.query_start_loc[: input_batch.num_reqs + 1])
+        counts = count_by_request(bad, input_batch.query_start_loc[: input_batch.num_reqs + 1])
+        if output.num_nans is not None:
+            by_row = output.num_nans
+            if len(by_row) != len(counts):  # with drafts
+                by_row = count_by_request(by_row, input_batch.cu_num_logits[: input_batch.num_reqs + 1])
+            counts += by_row * (output.num_sampled > 0)
+        output.num_nans = counts
         return output, *others
 
     runner.sample = sample
@@ -126,5 +168,7 @@ def install(*, cpu: bool) -> None:
         patch_cpu_seeds(GPUModelRunner)
     else:  # the V2 runner's modules need Triton to import
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
+        from vllm.v1.worker.gpu.sample import sampler
+        from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
-        patch_v2_runner(V2Runner)
+        patch_v2_runner(V2Runner, sampler, rejection_sampler)

@@ -1,6 +1,8 @@
-"""The engine's scheduler (`--scheduler-cls`): vLLM's, and it ends the requests that a worker reports as not finite.
+"""The engine's scheduler (`--scheduler-cls`): vLLM's, and it ends the requests that a worker reports as not finite,
+and those that have waited for a slot for too long.
 
-Importing it also has the prefix cache tell mixes apart by their weights (see `block_keys`).
+Importing it also has the prefix cache tell mixes apart by their weights (see `block_keys`), and find prompts again up
+to their last position (see `tails`).
 
 Nothing of such a request stays in the prefix cache. vLLM enters full blocks there when it schedules them, before they
 are computed, so that another request may share them already; it has the same adapter, weights and prompt, is not
@@ -9,6 +11,7 @@ finite itself and ends in the same way.
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -16,12 +19,13 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from service.engine import block_keys
-from service.engine.overflow import STOP_REASON
+from service.engine import block_keys, overflow, slot_waits
 from service.engine.runners import zero_new_blocks
 from service.engine.supported import require
+from service.engine.tails import ShareTails
 
 require(Scheduler, "update_from_output", "finish_requests")
+require(Request, "num_output_tokens")
 require(KVCacheManager, "get_block_ids")
 require(BlockPool, "evict_blocks", "get_cached_block")
 zero_new_blocks()
@@ -31,28 +35,21 @@ block_keys.install()
 class EndOverflows(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # vLLM's comes next in line
     """Mixed into one of vLLM's schedulers."""
 
+    fusion_slot_waits: slot_waits.SlotWaits
+
     def update_from_output(self, scheduler_output: Any, output: ModelRunnerOutput) -> dict[int, EngineCoreOutputs]:
-        """vLLM's, and requests with hidden states that are not finite end with an error and without a token."""
-        counts = output.num_nans_in_logits
-        if not counts or not any(counts.values()):
-            return self._update(scheduler_output, output)
-        ids = [id_ for id_, count in counts.items() if count and id_ in self.requests]
+        """vLLM's, and requests whose numbers are not finite end with an error and without a token."""
+        ids = [id_ for id_ in find_overflows(output) if id_ in self.requests]
         for id_ in ids:
             _drop_results(output, id_)
         outputs = self._update(scheduler_output, output)
         for id_ in ids:
             if id_ in self.requests:
                 self._evict(self.requests[id_])
-        for request in self.finish_requests(ids, RequestStatus.FINISHED_ERROR):
-            output = EngineCoreOutput(
-                request.request_id,
-                [],
-                finish_reason=request.get_finished_reason(),
-                stop_reason=STOP_REASON,
-                events=request.take_events(),
-                trace_headers=request.trace_headers,
-            )
-            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
+        late = self.fusion_slot_waits.find_late(self.running, self.waiting, self.lora_config.max_loras)
+        for reason, ended in ((overflow.STOP_REASON, ids), (slot_waits.STOP_REASON, late)):
+            for request in self.finish_requests(ended, RequestStatus.FINISHED_ERROR) if ended else ():
+                add_end(outputs, request, reason)
         return outputs
 
     def _update(self, scheduler_output: Any, output: ModelRunnerOutput) -> dict[int, EngineCoreOutputs]:
@@ -72,6 +69,35 @@ class EndOverflows(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc
                     pool.evict_blocks({block.block_id for block in cached})
 
 
+def add_end(outputs: dict[int, EngineCoreOutputs], request: Request, reason: str) -> None:
+    """Have `outputs` tell the client of a request, which has ended in an error, for what reason."""
+    output = EngineCoreOutput(
+        request.request_id,
+        [],
+        finish_reason=request.get_finished_reason(),
+        stop_reason=reason,
+        events=request.take_events(),
+        trace_headers=request.trace_headers,
+    )
+    outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
+
+
+def find_overflows(output: ModelRunnerOutput) -> set[str]:
+    """The requests with hidden states, logits or scores of their prompts that are not finite."""
+    ids = {id_ for id_, count in (output.num_nans_in_logits or {}).items() if count}
+    return ids.union(
+        id_ for id_, scores in output.prompt_logprobs_dict.items() if scores and _overflow(scores.logprobs)
+    )
+
+
+def _overflow(scores: torch.Tensor) -> bool:
+    """Whether `scores` [tokens, 1 + alternatives] come from logits that overflow: each is NaN or minus infinity then.
+
+    The first is the prompt's own token, which no mask forbids.
+    """
+    return bool(scores.isnan().any() | scores[:, :1].isinf().any())
+
+
 def _drop_results(output: ModelRunnerOutput, id_: str) -> None:
     """Take what one request has computed in this step out of `output`."""
     if output.sampled_token_ids:
@@ -81,9 +107,10 @@ def _drop_results(output: ModelRunnerOutput, id_: str) -> None:
 
 
 def make_scheduler(**kwargs: Any) -> Scheduler:
-    """The scheduler vLLM would take for this configuration, with `EndOverflows` mixed in; vLLM calls it as a class."""
+    """The scheduler vLLM would take for this configuration, with our parts mixed in; vLLM calls it as a class."""
     config = kwargs["vllm_config"].scheduler_config
     config.scheduler_cls = None
     stock = config.get_scheduler_cls()
-    scheduler: Scheduler = type(stock.__name__, (EndOverflows, stock), {})(**kwargs)
+    scheduler: Any = type(stock.__name__, (EndOverflows, ShareTails, stock), {})(**kwargs)
+    scheduler.fusion_slot_waits = slot_waits.SlotWaits(slot_waits.read_limit())
     return scheduler

@@ -37,9 +37,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class _Repeat:
-    """What a step found, for the next one of the same requests: the row of each, and at which positions it holds."""
+    """What a step found, for the next one of the same requests: the row of each, and at which positions it holds, which
+    depends on the length of its prompt.
+    """
 
     requests: Sequence[Any]
+    prompts: NDArray[np.integer[Any]]
     rows: NDArray[np.int64]
     since: NDArray[np.int64]
     until: NDArray[np.int64]
@@ -49,6 +52,7 @@ class _Repeat:
         """Whether all tokens of `step` have the same rows again."""
         return bool(
             self.requests == step.requests
+            and (step.prompts == self.prompts).all()
             and (step.computed >= self.since).all()
             and (step.computed + step.scheduled <= self.until).all()
         )
@@ -93,7 +97,8 @@ def _find_rows(store: RowStore, step: Step) -> tuple[NDArray[np.int64], bool]:
     rows = np.array([places[key] for key in keys], dtype=np.int64)
     uniform = all(table.is_uniform for table in tables.values())
     since_all, until_all = np.array(borders, dtype=np.int64).reshape(-1, 2).T
-    store.last = _Repeat(list(step.requests), rows, since_all, until_all, uniform) if single else None
+    known = list(step.requests), step.prompts.copy(), rows, since_all, until_all, uniform
+    store.last = _Repeat(*known) if single else None
     return np.repeat(rows, counts), uniform
 
 

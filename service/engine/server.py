@@ -28,7 +28,7 @@ from service.engine.bodies import bound_text, bound_validation
 from service.engine.core import Core, start_core
 from service.engine.flags import EngineOptions, parse_flags, prepare_cpu
 from service.engine.grammars import GrammarChecker
-from service.engine.names import SERVER_PID
+from service.engine.names import SERVER_PID, SLOT_WAIT_S
 from service.engine.overflow import Overflows
 from service.engine.probe import probe_sampling
 from service.engine.spare_rows import SpareRows
@@ -62,14 +62,14 @@ class Engine:
         overflows: Overflows,
         spare_rows: SpareRows,
         templates: TemplateRenderer | None,
-        grammars: GrammarChecker | None,
+        grammars: GrammarChecker,
     ) -> None:
         self.client = core.client
         self.overflows = overflows
         self.app = app
         self.args = args
         self.templates = templates
-        self._children = [children for children in (templates, grammars) if children is not None]
+        self._children = [grammars] if templates is None else [templates, grammars]
         self._core = core
         self._heads: set[int] = set()
         """Ids of the adapters that change the output head."""
@@ -229,6 +229,7 @@ async def start_engine(options: EngineOptions) -> Engine:
     """Start the engine and build vLLM's OpenAI app around it; ValueError on flags that do not fit."""
     check_version(vllm.__version__)
     os.environ[SERVER_PID] = str(os.getpid())
+    os.environ[SLOT_WAIT_S] = str(options.slot_wait_s)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # As vLLM's own server does: a process with threads must not fork.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -239,17 +240,16 @@ async def start_engine(options: EngineOptions) -> Engine:
     args = parse_flags(options)
     patches.install()
     core = await start_core(args)
-    grammars = _check_grammars(args)
+    grammars = GrammarChecker(args.structured_outputs_config)
     try:
         if current_platform.is_cpu():
             # The engine's threads hold all cores: a second thread of a fusion would wait for a core at every product.
             # Under load a sum took 0.2 to 10 s with two threads, 0.1 to 0.4 s with one. The engine's own processes
             # have started.
             torch.set_num_threads(1)
-        if grammars is not None:
-            await grammars.start()
+        await grammars.start()
         tasks = await core.client.get_supported_tasks()
-        spare_rows = SpareRows()
+        spare_rows = SpareRows(options.slot_wait_s)
         overflows = patches.watch_client(core.client, grammars, tasks, spare_rows, options.gate_timeout_s)
         app = build_app(args, tasks, core.client.model_config)
         routes.keep_served(app)
@@ -262,17 +262,10 @@ async def start_engine(options: EngineOptions) -> Engine:
         templates = await _start_templates(options.template_bytes)
         patches.render_client_templates(app.state.online_renderer, templates)
     except BaseException:
-        if grammars is not None:
-            await asyncio.shield(grammars.close())
+        await asyncio.shield(grammars.close())
         await asyncio.shield(core.close())
         raise
     return Engine(core, app, args, overflows, spare_rows, templates, grammars)
-
-
-def _check_grammars(args: Any) -> GrammarChecker | None:
-    """What checks clients' grammars; None where the operator has chosen another library than the bounded one."""
-    config = args.structured_outputs_config
-    return GrammarChecker(config) if config.backend == "guidance" else None
 
 
 async def _start_templates(max_bytes: int | None) -> TemplateRenderer | None:

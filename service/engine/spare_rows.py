@@ -5,19 +5,34 @@ in a step that computes several of them; so it holds the others here while it ru
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from service.engine.models import Generate
+from vllm.exceptions import RetryableRequestError
+
+from service.engine.models import Generate, meter
 from service.engine.weights import FUNCTION, read_mix
+
+
+class RowsBusyError(RetryableRequestError):
+    """A request got no rows in time. vLLM answers its base class with 503 and the message."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"Other requests whose weights change with position had all rows of the engine for {timeout_s:g} s; "
+            "try again later."
+        )
 
 
 class SpareRows:
     """`count` rows beyond one for each sequence; None: every step finds enough."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = math.inf) -> None:
+        self.timeout_s = timeout_s
+        """How long a request may wait for its rows."""
         self.count: int | None = None
         self.modules = 0
         """How many modules weights may tell apart."""
@@ -26,9 +41,15 @@ class SpareRows:
 
     @asynccontextmanager
     async def hold(self, count: int) -> AsyncIterator[None]:
-        """Hold `count` rows for the block, first come, first served."""
+        """Hold `count` rows for the block, first come, first served; `RowsBusyError` when it does not get them in
+        time.
+        """
         if not self._fits(count) or self._line:
-            await self._wait(count)
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    await self._wait(count)
+            except TimeoutError:
+                raise RowsBusyError(self.timeout_s) from None
         else:
             self._used += count
         try:
@@ -81,8 +102,13 @@ def hold_rows(generate: Generate, rows: SpareRows) -> Generate:
         return held(outputs, len({table.digest for table in mix.tables}) - 1)
 
     async def held(outputs: AsyncGenerator[Any, None], count: int) -> AsyncGenerator[Any, None]:
-        async with aclosing(outputs), rows.hold(count):
-            async for output in outputs:
-                yield output
+        try:
+            async with aclosing(outputs), rows.hold(count):
+                async for output in outputs:
+                    yield output
+        except RowsBusyError as error:
+            if (sink := meter.get()) is not None:
+                sink.refuse(str(error))
+            raise
 
     return checked

@@ -84,7 +84,7 @@ class Weights:
         if len({rows for rows, _ in shapes} - {1}) > 1 or not {width for _, width in shapes} <= columns:
             raise ValueError(f"weights of shapes {shapes}: expected 1 or as many rows as modules, {columns} columns")
         if (size := sum(phase.weights.nbytes for phase in self.phases)) > MAX_BYTES:
-            raise ValueError(f"{size} bytes of weights: expected {MAX_BYTES} at most")
+            raise ValueError(f"{size} bytes of weights, the limit is {MAX_BYTES}: use fewer phases, or no components")
 
     @property
     def modules(self) -> int:

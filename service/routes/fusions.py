@@ -97,9 +97,13 @@ async def put_profile(
 ) -> Profile:
     """Make a new version the current one; requests in flight finish on the old one."""
     defaults = body.defaults.model_dump(exclude_none=True) if body.defaults else {}
-    if template := defaults.get("chat_template"):
-        await check_template(service, template)
-    await check_defaults(service.engine.app, defaults, request.headers.raw)
+    parts = {"defaults": defaults, "description": body.description or ""}
+    service.profiles.check(profile, body.fusion, parts, client=client)
+    if defaults:
+        async with service.pool.checks.hold(client):
+            if template := defaults.get("chat_template"):
+                await check_template(service, template)
+            await check_defaults(service.engine.app, defaults, request.headers.raw)
     version, new = await service.profiles.put(
         profile, body.fusion, defaults=defaults, description=body.description or "", client=client
     )

@@ -42,6 +42,8 @@ FUSION_HEADERS = {
     "x-fusion-source": "`warm` (resident), `loaded` (from the store) or `built` (for this request)",
     "x-fusion-rank": "rank of the fusion",
     "x-fusion-error": "relative Frobenius error; 0 when mixed",
+    "x-fusion-weights": "weights that a gate chose, by adapter, as JSON; a list of them for many prompts",
+    "x-fusion-gate": "`chose`, or `default` and why the gate's own weights were not used",
 }
 KEYLESS = ("/health", "/ping")
 REF = "#/components/schemas/"

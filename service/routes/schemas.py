@@ -129,7 +129,7 @@ class Adapter(BaseModel):
         default=None, description="bound of the update's norm: the largest ‖A‖ ‖scaling·B‖ of a module"
     )
     built: str = Field(default="", description="its layers for which recipes with it are built, not mixed")
-    gate: dict[str, float] | None = Field(
+    gate: dict[str, int | float] | None = Field(
         default=None, description="of a gate: the tokens `yes` and `no` whose odds are its value, and its readout"
     )
     answer_only: bool = Field(default=False, description="whether no recipe may let it act on the prompt")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters import LoraAdapter, Recipe
 from adapters.algebra.sparsify import Draw
-from adapters.recipes.weights import layer_range, weight_at
+from adapters.recipes.weights import layer_range, weights_at
 
 Dense = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ def weighted(recipe: Recipe, family: Mapping[str, LoraAdapter], module: str) -> 
     layers = layer_range(key for name in recipe.adapters for key in family[name].modules)
     found = []
     for name, weight in recipe.weights.items():
-        if module in family[name].modules and (value := weight_at(weight, module, layers)) != 0:
+        if module in family[name].modules and (value := weights_at(weight, [module], layers)[module]) != 0:
             found.append((name, value, delta(family[name], module)))
     return found
 

@@ -72,6 +72,7 @@ def test_peft_reads_the_folder_and_says_that_it_ignores_the_key(tmp_path: Path) 
         ("answer(0.6*a + 0.4*p)", "0.6*x + 0.4*p"),
         ("answer(0.6*p)", "0.6*p"),
         ("steps(0: 0.4)*a", "0.4*a"),
+        ("{*: steps(0: 0.4)}*p", "0.4*p"),
         ("svd(0.6*a + 0.4*b, rank=2)", "svd(0.6*a + 0.4*b, rank=2)"),
     ],
 )

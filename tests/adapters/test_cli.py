@@ -75,6 +75,12 @@ def test_bad_input_is_one_line_and_exit_two(
     assert says in captured.err
 
 
+def test_a_recipe_may_begin_with_a_sign(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("-1*task", "-.5*task+1*safety"):
+        assert main(["plan", text, *folders, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["recipe"] == parse(text).format()
+
+
 def test_as_a_program() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "adapters", *arguments], capture_output=True, text=True)
@@ -118,6 +124,6 @@ def test_a_recipe_of_phases_is_planned_phase_by_phase(folders: list[str], capsys
     assert main(["plan", recipe, *folders, "--rank", "2", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [(row["start"], row["recipe"], row["rank"]) for row in content["phases"]] == [
-        (-1, "1*safety + 0*task", 2),
+        ("prompt", "1*safety + 0*task", 2),
         (4, "1*safety + 0.2*task", 2),
     ]

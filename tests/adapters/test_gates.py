@@ -138,7 +138,15 @@ def test_a_higher_value_never_means_a_lower_weight(value: float, more: float) ->
     expected = 0.8 / (1 + math.exp(-(1.5 * value - 0.5)))
     assert before["safety"] == pytest.approx(expected, abs=5.1e-4)
     assert all(after[name] >= before[name] for name in before)
-    assert all(weight == round(weight, 3) for weight in before.values())
+    steps = before["safety"] / 0.8 * 1000
+    assert steps == pytest.approx(round(steps), abs=1e-5)
+
+
+def test_narrow_bounds_are_chosen_within_too() -> None:
+    gate = parse("gate(1*a, by=risk, a in 0.9998..1.0002)").gate
+    assert gate is not None
+    weights = [READOUT.choose(value, gate)["a"] for value in (-9.0, 0.0, 9.0)]
+    assert 0.9998 <= weights[0] < weights[1] < weights[2] <= 1.0002
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

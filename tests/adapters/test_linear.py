@@ -118,7 +118,7 @@ def test_any_linear_recipe_is_its_tables_phase_by_phase(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("1*a + steps(prompt: 0.4, 0: 1, 4: 0.2)*b", r"change 2 time\(s\) between the prompt and token 4"),
+        ("1*a + steps(prompt: 0.4, 0: 1, 4: 0.2)*b", "change with position, the last time at token 4"),
         ("answer(steps(0: 0.6, 2: 0.4)*a)", "fuse one phase, such as the last, '0.4\\*a'"),
         ("gate(1*a + 0.5*b, by=risk, b in 0..1)", "the gate 'risk' chooses .* its default, '1\\*a \\+ 0.5\\*b'"),
     ],

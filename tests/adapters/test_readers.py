@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from adapters import LoraModule, fuse, load, make_adapter, parse, save
 from adapters.cli import main
-from adapters.files.one_rank import to_one_rank
 from tests.adapters.samples import BASE, CONFIG, SHAPES, WEIGHTS, adapter, dense, gap, same, size
 
 Q0, V0, Q1, DOWN = SHAPES
@@ -75,16 +74,6 @@ def test_one_rank_and_alpha_are_right_where_scalings_differ(tmp_path: Path, read
     one = make_adapter(modules, BASE)
     save(one, tmp_path / "out", one_rank=True)
     assert gap(read(tmp_path / "out", READERS[reader]), dense(one)) <= 1e-6 * size(dense(one))
-
-
-@pytest.mark.parametrize(("ratio", "is_rounded"), [(2.0, False), (3.0, True)])
-def test_what_one_alpha_rounds_is_told(ratio: float, is_rounded: bool) -> None:  # review
-    factors = torch.randn(4, 8).bfloat16(), torch.randn(8, 4).bfloat16()
-    one = make_adapter(
-        {"a": LoraModule(*factors, 1.0), "b": LoraModule(*factors, 1.0), "c": LoraModule(*factors, ratio)}, BASE
-    )
-    notes = [note for note in to_one_rank(one).notes if "rounds B of 1 to bfloat16" in note]
-    assert len(notes) == is_rounded
 
 
 def test_an_adapter_of_one_rank_is_written_as_it_is(tmp_path: Path) -> None:

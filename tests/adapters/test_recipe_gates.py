@@ -49,6 +49,26 @@ def test_the_json_form() -> None:
     assert from_json({"adapters": terms, "gate": gate}) == parse(TEXT)
 
 
+def test_what_a_gate_may_choose_has_no_more_phases_than_a_recipe_may_have() -> None:
+    mix = "0*a + steps(1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7)*b"
+    assert len(parse(f"answer({mix})").phases()) == 8
+    for text in (f"gate({mix}, by=g, a in 0..1)", f"gate(answer({mix}), by=g, a in 0..0)"):
+        recipe = parse(text)
+        assert len(recipe.choose({"a": 1}).phases()) == 8
+    wide = f"gate(answer({mix}), by=g, a in 0..1)"
+    with pytest.raises(RecipeError, match="9 phases") as caught:
+        parse(wide)
+    assert caught.value.position == len(wide) - 1
+    gate = {"by": "g", "bounds": {"a": [-1, 0]}}
+    with pytest.raises(RecipeError, match="9 phases"):
+        from_json({**parse(f"answer({mix})").to_json(), "gate": gate})
+
+
+def test_bounds_are_named_as_they_are() -> None:
+    with pytest.raises(RecipeError, match=r"'a in 0.1234568..0.1234569' does not contain 0.1234567, the weight"):
+        parse("gate(0.1234567*a, by=g, a in 0.1234568..0.1234569)")
+
+
 def test_a_gate_chooses_inside_its_bounds_and_leaves_the_rest() -> None:
     recipe = parse("gate(answer(1*task + 0.5*safety), by=risk, safety in 0..0.8)")
     assert recipe.choose({}).format() == "answer(0.5*safety + 1*task)"
@@ -82,7 +102,7 @@ def test_whatever_a_gate_chooses_is_a_valid_recipe(recipe: Recipe, data: st.Data
     ("text", "position", "says"),
     [
         ("gate(1*a, by=g, a in 0.8..0)", 16, "the wrong way round"),
-        ("gate(1*a, by=g, a in 0..0.8)", 16, "does not hold 1, the weight when the gate fails"),
+        ("gate(1*a, by=g, a in 0..0.8)", 16, "does not contain 1, the weight when the gate fails"),
         ("gate(1*a, by=g, a in 0..17)", 16, "|weight| <= 16"),
         ("gate(1*task, by=g, tsk in 0..1)", 19, "did you mean 'task'"),
         ("gate(1*a, by=g, x in 0..1)", 16, "the terms are a"),

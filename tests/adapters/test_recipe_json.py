@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,27 @@ def test_json_forms_that_are_refused(obj: object) -> None:
     with pytest.raises(RecipeError) as caught:
         from_json(obj)
     assert caught.value.position is None
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        ({"steps": [[4, 1], [0, 1]]}, "'adapters[0].weight': token 0 comes after token 4"),
+        ({"steps": [[-1, 1]]}, "'adapters[0].weight': no phase begins at token -1"),
+        ({"fade": [1, 0, 1]}, "'adapters[0].weight': a fade goes over 2 to 1000000 tokens, got 1"),
+        ({"components": [1] * 2049}, "'adapters[0].weight': a weight has at most 2048 components"),
+        ({"fade": [1, 0]}, "'adapters[0].weight' must be"),
+        ({"fade": [math.nan, 0, 8]}, "the weight nan of 'a' is out of range"),
+    ],
+)
+def test_the_error_says_which_weight_is_wrong(weight: object, says: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        from_json({"adapters": [{"name": "a", "weight": weight}]})
+
+
+def test_a_key_that_is_nearly_right_is_named() -> None:
+    with pytest.raises(RecipeError, match="no option 'Answer': did you mean 'answer'"):
+        from_json({"adapters": [{"name": "a"}], "Answer": True})
 
 
 def test_json_weight_defaults_to_one_and_method_to_sum() -> None:

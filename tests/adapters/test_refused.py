@@ -144,6 +144,8 @@ REFUSED: list[tuple[str, Spoil]] = [
     ("missing_config", lambda folder: (folder / CONFIG).rename(folder / "config.json")),
     ("modules_to_save", tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(3, 5)}))),
     ("not_lora", tensors(lambda t: t.update({A.removeprefix("base_model.model."): t.pop(A)}))),
+    ("not_lora", tensors(lambda t: t.update({A.replace("lora_A", "LORA_A"): t.pop(A)}))),
+    ("not_lora", tensors(lambda t: t.update({A.replace("lora_A", "lora_down"): t.pop(A)}))),
     ("not_lora", tensors(lambda t: t.update({A.replace(".weight", ".default.weight"): t.pop(A)}))),
     ("truncated", raw(WEIGHTS, lambda _: b"")),
     ("truncated", raw(WEIGHTS, lambda data: data[:100])),

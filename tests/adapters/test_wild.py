@@ -69,7 +69,7 @@ CASES = {
     "embed_tokens with its copy": Case("A7", configure(), {**EMBEDDING, "copies": True}, note="left out"),
     "both with their copies": Case("E4", configure(), {**BOTH, "copies": True}, note="embed_tokens.base_layer"),
     "patterns": Case("A8", configure(), {"rank_pattern": PATTERNS}),
-    "lora_ga": Case("A9", configure(init_lora_weights="lora_ga")),
+    "lora_ga": Case("A9", configure(init_lora_weights="lora_ga"), note="changes the base's weights in training"),
     "orthogonal": Case("A9", configure(init_lora_weights="orthogonal")),
     "mica": Case("A9", configure(init_lora_weights="mica")),
     "NaN dropout": Case("A17", rewrite('"lora_dropout": 0.0', '"lora_dropout": NaN')),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import peft
@@ -22,30 +23,29 @@ EXPECTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 Change = Callable[[Path], None]
 
 
-def tiny() -> transformers.LlamaForCausalLM:
-    """The same random model each time."""
+TINY: Mapping[str, Any] = {
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "vocab_size": 64, "tie_word_embeddings": False},
+}
+
+
+def tiny(changes: Mapping[str, Any] = MappingProxyType({})) -> transformers.LlamaForCausalLM:
+    """The same random model each time, with `changes` of its configuration."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-        tie_word_embeddings=False,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**TINY, **changes})).eval()
 
 
-def train(folder: Path, *, copies: bool = False, **options: Any) -> None:
+def train(
+    folder: Path, *, copies: bool = False, model: Mapping[str, Any] = MappingProxyType({}), **options: Any
+) -> None:
     """Save an adapter with an effect, as PEFT does; `copies` of the embedding layers too."""
     config = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], **options})
-    model = peft.get_peft_model(tiny(), config)
+    adapted = peft.get_peft_model(tiny(model), config)
     torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
+    for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(str(folder), save_embedding_layers=copies)
+    adapted.save_pretrained(str(folder), save_embedding_layers=copies)
 
 
 def configure(**keys: object) -> Change:
@@ -112,23 +112,24 @@ def tokens() -> Tensor:
 
 
 @torch.no_grad()
-def logits(deltas: Mapping[str, Tensor]) -> Tensor:
+def logits(deltas: Mapping[str, Tensor], changes: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
     """What the model says with these updates, d_out×d_in by module, added to its weights."""
-    model = tiny()
+    model = tiny(changes)
     for name, delta in deltas.items():
-        weight = model.get_submodule(name).weight
-        weight += (delta.T if isinstance(model.get_submodule(name), torch.nn.Embedding) else delta).to(weight.dtype)
+        layer = model.get_submodule(name)
+        change = (delta.T if isinstance(layer, torch.nn.Embedding) else delta).to(layer.weight.dtype)
+        layer.weight = torch.nn.Parameter(layer.weight + change)  # its own, where two layers share one
     found: Tensor = model(tokens()).logits
     return found
 
 
-def our_logits(adapter: LoraAdapter) -> Tensor:
-    return logits({name: module.delta() for name, module in adapter.modules.items()})
+def our_logits(adapter: LoraAdapter, changes: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
+    return logits({name: module.delta() for name, module in adapter.modules.items()}, changes)
 
 
 @torch.no_grad()
-def peft_logits(folder: Path) -> Tensor:
-    found: Tensor = peft.PeftModel.from_pretrained(tiny(), str(folder)).eval()(tokens()).logits
+def peft_logits(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
+    found: Tensor = peft.PeftModel.from_pretrained(tiny(changes), str(folder)).eval()(tokens()).logits
     return found
 
 

@@ -79,3 +79,20 @@ def test_a_point_is_read_as_a_recipe_where_it_is_one() -> None:
     assert recipe is not None
     assert recipe.adapters == ("safety", "task")
     assert Point("balanced@3", "sweep", "").recipe is None
+
+
+@pytest.mark.parametrize(
+    ("model", "form"),
+    [
+        ("1*a + 0.5*b", "sum"),
+        ("1*a + fade(1..1, 8)*b", "position"),  # an end of a grid
+        ("{*.mlp.*: steps(prompt: 0, 0: 0), *: 1}*a", "position"),
+        ("ramp(1..1)*a", "module"),
+        ("answer(fade(1..0, 8)*a)", "answer"),
+        ("gate(1*a + fade(1..0, 8)*b, by=g, a in 0..1)", "gate"),
+        ("ties(1*a + 1*b)", "method"),
+        ("balanced@3", "other"),
+    ],
+)
+def test_the_form_says_what_the_weights_depend_on(model: str, form: str) -> None:
+    assert Point(model, "sweep", model).form == form

@@ -43,7 +43,7 @@ class Service:
     def plan(self, recipe: str) -> Plan:
         if recipe.startswith(self.refused):
             raise EndpointError(f"the service rejected {recipe!r}: no such method")
-        return Plan("digest", True, recipe, 16, 0.0)
+        return Plan("digest", True, recipe, 0.0)
 
     def measure(self, sweep: Sweep) -> Sweep:
         self.rounds.append(len(sweep.points))

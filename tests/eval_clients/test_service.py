@@ -19,7 +19,7 @@ from eval_clients.tasks.logprobs import echo_logprobs, find_faults, find_letter_
 from eval_clients.tasks.openings import OPENINGS
 from tests.conftest import BASE, BASE_NAME, ROOT, Server
 
-TASK, SAFETY = "order-job", "safe"
+TASK, SAFETY, GATE = "order-job", "safe", "danger"
 SAFETY_ROWS = ROOT / "training/builtin/data/safety_heldout.jsonl"
 
 
@@ -27,11 +27,11 @@ SAFETY_ROWS = ROOT / "training/builtin/data/safety_heldout.jsonl"
 def endpoint(server: Server) -> Iterator[Endpoint]:
     """The shared server with the shipped adapters under names of these tests."""
     with httpx.Client(base_url=server.url, timeout=300) as http:
-        for name, folder in ((TASK, "task"), (SAFETY, "safety")):
+        for name, folder in ((TASK, "task"), (SAFETY, "safety"), (GATE, "risk")):
             path = ROOT / "examples/adapters" / folder
             assert http.post("/v1/adapters", json={"name": name, "path": str(path)}).is_success
         yield Endpoint(f"{server.url}/v1")
-        for name in (TASK, SAFETY, f"{SAFETY}-random-0"):
+        for name in (TASK, SAFETY, GATE, f"{SAFETY}-random-0"):
             http.delete(f"/v1/adapters/{name}")
 
 
@@ -137,6 +137,20 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     )  # the same is not attached twice
 
 
+def test_a_sweep_of_weights_by_position_and_by_prompt_has_its_controls(endpoint: Endpoint, tmp_path: Path) -> None:
+    out, rows = tmp_path / "sweep", few(tmp_path / "rows.jsonl", SAFETY_ROWS, {"harmful": 3, "harmless": 3})
+    command = ["sweep", "--base-url", endpoint.base_url, "--out", str(out), "--display", "none", "--max-tokens", "8"]
+    command += ["--recipe", f"0.7*{TASK} + steps(prompt: {{l}}, 0: 1)*{SAFETY}", "--grid", "l=0.4", "--safety", SAFETY]
+    command += ["--recipe", f"answer(0.7*{TASK} + {{l}}*{SAFETY})"]
+    command += ["--recipe", f"gate(0.7*{TASK} + {{l}}*{SAFETY}, by={GATE}, {SAFETY} in 0..1)"]
+    command += ["--tasks", "harmful_csv,harmless", "--data", f"harmful_csv={rows}", "--data", f"harmless={rows}"]
+    assert main(command) == 0
+    report = json.loads((out / "report.json").read_text())
+    forms = {point["form"] for point in report["points"] if point["kind"] == "sweep"}
+    assert forms == {"position", "answer", "gate"}
+    assert {"constant gate", "shuffled gate"} <= {point["series"] for point in report["points"]}
+
+
 def test_the_search_stays_within_its_budget(
     endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +236,11 @@ def test_the_random_control_is_registered_once_and_anew_for_another_adapter(endp
             f"ties(0.7*{TASK}, density=0.6)",
             f"ties(0.7*{TASK} + 0.3*{SAFETY}-random-0, density=0.6)",
             marks=pytest.mark.soak,  # three dense builds
+        ),
+        (
+            f"0.7*{TASK} + steps(prompt: 0.4, 0: 1)*{SAFETY}",
+            f"0.7*{TASK}",
+            f"0.7*{TASK} + steps(prompt: 0.4, 0: 1)*{SAFETY}-random-0",
         ),
         (f"{TASK} + ramp(0.1..0.5)*{SAFETY}", f"1*{TASK}", f"1*{TASK} + ramp(0.1..0.5)*{SAFETY}-random-0"),
         (

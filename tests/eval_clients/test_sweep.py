@@ -9,7 +9,7 @@ from eval_clients.endpoint import Plan
 from eval_clients.sweeps.points import Point
 from eval_clients.sweeps.sweep import drop_repeats, find_unfinished, save_points, split_waves
 
-MIXED = Plan("d", True, "r", 16, 0.0)
+MIXED = Plan("d", True, "r", 0.0)
 POINTS = [Point(name, "sweep", "s", {"l": float(n)}) for n, name in enumerate("abcd")]
 
 

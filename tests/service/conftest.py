@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from adapters import LoraAdapter, Store, fusion_digest, parse
 from service.adapter_files import AdapterFiles
 from service.build_files import BuildFiles
+from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.functions import Functions
 from service.materializer import Materializer
@@ -188,6 +189,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server.cleanup()
 
 
+def make_functions(materializer: Materializer, threads: Threads, wait_timeout_s: float) -> Functions:
+    turns = ClientTurns("functions", wait_timeout_s)
+    return Functions(materializer.open, sorted(samples.SHAPES), threads.functions.run, lambda *_: None, turns)
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Callable[..., World]:
     def make(
@@ -216,10 +222,11 @@ def world(tmp_path: Path) -> Callable[..., World]:
             residency,
             materializer,
             Limits(mixing, MAX_RANK),
-            Functions(materializer.open, sorted(samples.SHAPES), threads.adapters.run, lambda *_: None),
+            make_functions(materializer, threads, wait_timeout_s),
             lambda: [{adapters[n].digest: adapters[n].rank for n in group.split("+")} for group in groups],
             hold=files.hold,
             clients=ClientPlaces(metrics, limit=client_places, max_waiting=max_waiting),
+            checks=ClientTurns("checks", wait_timeout_s),
         )
         return World(engine, residency, pool, adapters, materializer, store, files, removed, series)
 

@@ -33,6 +33,7 @@ class FakePool:
     strict: bool | None = None
     error: Exception | None = None
     is_warm: bool = True
+    is_crowded: bool = False
 
     async def acquire(
         self, fusion: Fusion, *, strict: bool = False, client: str | None = None, check: Check | None = None
@@ -44,6 +45,9 @@ class FakePool:
         self.leased, self.strict = self.leased + 1, strict
         resident = Resident("ab" * 32, "stack", Path("a"), LoRARequest("~stack/ab", 1000, "/a"), 5)
         return Lease(resident, "warm", ((2, 0.25), (3, -1.5)), 5)
+
+    def may_wait(self, lease: Lease) -> bool:
+        return self.is_crowded
 
     def release(self, lease: Lease) -> None:
         self.leased -= 1

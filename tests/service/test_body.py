@@ -92,6 +92,8 @@ def test_what_holds_too_much_is_refused_soon(raw: bytes, words: str) -> None:
         {"prompt": ["a"] * 1024, "n": 2.0},
         {"prompt": "a", "n": 1025},
         {"bad_words": ["a" * 1000] * 17},
+        {"prompt": "a", "repetition_penalty": 1e-40},
+        {"prompt": "a", "repetition_penalty": "1e-5"},
         {"prompt": "a", "length_penalty": -400},
         {"prompt": "a", "length_penalty": "1e9"},
         {"prompt": "a", "length_penalty": "nan"},
@@ -113,6 +115,8 @@ def test_a_request_asks_for_a_bounded_number_of_answers(wrong: dict[str, Any]) -
         {"messages": [{}] * 2000},
         {"stop": ["a", 1]},
         {"prompt": "a", "length_penalty": -2.5},
+        {"prompt": "a", "repetition_penalty": 0.5},
+        {"prompt": "a", "repetition_penalty": 0},  # which vLLM refuses
         {"n": "x", "prompt": [None]},
         {"n": "nan", "prompt": "a"},
         {"n": "inf", "prompt": "a"},

@@ -20,11 +20,11 @@ from adapters.files.shipped import CHECKOUT
 from service.adapter_files import AdapterFiles
 from service.build_files import BuildFiles
 from service.catalog import Catalog
+from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.edge.clients import Shares
 from service.errors import ApiError
 from service.front import answer_error
-from service.functions import Functions
 from service.layers import BaseLayers
 from service.materializer import Materializer
 from service.metrics import Metrics
@@ -39,6 +39,7 @@ from service.settings import Settings
 from service.startup import delete_orphans
 from service.threads import Threads
 from tests.adapters import samples
+from tests.service.conftest import make_functions
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 
@@ -97,9 +98,10 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
         residency,
         materializer,
         Limits(mixing=True, max_rank=8),
-        Functions(materializer.open, sorted(samples.SHAPES), threads.adapters.run, names.check_norm),
+        make_functions(materializer, threads, settings.wait_timeout_s),
         hold=files.hold,
         clients=ClientPlaces(metrics, limit=9, max_waiting=9),
+        checks=ClientTurns("checks", settings.wait_timeout_s),
     )
     catalog = Catalog(settings, registry, names, pool, engine, BaseLayers(samples.SHAPES), files, writing)
     profiles = Profiles(settings, registry, names, pool, metrics, files, writing)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from adapters.files import adapter_path
 from service.settings import Settings
 from tests.conftest import ROOT, Server, family, launch, stop, wait_ready
-from tests.service.confinement import confine, is_possible, read_status
+from tests.service.confinement import Group, confine, is_possible, limit, read_status
 
 TAG = "lora-fusion:latest"
 MIX = "0.6*narrow + 0.4*wide"
@@ -166,11 +167,11 @@ def test_the_bento_is_small_and_holds_nothing_else_of_the_machine(bento: Bento) 
     assert not [path for path in texts if str(ROOT) in path.read_text()]
 
 
-def serve(bento: Bento, server: Server, place: Path) -> tuple[subprocess.Popen[bytes], str]:
+def serve(bento: Bento, server: Server, place: Path, group: Group | None) -> tuple[subprocess.Popen[bytes], str]:
     """Serve the Bento as its image does, with the shipped adapters and two of `server`'s.
 
     Where this machine allows it, confined as the documented `docker run` is: it may write to the temporary folder
-    alone, which holds its data, has no capability, and finds the repository's own code gone.
+    alone, which holds its data, has no capability, finds the repository's own code gone, and is in `group`.
     """
     writable = [Path(tempfile.gettempdir())]
     hidden = [ROOT / package for package in ("service", "adapters", "training")]
@@ -181,7 +182,7 @@ def serve(bento: Bento, server: Server, place: Path) -> tuple[subprocess.Popen[b
         place / "log",
         command=["-m", "bentoml", "serve", TAG, "--host", "127.0.0.1", "--port", "{port}"],
         cwd=place,
-        before=confine(writable=writable, hidden=hidden) if is_possible() else (),
+        before=confine(writable=writable, hidden=hidden, group=group) if is_possible() else (),
         PYTHONPATH="",
         HOME=str(place),
         PYTHONDONTWRITEBYTECODE="",
@@ -195,10 +196,20 @@ def serve(bento: Bento, server: Server, place: Path) -> tuple[subprocess.Popen[b
     )
 
 
-def test_the_served_bento_answers_with_a_read_only_root_and_no_capability(
-    server: Server, bento: Bento, instructions: list[Instruction], tmp_path: Path
+@pytest.fixture
+def group() -> Iterator[Group | None]:
+    """The limits that the documentation states, for a key-value cache of 1 GiB."""
+    text = (ROOT / "deploy/README.md").read_text()
+    (pids,) = {int(number) for number in re.findall(r"--pids-limit (\d+)", text)}
+    (more,) = {int(number) for number in re.findall(r"needs about (\d+) GiB on top of it", text)}
+    with limit(f"lora-fusion-test-{os.getpid()}", memory=(more + 1) * 2**30, pids=pids) as made:
+        yield made
+
+
+def test_the_served_bento_answers_within_the_container_s_limits(
+    server: Server, bento: Bento, instructions: list[Instruction], group: Group | None, tmp_path: Path
 ) -> None:
-    process, url = serve(bento, server, tmp_path)
+    process, url = serve(bento, server, tmp_path, group)
     check = ["sh", "-c", last(instructions, "HEALTHCHECK").partition("CMD ")[2]]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"FUSION_PORT": url.rpartition(":")[2], "PATH": path}
@@ -214,6 +225,8 @@ def test_the_served_bento_answers_with_a_read_only_root_and_no_capability(
             for pid in family(process.pid):
                 status = read_status(pid)
                 assert (int(status["CapEff"], 16), int(status["CapBnd"], 16), status["NoNewPrivs"]) == (0, 0, "1")
+            if group is not None:
+                assert all(set(family(process.pid)) <= members for members in group.members)
         served = {model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
         assert {"task", "safety", "balanced"} <= served
         ours, theirs, balanced = (
@@ -225,6 +238,8 @@ def test_the_served_bento_answers_with_a_read_only_root_and_no_capability(
         assert answers[0]["message"] == answers[1]["message"]
         mine, other = ([t["logprob"] for t in a["logprobs"]["content"]] for a in answers)
         assert mine == pytest.approx(other, abs=1e-4)
+        if group is not None:
+            assert (group.refused_forks, group.kills) == (0, 0)
     finally:
         stop(process)
     assert process.returncode == 0

@@ -6,9 +6,11 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from service.decisions import Decisions
 from service.edge.access import Access
 from service.edge.faults import Faults
 from service.edge.origins import Cors, Origins
+from service.routes.openapi import FUSION_HEADERS
 from tests.service.edge_app import CORS, HERE, SITE, answer_ok, check, client, fail, status
 
 
@@ -84,6 +86,15 @@ def test_allowed_origins_may_read_every_answer_errors_too(app: ASGIApp) -> None:
     answer = cors_app(app).post("/", headers={"origin": SITE})
     assert answer.headers.get_list("access-control-allow-origin") == [SITE]
     assert answer.headers["vary"] == "Origin"
+
+
+def test_allowed_origins_may_read_what_the_service_says_in_headers() -> None:
+    answer = cors_app(answer_ok).post("/", headers={"origin": SITE})
+    exposed = {name.lower() for name in answer.headers["access-control-expose-headers"].split(", ")}
+    assert exposed >= {*FUSION_HEADERS, "x-request-id", "retry-after"}
+    nothing: Any = None
+    decisions = Decisions(nothing, nothing, nothing, nothing)
+    assert {name.decode() for name, _ in decisions.headers()} <= FUSION_HEADERS.keys()
 
 
 def test_other_origins_may_read_nothing() -> None:

@@ -57,9 +57,16 @@ class Usage:
     def __init__(self) -> None:
         self.reports: list[tuple[int, int]] = []
         self.begun = 0
+        self.answers = 0
 
     def begin_usage(self) -> None:
         self.begun += 1
+
+    def begin_answer(self) -> None:
+        self.answers += 1
+
+    def refuse(self, message: str) -> None:
+        raise AssertionError(message)
 
     def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         assert first_token is not None
@@ -81,7 +88,7 @@ def test_usage_is_reported_once_also_of_an_answer_that_is_broken_off(read: int, 
         for _ in range(read):
             await anext(outputs)
         await outputs.aclose()
-        assert usage.begun == 1
+        assert (usage.begun, usage.answers) == (1, 1)
         return usage.reports
 
     assert asyncio.run(main()) == [(5, completion)]

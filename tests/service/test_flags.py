@@ -85,9 +85,14 @@ def test_the_cpu_cache_takes_a_quarter_of_free_memory(
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
 
 
-@pytest.mark.parametrize(
-    ("extra", "backend"),
-    [((), "guidance"), (("--structured-outputs-config", '{"backend": "xgrammar"}'), "xgrammar")],
-)
-def test_forms_of_answers_are_checked_by_the_backend_with_limits(extra: tuple[str, ...], backend: str) -> None:
-    assert parse_flags(options(*extra)).structured_outputs_config.backend == backend
+@pytest.mark.parametrize("extra", [(), ("--structured-outputs-config", '{"backend": "guidance"}')])
+def test_forms_of_answers_are_checked_by_the_backend_with_limits(extra: tuple[str, ...]) -> None:
+    assert parse_flags(options(*extra)).structured_outputs_config.backend == "guidance"
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "outlines", "lm-format-enforcer"])
+@pytest.mark.parametrize("form", ["--structured-outputs-config={}", "--structured-outputs-config.backend={}"])
+def test_a_backend_that_compiles_without_limits_is_refused(backend: str, form: str) -> None:
+    flag = form.format(backend if form.endswith("backend={}") else f'{{"backend": "{backend}"}}')
+    with pytest.raises(ValueError, match=f"backend '{backend}' .* cannot be set.*'guidance' is taken"):
+        parse_flags(options(flag))

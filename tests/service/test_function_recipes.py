@@ -156,7 +156,7 @@ def test_an_answer_only_mix_never_seen_shares_a_prompt_of_the_base(server: Serve
         ("{*.mlp.*: 1}*wide", "add '*' as the last one"),
         ("fade(1..0, 1)*wide", "a fade goes over 2 to"),
         ("gate(1*wide, by=narrow, wide in 0.8..0)", "the wrong way round"),
-        ("gate(1*wide, by=narrow, wide in 0..0.8)", "does not hold 1, the weight when the gate fails"),
+        ("gate(1*wide, by=narrow, wide in 0..0.8)", "does not contain 1, the weight when the gate fails"),
     ],
 )
 def test_what_cannot_be_is_refused(model: str, message: str, server: Server) -> None:

@@ -101,6 +101,30 @@ def test_every_form_is_exact(tiny: Tiny, answer: list[int]) -> None:
     assert cached[4:] == [0, 2 * BLOCK], "the answer's blocks are not the next prompt's"
 
 
+LENGTHS = (1, 2, 20, 31, 32, 33, 34, 63, 64, 65, 66, 100)
+"""Of prompts: around the borders of blocks."""
+
+
+def test_an_answer_computes_the_last_position_of_a_gates_prompt_alone(tiny: Tiny) -> None:
+    """Its own, in a batch with others, also when the memory is short."""
+    gate, answer, other = [(-1, NONE), (0, OTHER)], [(-1, NONE), (0, ONE)], [(-1, NONE), (0, OTHER), (3, ONE)]
+    rounds = []
+    for i, length in enumerate(LENGTHS):
+        after: list[Any] = [(answer, {"n": 2}), (other, {}), (answer, {"echo": True}), (None, {}), ([(-1, ONE)], {})]
+        batch = [ask(200 + i, length, 6, form, **options) for form, options in after]
+        rounds += [[ask(200 + i, length, 1, gate)], batch]
+    rounds.append([ask(220 + i, 60, 1, gate) for i in range(8)])
+    rounds.append([ask(220 + i, 60, 110, answer) for i in range(8)])  # more blocks than there are
+    out = tiny.serve(rounds, "--num-gpu-blocks-override", "30")
+    assert out["preemptions"] > 0
+    for requests, results in zip(rounds, out["rounds"], strict=True):
+        for request, result in zip(requests, results, strict=True):
+            assert tiny.error(request, result) < TOLERANCE, request
+    for length, results in zip(LENGTHS, out["rounds"][1::2], strict=False):
+        whole = (length - 1) // BLOCK * BLOCK
+        assert [result["cached"] for result in results] == [length - 1, length - 1, 0, whole, 0]
+
+
 def test_the_comparison_can_tell_functions_apart(tiny: Tiny) -> None:
     ids = draw_ids(0, 40)
     values = [tiny.log_probabilities(ids, 20, form)[19:] for form in all_forms(tiny)[:-1]]

@@ -7,9 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from service.engine.gate_passes import MAX_READINGS, GateReader, ask_gates
-from service.engine.models import GatePass, LoRARequest, ServedModel, served_model
+from service.engine.models import GatePass, LoRARequest, ServedModel, meter, served_model
+from service.metered import MeteredSend
+from service.metrics import Metrics
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 GATE_LORA, CHOSEN, DEFAULT = (LoRARequest(name, 7, "/x") for name in ("gate", "chosen", "default"))
@@ -47,9 +50,11 @@ class Engine:
         self.seen.append((value, reason))
         return DEFAULT if value is None else CHOSEN
 
+    def gate(self, digest: str = "g") -> GatePass:
+        return GatePass(digest, 5, 6, lambda: self.choose)
+
     async def answer(self, reader: GateReader, prompt: Any = PROMPT, digest: str = "g") -> None:
-        gate = GatePass(digest, 5, 6, self.choose)
-        token = served_model.set(ServedModel("m", GATE_LORA, None, gate))
+        token = served_model.set(ServedModel("m", GATE_LORA, None, self.gate(digest)))
         try:
             outputs = ask_gates(self.generate, reader)(prompt, SimpleNamespace(n=1), "r", lora_request=GATE_LORA)
             assert len([output async for output in outputs]) == 1
@@ -94,12 +99,10 @@ async def test_the_readings_that_are_kept_are_bounded() -> None:
     engine = Engine()
     reader = GateReader(engine.generate, 5)
     for i in range(MAX_READINGS + 10):
-        await reader.choose(GatePass("g", 5, 6, engine.choose), GATE_LORA, {**PROMPT, "prompt_token_ids": [i + 1]}, "r")
+        await reader.choose(engine.gate(), GATE_LORA, {**PROMPT, "prompt_token_ids": [i + 1]}, "r")
     engine.asked.clear()
     for number in (1, MAX_READINGS + 10):  # the oldest is forgotten, the newest is not
-        await reader.choose(
-            GatePass("g", 5, 6, engine.choose), GATE_LORA, {**PROMPT, "prompt_token_ids": [number]}, "r"
-        )
+        await reader.choose(engine.gate(), GATE_LORA, {**PROMPT, "prompt_token_ids": [number]}, "r")
     assert engine.asked == ["gate"]
 
 
@@ -111,3 +114,62 @@ async def test_a_client_that_leaves_ends_the_gate_s_pass() -> None:
     await asyncio.gather(task, return_exceptions=True)
     assert engine.open == 0
     assert engine.seen == []
+
+
+class Sink:
+    """What a request has running in the engine."""
+
+    running = 0
+
+    def begin_usage(self) -> None:
+        self.running += 1
+
+    def record_usage(self, *_: object) -> None:
+        self.running -= 1
+
+    def begin_answer(self) -> None:
+        pass
+
+    def refuse(self, message: str) -> None:
+        pass
+
+
+async def test_a_pass_is_counted_as_running_and_has_its_answer_s_priority() -> None:
+    sink, seen = Sink(), list[tuple[str, int, int]]()
+    engine = Engine()
+    stock = engine.generate
+
+    def generate(
+        prompt: Any, params: Any, id_: str, *, lora_request: Any, priority: int = 0
+    ) -> AsyncGenerator[Any, None]:
+        seen.append((lora_request.lora_name, priority, sink.running))
+        return stock(prompt, params, id_, lora_request=lora_request)
+
+    gate = engine.gate()
+    tokens = served_model.set(ServedModel("m", GATE_LORA, None, gate)), meter.set(sink)
+    try:
+        asked = ask_gates(generate, GateReader(generate, 5))
+        async for _ in asked(PROMPT, SimpleNamespace(n=1), "r", lora_request=GATE_LORA, priority=3):
+            assert sink.running == 1
+    finally:
+        served_model.reset(tokens[0])
+        meter.reset(tokens[1])
+    assert seen == [("gate", 3, 1), ("chosen", 3, 1)]
+    assert sink.running == 0
+
+
+async def test_a_lease_ends_only_when_the_pass_of_a_client_that_left_has_ended() -> None:
+    async def send(_: object) -> None:
+        raise AssertionError
+
+    engine, released = Engine(fault="hang"), list[int]()
+    metered = MeteredSend(send, Metrics(CollectorRegistry()), SimpleNamespace(profiles={}))  # type: ignore[arg-type]  # its profiles only
+    token = meter.set(metered)
+    task = asyncio.create_task(engine.answer(GateReader(engine.generate, 60)))
+    meter.reset(token)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    metered.call_at_end(lambda: released.append(engine.open))  # as the intake does when vLLM's app has returned
+    assert released == []
+    await asyncio.gather(task, return_exceptions=True)
+    assert released == [0]

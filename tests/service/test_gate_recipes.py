@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -42,6 +43,7 @@ def gate(server: Server) -> str:
     with server.http() as http:
         answer = http.post("/v1/adapters", json={"name": "tilt", "path": str(path)})
     assert answer.status_code == 201, answer.text
+    assert f'"yes":{YES},' in answer.text
     assert answer.json()["gate"] == {"yes": YES, "no": NO, "scale": SCALE, "offset": OFFSET}
     return str(path)
 
@@ -82,7 +84,8 @@ def ask(server: Server, model: str, ids: Sequence[int]) -> tuple[Mapping[str, fl
 def test_each_prompt_is_answered_at_the_weights_that_the_gate_chose(
     server: Server, reference: PositionReference
 ) -> None:
-    prompts = [token_ids(prompt) for prompt in PROMPTS] + [token_ids(LONG)[:700]]
+    lengths = (127, 128, 129, 130, 256, 700)  # around the borders of blocks, and of more than a step's 512 tokens
+    prompts = [token_ids(prompt) for prompt in PROMPTS] + [token_ids(LONG)[i : i + n] for i, n in enumerate(lengths)]
     work: list[Any] = [(model, ids) for ids in prompts for model in (RECIPE, ON_ANSWER)]
     with ThreadPoolExecutor(len(work)) as pool:
         answers = list(pool.map(lambda one: ask(server, *one), work))
@@ -100,6 +103,25 @@ def test_each_prompt_is_answered_at_the_weights_that_the_gate_chose(
         expected = reference.by_position([*ids, *tokens], len(ids), weigh)[-5:]
         assert max(abs(a - b) for a, b in zip(expected, values, strict=True)) < TOLERANCE
     assert max(chosen) - min(chosen) > 0.05, "the gate must tell prompts apart for this to mean something"
+
+
+def test_a_gate_around_an_answer_computes_one_more_token(server: Server, gate: str) -> None:
+    """The rest of the prompt is the gate's; usage has it once."""
+
+    def read(name: str) -> float:
+        with server.http() as http:
+            found = re.findall(rf"^{name}{{\S* (\S+)$", http.get("/metrics").text, re.MULTILINE)
+        return sum(map(float, found))
+
+    for count in (65, 128, 129, 200):
+        ids = token_ids(LONG)[300 : 300 + count]
+        ids[0] = count  # another prompt each time
+        asked, found = read("vllm:prefix_cache_queries_total"), read("vllm:prefix_cache_hits_total")
+        answer = server.client.completions.create(model=ON_ANSWER, prompt=ids, max_tokens=2, temperature=0)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == count
+        assert read("vllm:prefix_cache_queries_total") - asked == 2 * count
+        assert read("vllm:prefix_cache_hits_total") - found == count - 1
 
 
 def test_the_weights_come_before_the_first_event_of_any_stream(server: Server, gate: str) -> None:
@@ -120,6 +142,22 @@ def test_the_weights_come_before_the_first_event_of_any_stream(server: Server, g
         )
         assert len(json.loads(several.headers["x-fusion-weights"])) == 2
         assert several.json()["usage"]["completion_tokens"] == 6
+
+
+def test_the_weights_of_several_prompts_are_in_their_order(server: Server, gate: str) -> None:
+    known, new = "What is a glacier?", "Tell me how a lighthouse keeper spends a day in winter."
+    with server.http() as http:
+
+        def weigh(prompt: Any, **body: Any) -> Any:
+            body = {"model": RECIPE, "prompt": prompt, "max_tokens": 2, **body}
+            return json.loads(http.post("/v1/completions", json=body).headers["x-fusion-weights"])
+
+        before = weigh(known)
+        several = weigh([new, known, "Bees make honey.", known])
+        assert several[1] == several[3] == before
+        assert several[0] == weigh(new) != before
+        assert weigh([known, new], stream=True) == [before, several[0]]
+        assert weigh([new + " Why?", known], stream=True)[1] == before
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from adapters import load
 from service.errors import ApiError
@@ -28,6 +29,22 @@ def test_an_export_is_exact_even_over_the_rank_limit(world: Callable[..., World]
     expected = samples.dense_sum(fusion.recipe, w.adapters)
     assert samples.gap(samples.dense(load(folder)), expected) < 1e-5 * samples.size(expected)
     assert json.loads((folder / "fusion_report.json").read_text())["rank"] > 16
+
+
+@pytest.mark.parametrize(("text", "dtype"), [("0.6*x + 0.4*y", torch.float32), ("1*x + 2*y", torch.bfloat16)])
+def test_an_export_is_in_no_dtype_that_would_round_it(
+    world: Callable[..., World], tmp_path: Path, text: str, dtype: torch.dtype
+) -> None:
+    """r24."""
+    w = world()
+    for seed, name in enumerate("xy"):
+        w.adapters[name] = samples.adapter(seed, dtype=torch.bfloat16)
+        w.materializer.add(w.adapters[name])
+    fusion = w.fusion(text)
+    written = load(w.materializer.export(fusion, tmp_path))
+    expected = samples.dense_sum(fusion.recipe, w.adapters)
+    assert samples.gap(samples.dense(written), expected) < 1e-6 * samples.size(expected)
+    assert written.dtype == dtype
 
 
 def test_files_that_are_gone_are_reported_without_a_path(world: Callable[..., World], tmp_path: Path) -> None:

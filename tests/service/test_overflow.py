@@ -13,13 +13,11 @@ from hypothesis import given, strategies as st
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 from vllm.v1.core.block_pool import BlockPool
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, SlidingWindowSpec
 
 from adapters import AdapterError, LoraAdapter, LoraModule, fuse, make_adapter, parse, plan
-from service.engine import runners
-from service.engine.overflow import MESSAGE, STOP_REASON, AnswerOverflowError, Overflows, raise_overflows
+from service.engine.overflow import MESSAGE, STOP_REASON, AnswerOverflowError, Overflows, raise_ends
 from service.engine.scheduler import EndOverflows, _drop_results
-from service.engine.supported import UnknownVllmError
+from service.engine.slot_waits import SlotWaits
 from service.errors import ApiError
 from service.metrics import Metrics
 from service.norms import INPUT_NORM, Headroom
@@ -143,92 +141,6 @@ def test_numbers_that_cannot_be_fused_are_the_adapters_fault(recipe: str) -> Non
             carry_out(parse(recipe), adapters, max_rank=2)
 
 
-def test_rows_that_are_not_finite_are_found_cleared_and_counted_by_request() -> None:
-    hidden = torch.randn(6, 4)
-    hidden[1, 2], hidden[3], hidden[5, 0] = INF, NAN, -INF
-    hidden[5, 1] = INF
-    others = hidden[[0, 2, 4]].clone()
-    bad = runners.clear_nonfinite(hidden)
-    assert bad.tolist() == [False, True, False, True, False, True]
-    assert torch.equal(hidden[[0, 2, 4]], others)
-    assert not hidden[bad].any()
-    assert runners.count_by_request(bad, torch.tensor([0, 1, 4, 5, 6])).tolist() == [0, 2, 0, 1]
-
-
-class V1Runner:
-    """The two methods that are patched, and what they read."""
-
-    def __init__(self, hidden: Tensor, *, asynchronous: bool) -> None:
-        self.hidden = hidden
-        self.use_async_scheduling = asynchronous
-        self.input_batch = SimpleNamespace(num_reqs=2, req_ids=["a", "b"])
-        self.query_start_loc = SimpleNamespace(gpu=torch.tensor([0, 1, 3, 3, 3], dtype=torch.int32))
-
-    def _model_forward(self) -> Tensor:
-        return self.hidden
-
-    def _bookkeeping_sync(self, *_args: object) -> tuple[Any, ...]:
-        return {}, None, "rest"
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_the_v1_runner_reports_a_request_whose_numbers_are_not_finite(asynchronous: bool) -> None:
-    patched: Any = type("Patched", (V1Runner,), dict(vars(V1Runner)))
-    runners.patch_v1_runner(patched)
-    forward, bookkeep = (vars(patched)[name] for name in ("_model_forward", "_bookkeeping_sync"))
-    runner = patched(torch.tensor([[1.0], [NAN], [1.0], [NAN]]), asynchronous=asynchronous)
-    assert forward(runner).isfinite().all()
-    counts, on_device, rest = bookkeep(runner)
-    assert rest == "rest"
-    assert (on_device.tolist() if asynchronous else counts) == ([0, 1] if asynchronous else {"a": 0, "b": 1})
-    assert bookkeep(runner) == ({}, None, "rest")
-
-
-def test_the_v2_runner_reports_a_request_whose_numbers_are_not_finite() -> None:
-    class Runner:
-        def sample(self, hidden_states: Tensor, _batch: object, _grammar: object) -> Any:
-            assert hidden_states.isfinite().all()
-            return SimpleNamespace(num_nans=None), 1, 2
-
-    runners.patch_v2_runner(Runner)
-    batch = SimpleNamespace(num_reqs=2, query_start_loc=torch.tensor([0, 2, 3, 3]))
-    output, *others = Runner().sample(torch.tensor([[1.0], [INF], [1.0], [NAN]]), batch, None)
-    assert (output.num_nans.tolist(), others) == ([1, 0], [1, 2])
-
-
-def test_blocks_are_zeroed_for_every_kind_of_attention_and_only_they() -> None:
-    runners.zero_new_blocks()
-    assert KVCacheConfig(2, [], []).needs_kv_cache_zeroing
-
-    class Runner:
-        def _zero_block_ids(self, _ids: list[int]) -> None:
-            raise AssertionError
-
-        def _kv_cache_spec_attn_group_iterator(self) -> Any:
-            full = FullAttentionSpec(block_size=4, num_kv_heads=1, head_size=8, dtype=torch.float32)
-            window = SlidingWindowSpec(block_size=4, num_kv_heads=1, head_size=8, dtype=torch.float32, sliding_window=8)
-            for spec, names in ((full, ["one"]), (window, ["two", "same"]), (None, ["state"])):
-                yield SimpleNamespace(kv_cache_spec=spec, layer_names=names, kernel_block_stride=0)
-
-    runners.patch_cpu_zeroing(Runner)
-    runner: Any = Runner()
-    caches = {"one": torch.full((3, 1, 4), NAN), "two": torch.full((6, 1, 2), NAN), "state": torch.full((3, 2), NAN)}
-    layers = {**caches, "same": caches["two"]}
-    context = {name: SimpleNamespace(kv_cache=cache) for name, cache in layers.items()}
-    runner.compilation_config = SimpleNamespace(static_forward_context=context)
-    runner.kv_cache_config = SimpleNamespace(num_blocks=3)
-    vars(Runner)["_zero_block_ids"](runner, [2, 0])
-    for name, zeroed in (("one", [0, 2]), ("two", [0, 1, 4, 5]), ("state", [])):
-        rows = [i for i, row in enumerate(caches[name]) if not row.isnan().any()]
-        assert rows == zeroed
-
-
-def test_a_runner_without_what_is_replaced_is_refused() -> None:
-    for patch in (runners.patch_v1_runner, runners.patch_v2_runner, runners.patch_cpu_zeroing):
-        with pytest.raises(UnknownVllmError, match="has no"):
-            patch(type("Runner", (), {}))
-
-
 def test_an_ended_request_leaves_nothing_in_the_prefix_cache_nor_in_its_step() -> None:
     pool = BlockPool(num_gpu_blocks=8, enable_caching=True, hash_block_size=4)
     hashes = [bytes([i]) * 32 for i in range(3)]
@@ -251,6 +163,40 @@ def test_an_ended_request_leaves_nothing_in_the_prefix_cache_nor_in_its_step() -
     assert (output.sampled_token_ids, output.prompt_logprobs_dict) == ([[1], []], {"b": 2})
 
 
+def score(*rows: list[float]) -> Any:
+    return SimpleNamespace(logprobs=torch.tensor(rows))
+
+
+def test_requests_whose_prompts_scores_are_not_finite_end_without_them() -> None:
+    scores = {"fine": score([-1.0, -INF]), "none": None, "nan": score([-1.0, -1.0], [-2.0, NAN]), "own": score([-INF])}
+    requests = dict.fromkeys(["fine", "none", "nan", "own", "logits"])
+    output: Any = SimpleNamespace(
+        num_nans_in_logits={"fine": 0, "logits": 2, "gone": 1},
+        sampled_token_ids=[],
+        prompt_logprobs_dict=scores,
+        prompt_token_id_logprobs_dict={},
+    )
+    ended: list[str] = []
+
+    def finish(ids: list[str], _: object) -> list[Any]:
+        ended.extend(ids)
+        return []
+
+    scheduler: Any = SimpleNamespace(
+        running=[],
+        waiting=[],
+        lora_config=SimpleNamespace(max_loras=1),
+        fusion_slot_waits=SlotWaits(0),
+        requests=requests,
+        finish_requests=finish,
+        _update=lambda *_: {},
+        _evict=lambda _: None,
+    )
+    assert vars(EndOverflows)["update_from_output"](scheduler, None, output) == {}
+    assert sorted(ended) == ["logits", "nan", "own"]
+    assert sorted(scores) == ["fine", "none"]
+
+
 def test_an_ended_request_is_an_error_that_is_counted() -> None:
     async def answers() -> AsyncGenerator[Any, None]:
         for reason in (None, "end", STOP_REASON):
@@ -259,7 +205,7 @@ def test_an_ended_request_is_an_error_that_is_counted() -> None:
     async def main() -> list[Any]:
         given = []
         with pytest.raises(AnswerOverflowError, match="overflowed the range"):
-            async for output in raise_overflows(answers, overflows)():
+            async for output in raise_ends(answers, {STOP_REASON: overflows.end})():
                 given.append(output)
         return given
 

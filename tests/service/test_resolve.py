@@ -72,6 +72,7 @@ def test_a_profile_carries_its_defaults_and_its_label(names: Names) -> None:
         ("evne@1", 404, "There is no profile 'evne': did you mean 'even'?"),
         ("even@3", 404, "Profile 'even' has no version '3'; it has 1, 2."),
         ("1*even", 400, "'even' (at position 2) is a profile; a recipe combines adapters only."),
+        ("gate(1*wide, by=even, wide in 0..1)", 400, "'even' (at position 16) is a profile"),
         ("17*wide", 400, "16"),
         ({"adapters": []}, 400, "adapters"),
         ("", 400, "'fusion' is empty: expected 'base', an adapter, a profile or a recipe"),  # C8

@@ -15,7 +15,7 @@ from vllm.lora.request import LoRARequest
 from service.engine import rows as rows_module, slices
 from service.engine.punica import cuda_wrapper
 from service.engine.rows import ONES, ZEROS, RowStore, choose_capacity, weigh
-from service.engine.spare_rows import SpareRows, hold_rows
+from service.engine.spare_rows import RowsBusyError, SpareRows, hold_rows
 from service.engine.weights import PROMPT, Phase, Table, Weights, function_name, make_table
 
 RANK = 4
@@ -233,7 +233,7 @@ def test_weights_of_other_modules_reach_no_worker() -> None:
 
 def test_requests_with_phases_wait_for_rows_where_these_are_few() -> None:
     async def main() -> None:
-        rows, running, end = SpareRows(), list[int](), asyncio.Event()
+        rows, running, end = SpareRows(0.3), list[int](), asyncio.Event()
 
         async def generate(prompt: int, _: Any, *, lora_request: Any) -> AsyncGenerator[int, None]:
             running.append(prompt)
@@ -259,6 +259,8 @@ def test_requests_with_phases_wait_for_rows_where_these_are_few() -> None:
         tasks[6].cancel()  # it waits, and leaves
         await asyncio.sleep(0.01)
         assert running[5:] == [10, 13, 14, 12]
+        with pytest.raises(RowsBusyError, match=r"had all rows of the engine for 0.3 s"):
+            await ask(20, loras[0])
         end.set()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert rows._used == 0  # noqa: SLF001 - all is given back

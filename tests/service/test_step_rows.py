@@ -71,7 +71,7 @@ def test_a_token_has_the_weights_of_its_position_however_a_request_is_chunked(ch
 
 
 def test_rows_are_right_in_every_step_of_requests_that_come_and_go() -> None:
-    """Also where a step is like the one before, whose rows it takes."""
+    """Also where a step is like the one before, whose rows it takes, and where a prompt is known in part."""
     draw = np.random.default_rng(1)
     tables = [draw.normal(size=(3, 2)).astype(np.float32) for _ in range(3)]
     kinds = [None, plain(), mix((4, 0.5)), mix((2, 1.0), (2, 2.0)), mix((4, 0.0)), function((PROMPT, tables[0]))]
@@ -82,7 +82,8 @@ def test_rows_are_right_in_every_step_of_requests_that_come_and_go() -> None:
     for _ in range(400):
         running = [entry for entry in running if draw.random() > 0.02 and entry[1] < 40]
         if len(running) < 4 and draw.random() < 0.3:
-            running.append([kinds[draw.integers(len(kinds))], 0, int(draw.integers(1, 12))])
+            prompt = int(draw.integers(1, 12))
+            running.append([kinds[draw.integers(len(kinds))], int(draw.integers(prompt)), prompt])
         if not running:
             continue
         scheduled = [
@@ -102,6 +103,16 @@ def test_rows_are_right_in_every_step_of_requests_that_come_and_go() -> None:
         for entry, count in zip(running, scheduled, strict=True):
             entry[1] += count
     assert repeated > 50
+
+
+def test_a_request_after_an_equal_one_with_a_shorter_prompt_has_its_own_borders() -> None:
+    """Its prompt is in the prefix cache up to a position where the one before has answered."""
+    store, request = make_store(), function((PROMPT, [1.0, 1.0]), (0, [2.0, 2.0]), (2, [3.0, 3.0]))
+    rows = []
+    for computed, scheduled, prompt in ((9, 1, 5), (10, 2, 12), (10, 2, 12), (11, 1, 12)):
+        index, _ = seam.step_rows(store, step([request], [scheduled], [computed], [prompt]))
+        rows.append(store.rows[0, torch.from_numpy(index), 0].tolist())
+    assert rows == [[3], [1, 2], [1, 2], [2]]
 
 
 def expect(request: Any, position: int, prompt: int) -> Any:

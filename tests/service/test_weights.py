@@ -64,7 +64,7 @@ def test_other_names_are_no_mixes(name: str) -> None:
         ([(-1, [1, 1]), (-2, [1, 1])], "ascending"),
         ([(-1, [1, 1, 1])], r"shapes \[\(1, 3\)\]: expected 1 or as many rows as modules"),
         ([(-1, table(0)), (0, table(0)[:2])], "as many rows as modules"),
-        ([(-1, np.zeros((MAX_BYTES // 8 + 1, 2)))], f"expected {MAX_BYTES} at most"),
+        ([(-1, np.zeros((MAX_BYTES // 8 + 1, 2)))], f"the limit is {MAX_BYTES}"),
     ],
 )
 def test_phases_that_do_not_fit_are_refused(phases: Any, words: str) -> None:

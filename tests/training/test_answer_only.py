@@ -98,15 +98,17 @@ def compute_in_two_passes(model: Any, pairs: list[tuple[list[int], list[int]]], 
 
 
 def compute_reference(
-    base: Path, model: AnswerLoss, config: Config, talks: list[list[dict[str, str]]], scale: float
+    base: Path, model: AnswerLoss, config: Config, talks: list[list[dict[str, str]]], scale: float, **loading: Any
 ) -> tuple[float, dict[str, Tensor]]:
-    """(mean loss, gradients) by PEFT's and transformers' own forward, with the factors of `model`."""
+    """(mean loss, gradients) by PEFT's and transformers' own forward, with the factors of `model`; `loading` is how
+    transformers loads the base.
+    """
     from peft import LoraConfig, get_peft_model
 
-    causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **loading)
     lora = config.lora
     options: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "target_modules": list(lora.targets)}
-    reference = get_peft_model(causal, LoraConfig(task_type="CAUSAL_LM", **options))
+    reference = get_peft_model(causal, LoraConfig(task_type="CAUSAL_LM", **options)).train()
     factors = {name.removeprefix("model."): value for name, value in model.named_parameters() if value.requires_grad}
     for name, parameter in reference.named_parameters():
         if parameter.requires_grad:

@@ -189,6 +189,62 @@ def test_a_broken_row_is_left_out_and_the_others_are_read(name: str, content: st
     assert len(ledger.left_out) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ('"Say it,A\nQ,A\nThe 5",A\n', "lines 2 to 4 are one row"),
+        ('Q,A\n"Say it,A\nThe 5",A\n' * 5, "lines 3 to 4, 6 to 7, 9 to 10, and 2 more are one row"),
+        ('"Roses are red,\nviolets, too",A\n', ""),
+        ('"Is it here, or\nthere, or\nelsewhere",A\n', ""),
+        ('"one\ntwo",A\n', ""),
+        ('"Sort this:\nb,1\na,2",A\n', ""),
+        ('Q,"Here it is:\nname,age\nAda,36"\n', ""),
+        ('"name,age\nAda,36\n",A\n', ""),
+        ('"say ""it"",A\nQ,A\nx",A\n', ""),
+    ],
+)
+def test_rows_that_a_stray_quote_has_joined_are_named(content: str, lines: str, tmp_path: Path) -> None:
+    """r24: the quote that closes may come before a comma by chance, lines later."""
+    ledger = Ledger()
+    Source(str(write(tmp_path, "x.csv", "prompt,answer\n" + content))).read(ledger)
+    assert [lines in note for note in ledger.notes] == [True] * bool(lines), ledger.notes
+
+
+# r24: what stands in a table and is no row, or no value
+TABLES: list[tuple[str, list[tuple[str, str]], list[str]]] = [
+    ("prompt,answer\nQ,A\nprompt,answer\nR,B\n", [("Q", "A"), ("R", "B")], ["x.csv:3 is the header again"]),
+    ("| prompt | answer |\n|---|:--|\n| Q | A |\n", [("Q", "A")], ["x.csv:2 is the rule of a Markdown table"]),
+    ("prompt,answer\nQ,nan\nR,B\n", [("R", "B")], ["x.csv:2: the content of the assistant turn is 'None'"]),
+    ("prompt,answer\nQ,None\n", [("Q", "None")], []),
+    ("question,context,answer\nQ,NaN,A\nR,None,B\nS,C,D\n", [("Q", "A"), ("R", "B"), ("S\n\nC", "D")], []),
+    ("system,prompt,answer\nnull,Q,A\n", [("Q", "A")], []),
+    ("prompt , answer\nQ , A\n", [("Q", "A")], []),
+]
+
+
+@pytest.mark.parametrize(("content", "pairs", "left_out"), TABLES)
+def test_what_is_no_row_of_a_table_is_left_out(
+    content: str, pairs: list[tuple[str, str]], left_out: list[str], tmp_path: Path
+) -> None:
+    ledger = Ledger()
+    chats = Source(str(write(tmp_path, "x.csv", content))).read(ledger)
+    assert [(chat.prompt, chat.answer) for chat in chats] == pairs
+    assert [row[: len(start)] for row, start in zip(ledger.left_out, left_out, strict=True)] == left_out
+
+
+@pytest.mark.parametrize(
+    "bad", ['{"prompt": "Q", "answer": "A", "answer": "B"}', '{"prompt": "Q", "messages": [{"a": 1, "a": 2}]}']
+)
+def test_a_key_twice_is_no_row(bad: str, tmp_path: Path) -> None:
+    """r24: JSON's reader would take the last."""
+    ledger = Ledger()
+    assert len(Source(str(write(tmp_path, "x.jsonl", LINES + bad + "\n"))).read(ledger)) == len(ROWS)
+    (left_out,) = ledger.left_out
+    assert "occurs twice" in left_out
+    with pytest.raises(ConfigError, match="occurs twice"):
+        read_chats(str(write(tmp_path, "y.jsonl", bad + "\n")))
+
+
 BOMBS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "zst": compress_zstd, "xz": lzma.compress}
 
 

@@ -163,6 +163,15 @@ def test_rows_held_out_are_never_learned_from(tiny_tokenizer: PreTrainedTokenize
         read_both(GateConfig(data=path, held_out=path), tiny_tokenizer)
 
 
+def test_rows_that_are_left_out_are_counted(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = Path(write_rows(tmp_path / "rows.jsonl", 4, 0))
+    rejected = {"prompt": "Q", "completion": "A", "label": False}
+    path.write_text(path.read_text() + json.dumps({"prompt": "Q"}) + "\n" + json.dumps(rejected) + "\n")
+    described = read_prompts(DataConfig(path=str(path)), tiny_tokenizer).describe()
+    assert "harmless; 2 rows are left out: rows.jsonl:" in described
+    assert "label is false: its answer is not one to learn" in described
+
+
 BAD = [
     (["--rank", "0"], "rank is 0"),
     (["--recall", "1"], "recall is 1.0"),
@@ -197,7 +206,7 @@ def test_the_command_prints_its_table_and_replaces_a_gate_alone(
         assert main(["gate", "--out", str(out), *given]) == 0
     printed = capsys.readouterr().out
     assert "false alarms" in printed
-    assert "a tenth of" in printed
+    assert "(a tenth)" in printed
     (out / "mine.txt").touch()
     assert main(["gate", "--out", str(out), *given]) == 2
     assert "mine.txt" in capsys.readouterr().err

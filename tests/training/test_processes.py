@@ -29,7 +29,7 @@ def start(processes: int, *arguments: str) -> subprocess.Popen[str]:
 
 def run_to_end(processes: int, *arguments: str) -> str:
     process = start(processes, *arguments)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
 
@@ -141,7 +141,7 @@ def read_command(pid: int) -> bytes:
 
 
 def wait_for(ready: object, path: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         if path.exists() and callable(ready) and ready():
             return

@@ -140,6 +140,89 @@ def test_columns_are_named(tmp_path: Path) -> None:
     assert len(read_chats(labeled, columns={"label": ""})) == 1
 
 
+# (tags of the rows, indices of those left out); r24
+NUMBERS = [
+    ([{"label": 1}, {"label": 0}], [1]),
+    ([{"label": "1.0"}, {"label": "0"}, {"label": None}], [1]),
+    ([{"label": 1}, {"label": 0}, {"label": 2}], []),  # classes
+    ([{"label": 0}, {"label": "sports"}], []),
+    ([{"label": 1}, {"label": -1}], [1]),
+    ([{"label": 1}, {"label": 0}, {"label": -1}], [2]),
+    ([{"is_rejected": 1}, {"is_rejected": 0}], [0]),
+    ([{"score": 1.0}, {"score": 0.0}], [1]),
+    ([{"score": 0.7}, {"score": 0}, {"score": 1}], []),
+    ([{"rating": 0}, {"rating": 0}], []),
+    ([{"thumbs": 1}, {"thumbs": -1}], [1]),
+    ([{"thumbs_up": 0}, {"thumbs_up": 1}], []),  # how many
+    ([{"correct": 0}, {"correct": 1}], []),  # which choice
+    ([{"label": True, "score": 0}, {"label": False, "score": 1}], [1]),
+]
+
+
+@pytest.mark.parametrize(("tags", "expected"), NUMBERS)
+def test_numbers_reject_answers_where_the_whole_column_judges(
+    tags: list[dict[str, Any]], expected: list[int], tmp_path: Path
+) -> None:
+    rows = [{"prompt": "Q", "completion": f"A{i}", **tag} for i, tag in enumerate(tags)] + [
+        {"prompt": "Q", "completion": "plain"}
+    ]
+    ledger = Ledger()
+    chats = Source(write(tmp_path, *rows)).read(ledger)
+    answers = [row["completion"] for i, row in enumerate(rows) if i not in expected]
+    assert [chat.answer for chat in chats] == answers
+    assert sorted(ledger.rejected) == sorted(ledger.left_out)
+    assert [row.split(":")[1] for row in sorted(ledger.rejected)] == [str(i + 1) for i in expected]
+    (column, *_) = tags[0]
+    assert ((column, "label") in ledger.used) != ((+ledger.unused)[column] > 0)
+
+
+def test_rejected_rows_are_counted_shown_and_refused(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows = [{"prompt": "Q", "completion": "A", "label": i % 2} for i in range(10)]
+    path = write(tmp_path, *rows, {"prompt": "Q"})
+    report = build_dataset(DataConfig(path=path), tiny_tokenizer).report
+    text = report.text()
+    assert "5 rows say that their answer is a bad one and are left out: rows.jsonl:1: label is 0: its answer" in text
+    assert "rows.jsonl:5: label is 0: its answer is not one to learn; and 2 more" in text
+    assert "1 rows cannot be read and are left out: rows.jsonl:11 has the columns" in text
+    assert report.columns["label"] == "label"
+    assert not report.unused
+    with pytest.raises(ConfigError, match="6 rows cannot be read: .*rows.jsonl:1: label is 0"):
+        build_dataset(DataConfig(path=path, strict=True), tiny_tokenizer)
+    learned = build_dataset(DataConfig(path=path, columns={"label": ""}), tiny_tokenizer).report
+    assert (learned.rows, learned.unused) == (10, {"label": 10})
+
+
+def test_marks_are_named_as_what_may_be_meant(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows = [{"prompt": "Q", "completion": "A", "score": score, "label": 3} for score in (1, 4.5, 0)]
+    report = build_dataset(DataConfig(path=write(tmp_path, *rows)), tiny_tokenizer).report
+    assert report.notes == ["'score' may rate the answers, of which all are learned: leave out those to be avoided"]
+    assert report.unused == {"score": 3, "label": 3}
+
+
+def test_rows_of_another_split_and_empty_questions_are_named(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows = [{"prompt": "Q" * (i > 0), "completion": "A", "split": split} for i, split in enumerate(("train", "test"))]
+    report = build_dataset(DataConfig(path=write(tmp_path, *rows)), tiny_tokenizer).report
+    assert report.notes == ["'split' is 'test' in 1 rows, which are learned like the others: leave them out"]
+    assert "1 rows have an empty question: rows.jsonl:1" in report.text()
+
+
+def test_messages_of_many_chats_in_an_array_are_no_chat(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    turns = [{"message_id": i, "parent_id": None, "role": role, "text": "Q"} for i, role in enumerate(("user", "bot"))]
+    path.write_text(json.dumps(turns))
+    with pytest.raises(ConfigError, match="has the columns 'message_id', 'parent_id'"):
+        read_chats(str(path))
+
+
+def test_a_column_named_as_label_judges(tmp_path: Path) -> None:
+    path = write(tmp_path, *[{"prompt": "Q", "completion": "A", "ok": ok} for ok in (0, 1, "yes", "no", "?", None)])
+    ledger = Ledger()
+    chats = Source(path, columns={"label": "ok"}).read(ledger)
+    assert [chat.where for chat in chats] == ["rows.jsonl:2", "rows.jsonl:3", "rows.jsonl:6"]
+    assert "rows.jsonl:5: ok is '?': expected true or false, 1 or 0, chosen or rejected" in ledger.left_out
+    assert len(ledger.rejected) == 2
+
+
 def test_rows_with_other_flags_or_tools_are_other_data(tmp_path: Path) -> None:
     rows = [{"messages": [*ASK, *ANSWER]}, {"messages": [*ASK, {**ANSWER[0], "weight": 0}]}]
     rows += [{"messages": [*ASK, *ANSWER], "tools": [F]}]

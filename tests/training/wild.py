@@ -93,6 +93,42 @@ READ: list[tuple[str, Any, list[tuple[str, str]], set[int], set[str]]] = [
     ),
     ("F5", {"prompt": "Q", "completion": "A", "label": True}, [Q, A], set(), set()),
     ("F5", {"prompt": "Q", "completion": "A", "label": 1}, [Q, A], set(), {"label"}),
+    *[
+        ("r24", {"prompt": "Q", "completion": "A", **tags}, [Q, A], set(), unused)
+        for tags, unused in (
+            ({"kto_tag": "true"}, set()),
+            ({"label": "chosen", "is_rejected": False}, set()),
+            ({"chosen": True, "rejected": False}, set()),
+            ({"isCorrect": "Yes"}, set()),
+            ({"thumbs": "up", "Thumbs Down": None}, set()),
+            ({"thumbs_up": False, "thumbs_down": False}, {"thumbs_up", "thumbs_down"}),  # nobody has said anything
+            ({"rating": "👍"}, set()),
+            ({"score": 4.5, "rating": 2}, {"score", "rating"}),
+            ({"label": "a", "category": "rejected"}, {"label", "category"}),  # "A" is the answer
+            ({"label": "sports", "status": "open"}, {"label", "status"}),
+            ({"chosen": "B"}, {"chosen"}),
+            ({"correct": 0}, {"correct"}),  # the number of a choice
+        )
+    ],
+    (
+        "r24",
+        {"messages": [*ASK, {**ANSWER[0], "label": False}, *ASK, {**ANSWER[0], "rating": "thumbs_up"}]},
+        [Q, A, Q, A],
+        {1},
+        set(),
+    ),
+    ("r24", {"messages": {"role": ["user", "assistant"], "content": ["Q", "A"]}}, [Q, A], set(), set()),
+    (
+        "r24",
+        {"prompt": "\n\nHuman: a\n\nAssistant: b\n\nHuman: Q\n\nAssistant:", "chosen": "A", "rejected": "B"},
+        [("user", "a"), ("assistant", "b"), Q, A],
+        {1},
+        {"rejected"},
+    ),
+    ("r24", {"prompt": "Human: or Assistant:", "completion": "A"}, [("user", "Human: or Assistant:"), A], set(), set()),
+    ("r24", {"instruction": "", "input": "Q", "output": "A"}, [Q, A], set(), set()),
+    ("r24", {"prompt": "Q", "completion": "A", "weight": 0.5, "split": "test"}, [Q, A], set(), {"weight", "split"}),
+    ("r24", ["S", "Q", "A"], [("system", "S"), Q, A], set(), set()),
     ("F5", {"messages": None, "prompt": "Q", "completion": "A"}, [Q, A], set(), set()),
     ("review", {"prompt": ["Q"], "completion": ["A"]}, [Q, A], set(), set()),
     *[
@@ -192,6 +228,34 @@ BAD = [
     ("review", {"instruction": "Q", "output": "A", "history": ["a", "b", "c"]}, "the history is a list of 3 texts"),
     ("F2", {"messages": [*ASK, {**ANSWER[0], "weight": 0.5}]}, ": weight of a turn is '0.5': expected 0 or 1"),
     ("F5", {"prompt": "Q", "completion": "A", "label": False}, ": label is false: its answer is not one to learn"),
+    *[
+        ("r24", {"prompt": "Q", "completion": "A", column: value}, f": {column} is {shown}: its answer is not one to")
+        for column, value, shown in (
+            ("kto_tag", "False", "'False'"),
+            ("label", "rejected", "'rejected'"),
+            ("Label", "Not chosen", "'Not chosen'"),
+            ("chosen", False, "false"),
+            ("is_chosen", "no", "'no'"),
+            ("accepted", False, "false"),
+            ("Is Correct", False, "false"),
+            ("rejected", True, "true"),
+            ("is_bad", "yes", "'yes'"),
+            ("thumbs_down", True, "true"),
+            ("thumbs", "down", "'down'"),
+            ("vote", "👎", "'👎'"),
+            ("feedback", "negative", "'negative'"),
+            ("rating", "bad", "'bad'"),
+            ("status", "rejected", "'rejected'"),
+            ("train", False, "false"),
+            ("weight", 0, "0"),
+            ("weight", "0.0", "'0.0'"),
+        )
+    ],
+    ("r24", {"prompt": "Q", "completion": "A", "chosen": False, "rejected": True}, ": chosen is false: its answer"),
+    ("r24", {"messages": [*ASK, *ANSWER], "label": False}, ": label is false: its answer is not one to learn"),
+    ("r24", {"instruction": "Q", "output": "A", "accepted": True, "label": "bad"}, ": label is 'bad': its answer is"),
+    ("r24", {"dialogue": ["Hi", "Hello", "Bye"]}, ": the turns are 3 texts without roles: expected pairs"),
+    ("r24", {"message_id": "1", "role": "prompter", "text": "Q"}, " has the columns 'message_id', 'role', 'text'"),
     ("F5", {"text": "Q A"}, " has the columns 'text', which matches no known format: name them with --columns"),
     ("F6", {"conversations": []}, r": the turns are '\[\]': expected a list of turns"),
     ("F6", share(("human", "Q")), " has the turns user: expected a user turn, and an assistant turn last"),

@@ -13,6 +13,8 @@ from training.errors import ConfigError
 from training.gates.config import REFUSALS, GateConfig
 from training.rows.dataset import collect_chats, digest
 from training.rows.encoding import encode
+from training.rows.readers import show_rows
+from training.rows.shapes import Ledger
 
 HELD_OUT_SHARE = 0.1
 
@@ -32,6 +34,8 @@ class Prompts:
     source: str
     items: tuple[Prompt, ...]
     sha256: str = ""
+    left_out: tuple[str, ...] = ()
+    """The rows that no prompt was made of, each with the reason."""
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -41,14 +45,18 @@ class Prompts:
     def describe(self) -> str:
         """How many there are of each kind."""
         dangerous = int(self.labels.sum())
-        return f"{self.source}: {dangerous} dangerous, {len(self.items) - dangerous} harmless"
+        left_out = (
+            f"; {len(self.left_out)} rows are left out: {show_rows(list(self.left_out))}" if self.left_out else ""
+        )
+        return f"{self.source}: {dangerous} dangerous, {len(self.items) - dangerous} harmless{left_out}"
 
 
 def read_prompts(config: DataConfig, tokenizer: Any, refusals: Sequence[str] = REFUSALS) -> Prompts:
     """All prompts of `config`, rendered by the tokenizer's chat template; those whose answer begins with one of
     `refusals` are dangerous. ConfigError for a prompt over `config.max_tokens`, and for what cannot be read.
     """
-    chats = collect_chats(config)
+    ledger = Ledger()
+    chats = collect_chats(config, ledger)
     prompts = []
     for chat in chats:
         row = encode(tokenizer, chat)
@@ -60,7 +68,7 @@ def read_prompts(config: DataConfig, tokenizer: Any, refusals: Sequence[str] = R
         if start > config.max_tokens:
             raise ConfigError(f"{chat.where} has a prompt of {start} tokens: expected at most {config.max_tokens}")
         prompts.append(Prompt(row.ids[:start], chat.answer.lstrip().startswith(tuple(refusals))))
-    return Prompts(config.path, tuple(prompts), digest(chats))
+    return Prompts(config.path, tuple(prompts), digest(chats), tuple(ledger.left_out))
 
 
 def check_kinds(prompts: Prompts) -> None:
@@ -102,4 +110,6 @@ def hold_out(rows: Prompts, seed: int) -> tuple[Prompts, Prompts]:
         count = max(1, round(HELD_OUT_SHARE * len(groups)))
         for part, chosen in ((held, groups[:count]), (rest, groups[count:])):
             part += [prompt for group in chosen for prompt in group]
-    return replace(rows, items=tuple(rest)), replace(rows, items=tuple(held), source=f"a tenth of {rows.source}")
+    return replace(rows, items=tuple(rest)), replace(
+        rows, items=tuple(held), source=f"{rows.source} (a tenth)", left_out=()
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import adapters
 from adapters.files import atomic_folder
 from training.base_model import load_tokenizer, name_base, resolve_base
+from training.config import SOURCES
 from training.convert import CARD, GATE, check_place
 from training.errors import ConfigError
 from training.gates.calibration import Estimate, area, calibrate, estimate, false_alarms, move_offset
@@ -109,21 +110,26 @@ def write(adapter: adapters.LoraAdapter, out: Path, config: GateConfig, report: 
         (folder / CARD).write_text(make_card(report), encoding="utf-8")
 
 
+def name_source(text: str) -> str:
+    """A source of rows without the folders of its path."""
+    return text if text.startswith(SOURCES) else Path(text).name
+
+
 def describe(config: GateConfig, command: str, rows: Prompts, held: Prompts) -> Report:
-    """What a gate is made from."""
+    """What a gate is made from; of paths only their names, except in the command."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
 
     def count(prompts: Prompts) -> Report:
         dangerous = int(prompts.labels.sum())
         kinds = {"dangerous": dangerous, "harmless": len(prompts.items) - dangerous}
-        return {"source": Path(prompts.source).name, **kinds, "sha256": prompts.sha256}
+        return {"source": name_source(prompts.source), **kinds, "sha256": prompts.sha256}
 
+    names = {name: name_source(getattr(config, name)) for name in ("data", "held_out", "template")}
     return {
         "command": command,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "versions": {"python": platform.python_version(), **versions},
-        "settings": asdict(config)
-        | {"base": name_base(config.base), "data": Path(config.data).name, "held_out": Path(config.held_out).name},
+        "settings": asdict(config) | {"base": name_base(config.base), **names},
         "rows": count(rows),
         "held_out": count(held),
     }

@@ -44,9 +44,13 @@ class Report:
     overlap: list[str] = field(default_factory=list)
     """Rows that share text with an evaluation set, with the set's name."""
     left_out: list[str] = field(default_factory=list)
-    """Rows that are no chats, each with the reason."""
+    """Rows that are no chats, and those that are rejected, each with the reason."""
+    rejected: list[str] = field(default_factory=list)
+    """Those left out because they say that their answer is a bad one."""
     silent: list[str] = field(default_factory=list)
     """Rows with an empty answer before the last, which has no loss."""
+    blank: list[str] = field(default_factory=list)
+    """Rows with an empty question."""
     columns: dict[str, str] = field(default_factory=dict)
     """What each column is used as."""
     unused: dict[str, int] = field(default_factory=dict)
@@ -67,11 +71,15 @@ class Report:
             (self.too_long, "are longer than data.max_tokens"),
             (self.overlap, "overlap with an evaluation set"),
             (self.silent, "have an empty answer before the last, which is not learned"),
+            (self.blank, "have an empty question"),
         ):
             if rows:
                 lines.append(f"{len(rows)} rows {what}: {_list_some(rows)}")
-        if self.left_out:
-            lines.append(f"{len(self.left_out)} rows cannot be read and are left out: {show_rows(self.left_out)}")
+        rejected = set(self.rejected)
+        unread = [row for row in self.left_out if row not in rejected]
+        for rows, what in ((unread, "cannot be read"), (self.rejected, "say that their answer is a bad one")):
+            if rows:
+                lines.append(f"{len(rows)} rows {what} and are left out: {show_rows(rows)}")
         if self.columns:
             lines.append("columns: " + ", ".join(f"{column!r} as {part}" for column, part in self.columns.items()))
         for counts, what in ((self.unused, "not used"), (self.unshown, "left out by the base's chat template")):
@@ -236,8 +244,9 @@ def _make_report(chats: Sequence[Chat], rows: Sequence[Row], ledger: Ledger) -> 
         columns[column] = f"{columns[column]} or {part}" if column in columns else part
     return Report(
         digest(chats), len(rows), sum(lengths), answer_tokens, summary, duplicates,
-        left_out=ledger.left_out, silent=ledger.silent, columns=columns,
-        unused=dict(ledger.unused.most_common()), notes=ledger.notes,
+        left_out=ledger.left_out, rejected=ledger.rejected, silent=ledger.silent,
+        blank=ledger.blank, columns=columns,
+        unused={column: count for column, count in ledger.unused.most_common() if count}, notes=ledger.notes,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from training.errors import ConfigError
 from training.rows.opening import find_encoding, find_suffix, load_pyarrow, open_bytes, open_text
+from training.rows.tables import Broken, join_row, look_like_rows, name_columns, note_joined, record
 
 MAX_ROW_CHARACTERS = 2**26
 """Characters of a line of JSONL, or of a field of CSV."""
@@ -24,13 +25,6 @@ _LIST_KEYS = ("train", "data", "rows", "examples", "instances", "items")
 _MAX_DEPTH = 3
 """How deep in an object that list may be."""
 _BLANK = re.compile(r"[ \t\r\n]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """Stands for a row that cannot be parsed."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +122,18 @@ class Reader:
                 delimiter = preferred
             if delimiter != "," and find_suffix(path) == ".csv":
                 self.notes.append(f"{path.name}: the columns are separated by {delimiter!r}")
-            spaced = f"{delimiter} " in first
-            reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=spaced)
+            spaced, padded = f"{delimiter} " in first, f" {delimiter}" in first
+            taken: list[str] = []
+            source = record(chain([first], lines), taken)
+            reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=spaced)
             try:
-                header = _name_columns(next(reader, []))
+                header = name_columns(next(reader, []))
             except csv.Error as error:
                 raise ConfigError(f"{path.name} is not valid CSV: its header: {error}") from None
+            joined: list[str] = []
             while True:
                 number = reader.line_num + skipped + 1
+                taken.clear()
                 try:
                     fields = next(reader, None)
                 except csv.Error as error:
@@ -144,9 +142,14 @@ class Reader:
                     yield f"{path.name}:{number}", Broken(f"is not valid CSV: {error}{span}")
                     continue
                 if fields is None:
-                    return
+                    break
+                if len(taken) > 1 and look_like_rows(taken, delimiter, len(header), spaced=spaced):
+                    joined.append(f"{number} to {reader.line_num + skipped}")
                 if fields:
-                    yield f"{path.name}:{reader.line_num + skipped}", _join(header, fields)
+                    fields = [field.rstrip() for field in fields] if padded else fields
+                    yield f"{path.name}:{reader.line_num + skipped}", join_row(header, fields)
+
+        self.notes.extend(f"{path.name}: {note}" for note in note_joined(joined))
 
 
 def _starts_json(path: Path, encoding: str) -> bool:
@@ -156,16 +159,25 @@ def _starts_json(path: Path, encoding: str) -> bool:
 
 def _parse(line: str) -> Any:
     try:
-        return json.loads(line.rstrip("\n"))
+        return json.loads(line.rstrip("\n"), object_pairs_hook=_collect)
     except (ValueError, RecursionError) as error:
         return Broken(f"is not valid JSON: {error}")
+
+
+def _collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; ValueError when it has a key twice, of which JSON's reader would take the last."""
+    collected = dict(pairs)
+    if len(collected) != len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated[:60]!r} occurs twice")
+    return collected
 
 
 def _parse_documents(text: str) -> list[tuple[int, Any]]:
     """(line, document) of JSON values one after another; where they end before the text does, the last is Broken."""
     if len(text) > MAX_DOCUMENT_CHARACTERS:
         return [(1, Broken(f"has more than {MAX_DOCUMENT_CHARACTERS} characters: save it as JSONL, one row a line"))]
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_collect)
     documents: list[tuple[int, Any]] = []
     line, counted, position = 1, 0, _skip_blank(text, 0)
     while position < len(text):
@@ -189,7 +201,9 @@ def _is_chat(document: list[Any]) -> bool:
     """Whether a list holds the turns of one chat rather than rows."""
     is_text = bool(document) and all(isinstance(item, str) for item in document)
     return is_text or (
-        bool(document) and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in document)
+        bool(document)
+        and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in document)
+        and not any("parent_id" in item for item in document)  # messages of many chats
     )
 
 
@@ -215,6 +229,8 @@ def drop_nulls(value: Any) -> Any:
 
 def _transpose(table: Mapping[str, Any]) -> Sequence[Any] | None:
     """The rows of {column: [value, …]} or {column: {index: value, …}}; None for any other object."""
+    if any(isinstance(value, dict) and value.keys() & {"role", "from", "content", "value"} for value in table.values()):
+        return None  # turns
     columns = [list(value.values()) if isinstance(value, dict) else value for value in table.values()]
     if not all(isinstance(column, list) and column for column in columns) or len(set(map(len, columns))) != 1:
         return None
@@ -240,22 +256,6 @@ def _raise_field_limit() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(before)
-
-
-def _name_columns(header: Sequence[str]) -> list[str]:
-    """The header without spaces around the names; a repeated name gets a number."""
-    repeats: Counter[str] = Counter()
-    names = []
-    for name in map(str.strip, header):
-        names.append(f"{name}.{repeats[name]}" if repeats[name] else name)
-        repeats[name] += 1
-    return names
-
-
-def _join(header: Sequence[str], fields: Sequence[str]) -> Any:
-    if len(fields) < len(header) or any(fields[len(header) :]):
-        return Broken(f"does not have as many fields as the header: {len(fields)} instead of {len(header)}")
-    return dict(zip(header, fields, strict=False))
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -14,9 +14,11 @@ from training.builtin.safety import read_rows
 from training.config import SOURCE_HELP
 from training.errors import ConfigError
 from training.rows.chats import Chat
-from training.rows.files import Broken, Reader, drop_nulls
+from training.rows.files import Reader, drop_nulls
 from training.rows.formats import FORMATS, normalize
 from training.rows.shapes import Ledger, Shape
+from training.rows.tables import Broken
+from training.rows.verdicts import Numbers, Rejected, Splits, reject
 
 MAX_ROWS = 20_000_000
 """Rows of one source."""
@@ -53,6 +55,7 @@ class Source:
         shape = Shape(self.format, self.columns)
         chats: list[Chat] = []
         before, columns, number = len(ledger.left_out), set[str](), 0
+        numbers, splits = Numbers("label" in self.columns), Splits()
         for number, (where, row) in enumerate(self._read_rows(shape, ledger), 1):
             if number > MAX_ROWS or (not chats and number > MAX_BAD_START):
                 break
@@ -61,9 +64,14 @@ class Source:
                 if isinstance(row, Broken):
                     raise ValueError(row.reason)
                 chats.append(shape.read(row, where, ledger))
+                if isinstance(row, Mapping):
+                    numbers.add(row, shape.list_tags(row), len(chats) - 1)
+                    splits.add(row)
             except (ValueError, RecursionError) as error:
-                ledger.left_out.append(f"{where}{place_reason(str(error))}")
+                ledger.leave_out(where, error)
         self._check_columns(columns)
+        chats = _reject(chats, numbers, ledger)
+        ledger.notes += splits.describe()
         left_out = ledger.left_out[before:]
         if not chats and left_out:
             raise ConfigError(f"no row of {self.path!r} can be read: {show_rows(left_out)}")
@@ -127,9 +135,18 @@ def show_rows(rows: list[str]) -> str:
     return "; ".join([*(row[:600] for row in rows[:SHOWN]), *more])
 
 
-def place_reason(reason: str) -> str:
-    """The reason as it follows the row's place."""
-    return f" {reason}" if reason.startswith(("has ", "is ", "does ")) else f": {reason}"
+def _reject(chats: list[Chat], numbers: Numbers, ledger: Ledger) -> list[Chat]:
+    """The chats without those that their numbers reject, which the ledger receives."""
+    rejected: dict[int, Rejected] = {}
+    for column, number, indices in numbers.list_rejected():
+        ledger.used[column, "label"] += 1
+        ledger.unused[column] -= numbers.counts[column].total()
+        rejected |= {index: reject(column, int(number)) for index in indices}
+    for column in numbers.list_marks():
+        ledger.notes.append(f"{column!r} may rate the answers, of which all are learned: leave out those to be avoided")
+    for index in sorted(rejected):
+        ledger.leave_out(chats[index].where, rejected[index])
+    return [chat for index, chat in enumerate(chats) if index not in rejected]
 
 
 def _read_builtin(path: str, seed: int) -> list[Chat]:

@@ -11,17 +11,17 @@ from training.rows.chats import Chat
 from training.rows.formats import FORMATS, TURNS, Format, normalize
 from training.rows.turns import (
     Turn,
-    has_value,
-    is_missing,
     read_history,
     read_json,
     read_side,
     read_text,
     read_tools,
     read_turns,
-    shorten,
     split_dialogue,
+    split_question,
 )
+from training.rows.values import has_value, is_missing, is_void, shorten
+from training.rows.verdicts import Rejected, find_tags, judge, reject
 
 
 @dataclass(slots=True)
@@ -34,10 +34,22 @@ class Ledger:
     """Rows by column, or key of a turn, that has a value which nothing is made of."""
     silent: list[str] = field(default_factory=list)
     """Rows with an empty answer before the last."""
+    blank: list[str] = field(default_factory=list)
+    """Rows with an empty question."""
     left_out: list[str] = field(default_factory=list)
-    """`file:line` and reason of the rows that are no chats."""
+    """`file:line` and reason of the rows that are no chats, and of those that are rejected."""
+    rejected: list[str] = field(default_factory=list)
+    """Those among `left_out` that say that their answer is a bad one."""
     notes: list[str] = field(default_factory=list)
     """What else the user should know."""
+
+    def leave_out(self, where: str, error: Exception) -> None:
+        """Note the row at `where` as left out for this reason."""
+        reason = str(error)
+        row = f"{where} {reason}" if reason.startswith(("has ", "is ", "does ")) else f"{where}: {reason}"
+        self.left_out.append(row)
+        if isinstance(error, Rejected):
+            self.rejected.append(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,7 @@ class Shape:
             raise ValueError(self._explain(row))
         format, assigned = match
         row = {TURNS: row} if isinstance(row, list) else row
+        judging = self._judge(row, assigned)
         unused: set[str] = set()
         turns = _read_turns(format, {part: row[column] for part, column in assigned.items()}, assigned, unused)
         tools = read_tools(row[assigned["tools"]]) if "tools" in assigned else ()
@@ -70,12 +83,36 @@ class Shape:
         muted = silent | {i for i, turn in enumerate(turns) if turn.role == "assistant" and not turn.is_learned}
         if silent:
             ledger.silent.append(where)
-        ledger.used.update((column, part) for part, column in assigned.items())
-        others = row.keys() - assigned.values()
+        if any(turn.role == "user" and not turn.content.strip() for turn in turns):
+            ledger.blank.append(where)
+        ledger.used.update({(column, part) for part, column in assigned.items()} | {(c, "label") for c in judging})
+        others = row.keys() - assigned.values() - judging
         ledger.unused.update(unused | {str(column) for column in others if has_value(row[column])})
         messages = tuple((turn.role, turn.content) for turn in turns)
         extras = {i: turn.extras for i, turn in enumerate(turns) if turn.extras}
         return Chat(messages, where, frozenset(muted), extras, tools)
+
+    def list_tags(self, row: Any) -> tuple[str, ...]:
+        """The columns of a row that say, or may say, whether its answer is one to learn."""
+        tags = find_tags(tuple(row)) if isinstance(row, Mapping) else ()
+        match = self._match(row) if tags or "label" in self.columns else None
+        if match is None:
+            return ()
+        if "label" in self.columns:
+            return tuple(column for part, column in match[1].items() if part == "label")
+        parts = {column for part, column in match[1].items() if part != "label"}
+        return tuple(column for column in tags if column not in parts)
+
+    def _judge(self, row: Any, assigned: Mapping[str, str]) -> set[str]:
+        """The columns that accept the answer; Rejected when one rejects it."""
+        answer = row[assigned["answer"]] if "answer" in assigned else None
+        accepting: set[str] = set()
+        for column in self.list_tags(row):
+            verdict = judge(column, row[column], answer, is_named="label" in self.columns)
+            if verdict is False:
+                raise reject(column, row[column])
+            accepting |= {column} if verdict else set()
+        return accepting
 
     def _match(self, row: Any) -> tuple[Format, dict[str, str]] | None:
         """The row's format and the column of each part: the first format that has a value for all that it requires."""
@@ -85,9 +122,10 @@ class Shape:
             return None
         matches = _list_matches(tuple(row), self.name, tuple(self.columns.items()))
         for format, assigned in matches:
-            if not any(is_missing(row[assigned[part]]) for part in format.parts):
+            if not any(is_missing(row[assigned[part]]) for part in format.parts) and not _is_judged(row, assigned):
                 return format, dict(assigned)
-        return (matches[0][0], dict(matches[0][1])) if matches else None
+        rest = [(format, assigned) for format, assigned in matches if not _is_judged(row, assigned)]
+        return (rest[0][0], dict(rest[0][1])) if rest else None
 
     def _explain(self, row: Any) -> str:
         """Why no format matches."""
@@ -104,6 +142,11 @@ class Shape:
             f"has {columns}, which matches no known format: name them with --columns prompt=…,answer=…, "
             f"or expected one of {known}"
         )
+
+
+def _is_judged(row: Mapping[str, Any], assigned: Mapping[str, str]) -> bool:
+    """Whether `chosen` and `rejected` say what became of an answer, and are no answers."""
+    return "rejected" in assigned and isinstance(row[assigned["answer"]], bool)
 
 
 @lru_cache(maxsize=256)
@@ -141,23 +184,19 @@ def _read_turns(format: Format, values: Mapping[str, Any], assigned: dict[str, s
     """The turns of a row by the values of its parts; parts that are not used after all are taken out of `assigned`."""
     keys: set[str] = set()
     assigned.pop("rejected", None)
-    label = values.get("label")
-    if str(label).strip().lower() == "false":
-        raise ValueError(f"{assigned['label']} is false: its answer is not one to learn")
-    if str(label).strip().lower() != "true":
-        assigned.pop("label", None)
+    assigned.pop("label", None)  # judged before
     if "answer" in values:
         turns = _read_exchange(format, values, assigned, keys)
         column = assigned["answer"]
     else:
         if "context" in values:
             raise ValueError("messages take no context: name its column as system, or name prompt and answer")
-        turns = read_turns(values["messages"], keys)
+        turns = read_turns(values["messages"], keys, has_system=assigned["messages"] == TURNS)
         column = assigned["messages"]
     unused.update(f"{column}[].{key}" for key in keys)
     turns = [*read_history(values.get("history"), unused), *turns]
     system = values.get("system")
-    text = "" if is_missing(system) else read_text(system, "the system turn")
+    text = "" if is_void(system) else read_text(system, "the system turn")
     if text.strip():
         if turns[0].role != "system":
             turns.insert(0, Turn("system", text))
@@ -191,14 +230,17 @@ def _read_exchange(format: Format, values: Mapping[str, Any], assigned: dict[str
     else:
         if format.question and (not isinstance(prompt, str) or not prompt.strip()):
             raise ValueError(f"the document is {shorten(prompt)}: expected a non-empty string")
-        asked = [Turn("user", read_text(prompt, "the question"))]
+        text = read_text(prompt, "the question")
+        asked = split_question(text) or [Turn("user", text)]
+        for turn in asked:
+            turn.is_learned = False
     context = values.get("context") if "context" in assigned else None
-    added = "" if is_missing(context) else read_text(context, "the question")
+    added = "" if is_void(context) else read_text(context, "the question")
     last = asked[-1]
     if format.question:
         last.content = f"{format.question}\n\n{last.content}"
     if added.strip():
-        last.content = f"{last.content}\n\n{added}"
+        last.content = f"{last.content}\n\n{added}" if last.content.strip() else added
     return [*asked, *turns]
 
 

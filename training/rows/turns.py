@@ -1,11 +1,13 @@
 """The turns of a chat, as trainers and clients write them."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from training.rows.values import has_value, is_missing, shorten
+from training.rows.verdicts import find_tags, judge
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
@@ -43,21 +45,6 @@ class Turn:
     content: str
     is_learned: bool = True
     extras: dict[str, Any] = field(default_factory=dict)
-
-
-def shorten(value: object) -> str:
-    """The value for a message, at most 60 characters of it."""
-    return repr(str(value)[:60])
-
-
-def is_missing(value: object) -> bool:
-    """Whether a value is null or NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def has_value(value: object) -> bool:
-    """Whether a value is neither missing nor empty."""
-    return not is_missing(value) and value not in ("", [], {})
 
 
 def read_text(value: object, what: str) -> str:
@@ -106,23 +93,36 @@ def _is_turn(value: object) -> bool:
     return role in ROLES and any(key in value for key in (*_CONTENT_KEYS, "tool_calls"))
 
 
-def read_turns(value: object, unused: set[str]) -> list[Turn]:
-    """Turns given as {role, content}, {from, value} or, for plain strings, [system, user, assistant, user, …].
+def read_turns(value: object, unused: set[str], *, has_system: bool = False) -> list[Turn]:
+    """Turns given as {role, content}, {from, value} or, for plain strings, [user, assistant, user, …], before which
+    an odd number of them has the system's if `has_system` says that it may.
 
     `unused` receives the keys that nothing is made of. ValueError that says what is wrong.
     """
     turns = read_json(value)
-    turns = [turns] if isinstance(turns, Mapping) else turns
+    turns = _zip_columns(turns) if isinstance(turns, Mapping) else turns
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"the turns are {shorten(value)}: expected a list of turns")
     if all(isinstance(turn, str) for turn in turns):
         if len(turns) < 2:
             raise ValueError(f"the only turn is {shorten(turns[0])}: expected at least a user and an assistant turn")
+        if len(turns) % 2 and not has_system:
+            raise ValueError(
+                f"the turns are {len(turns)} texts without roles: expected pairs of a question and its answer"
+            )
         first = ["system"] if len(turns) % 2 else []
         roles = [*first, *("user", "assistant") * (len(turns) // 2)]
         pairs = zip(roles, turns, strict=True)
         return [Turn(role, text) for role, text in pairs if role != "system" or text.strip()]
     return [read for turn in turns for read in _read_round(turn, unused) or [_read_turn(turn, unused)]]
+
+
+def _zip_columns(turns: Mapping[str, Any]) -> list[Any]:
+    """The turns of {role: [role, …], content: [content, …]}, as Arrow may have them; any other object by itself."""
+    lists = [value for value in turns.values() if isinstance(value, list)]
+    if len(lists) < 2 or len(lists) < len(turns) or len(set(map(len, lists))) > 1 or not turns.keys() & {*_ROLE_KEYS}:
+        return [turns]
+    return [dict(zip(turns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def _read_round(turn: object, unused: set[str]) -> list[Turn]:
@@ -148,6 +148,10 @@ def _read_turn(turn: object, unused: set[str]) -> Turn:
     value = keys.pop(content_key, None)
     extras = {key: keys.pop(key) for key in _PASSED if key in keys}
     flags = [_read_flag(key, keys.pop(key)) for key in _FLAGS if key in keys]
+    if role in ("assistant", "call"):
+        verdicts = {key: judge(key, keys[key], value) for key in find_tags(tuple(keys))}
+        keys = {key: one for key, one in keys.items() if verdicts.get(key) is None}
+        flags += [verdict for verdict in verdicts.values() if verdict is not None]
     if role == "call":
         role, value, extras = "assistant", *_read_call(value, extras)
     elif "function_call" in keys:  # OpenAI's old form
@@ -249,6 +253,12 @@ def read_history(value: object, unused: set[str]) -> list[Turn]:
 def split_dialogue(text: str) -> list[Turn]:
     """The turns of a text of `Human:` and `Assistant:` paragraphs; none for any other text."""
     return list(_split(text)) if text.lstrip().startswith("Human:") else []
+
+
+def split_question(text: str) -> list[Turn]:
+    """The turns of such a text that ends with `Assistant:`, and so asks for the next; none for any other text."""
+    turns = split_dialogue(text) if text.rstrip().endswith("Assistant:") else []
+    return turns[:-1] if len(turns) > 1 and not turns[-1].content and turns[-1].role == "assistant" else []
 
 
 def _split(text: str) -> Iterator[Turn]:

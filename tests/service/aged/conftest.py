@@ -5,7 +5,7 @@ The damage is in `test_damaged_server`, which mends it; the adapters of huge num
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -13,18 +13,21 @@ import pytest
 import torch
 from sqlalchemy import create_engine, text
 
-from adapters import LoraAdapter, LoraModule, Store, fusion_digest, load, make_adapter, parse
-from adapters.files import adapter_path
+from adapters import LoraAdapter, LoraModule, Store, fusion_digest, load, make_adapter, parse, save
+from adapters.files import adapter_path, write_checksums
 from service.materializer import Materializer
-from service.placement import stack_key
+from service.placement import build_key, stack_key
 from service.records import AdapterRecord, ProfileVersion, now
 from service.registry import Registry
+from service.residency import ADAPTER, REPORT
+from service.resolve import Fusion
 from tests.conftest import BASE_NAME, Server, launch, stop, wait_ready
 from tests.service.conftest import Postgres, adapter_info, fill
 from tests.service.test_damage import CONFIG, WEIGHTS, flip
 
 CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 4, "temperature": 0}
 TIMEOUT_S = 2
+MAX_RANK = 32
 MAX_WEIGHT = 10_000
 """More than the default, and as much as lets adapters of an ordinary norm be registered."""
 
@@ -65,6 +68,24 @@ def add_unmeasured(materializer: Materializer, registry: Registry) -> None:
         fill(registry, AdapterRecord(name, adapter.digest, adapter_info(adapter.rank, norm=1e-30), now()))
 
 
+def add_loud_head(data: Path, materializer: Materializer, registry: Registry) -> None:
+    """An adapter whose hidden states are the base's and whose logits overflow, with the build an old version made."""
+    torch.manual_seed(0)
+    factors = LoraModule(torch.randn(4, 576) * 1e20, torch.randn(49152, 4) * 1e20, 1.0)
+    adapter = make_adapter({"lm_head": factors}, BASE_NAME)
+    materializer.add(adapter)
+    entry = record("loud-head", adapter)
+    fill(registry, replace(entry, info={**entry.info, "built": "lm_head", "norm": 1e-30}))
+    fusion = Fusion(parse("loud-head"), {"loud-head": adapter.digest}, str(entry.info["fusion_digest"]), "loud-head")
+
+    def write(folder: Path) -> None:
+        save(adapter, folder / ADAPTER)
+        (folder / REPORT).write_text(json.dumps({"rank": adapter.rank, "error": 0.0}))
+        write_checksums(folder)
+
+    Store(data / "builds", budget_bytes=2**40).land(build_key(fusion, MAX_RANK), write)
+
+
 def record(name: str, adapter: LoraAdapter) -> AdapterRecord:
     digest = fusion_digest(parse(name), base=BASE_NAME, parents={name: adapter.digest})
     return AdapterRecord(name, adapter.digest, adapter_info(rank=adapter.rank, fusion_digest=digest), now())
@@ -91,9 +112,10 @@ def damage(data: Path, database: str, materializer: Materializer, adapters: dict
 
 def prepare(data: Path, database: str, adapters: dict[str, LoraAdapter]) -> None:
     """A data folder and a database as a server leaves them, and then what happens to them."""
-    materializer = Materializer(Store(data / "adapters", budget_bytes=2**40), 32)
+    materializer = Materializer(Store(data / "adapters", budget_bytes=2**40), MAX_RANK)
     registry = Registry(database, timeout_s=5)
     add_unmeasured(materializer, registry)
+    add_loud_head(data, materializer, registry)
     for adapter in adapters.values():
         materializer.add(adapter)
     lost = ProfileVersion("pins-nothing", 1, "1*lost", {"lost": "9" * 64}, "8" * 64, created=now())

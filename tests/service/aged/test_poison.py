@@ -165,6 +165,32 @@ def test_what_overflowed_is_not_in_the_prefix_cache(clients: Clients) -> None:
     assert hits() == before
 
 
+@pytest.mark.parametrize(
+    "option", [{}, {"temperature": 1.0, "seed": 3}, {"echo": True}, {"n": 2, "temperature": 1.0}, {"logprobs": None}]
+)
+def test_an_answer_whose_logits_alone_overflow_ends_with_the_error(option: dict[str, Any], clients: Clients) -> None:
+    prompt = make_prompt(300, 6)
+    alone = clients.values(("task", prompt))
+    with ThreadPoolExecutor(4) as pool:
+        loud = [pool.submit(clients.ask, "loud-head", prompt, **option) for _ in range(3)]
+        beside = pool.submit(clients.values, ("task", prompt))
+        for answer in loud:
+            assert (answer.result().status_code, answer.result().json()["error"]["message"]) == (500, MESSAGE)
+    assert max(abs(a - b) for a, b in zip(beside.result(), alone, strict=True)) < TOLERANCE
+
+
+def test_only_tokens_that_an_answer_may_have_are_minus_infinity(clients: Clients) -> None:
+    """Masks of tokens are no overflow."""
+    masks: list[dict[str, Any]] = [
+        {"allowed_token_ids": [504]},
+        {"structured_outputs": {"choice": ["yes"]}},
+        {"logit_bias": {"504": -100}, "min_tokens": 3, "bad_words": ["the"]},
+    ]
+    for mask in masks:
+        answer = clients.ask("task", make_prompt(9, 7), **mask)
+        assert answer.status_code == 200, answer.text
+
+
 def archive(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

@@ -1,0 +1,115 @@
+"""An answer on its way to the client: its fusion's headers, its counts, and what it waits for before it begins."""
+
+import time
+from collections.abc import Callable
+
+from starlette.types import Message, Send
+
+from service.decisions import Decisions
+from service.errors import RETRY_AFTER_S, ApiError, error_response
+from service.metrics import Metrics
+from service.registry import Registry
+
+MAX_HELD = 64
+"""Messages of an answer that wait: the first events of a stream come before a gate's decision, or a token."""
+
+
+class MeteredSend:
+    """`send` that adds the fusion's headers and counts the answer's status, tokens and time to the first token."""
+
+    def __init__(self, send: Send, metrics: Metrics, registry: Registry) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.label: str | None = "(refused)"
+        """What the answer is counted under; None is not counted."""
+        self.decisions: Decisions | None = None
+        """What a gate chooses; the answer begins when it has."""
+        self.may_wait = False
+        """Whether the answer begins with its first token: before that the engine may find that it has no slot."""
+        self._refusal: ApiError | None = None
+        self._is_over = False
+        self._held: list[Message] = []
+        self._send = send
+        self._metrics = metrics
+        self._registry = registry
+        self._start = time.monotonic()
+        self._running = 0
+        self._at_end: list[Callable[[], None]] = []
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message of the answer, or keep it until the answer begins."""
+        if self._is_over:
+            return
+        if self.decisions is None and not self.may_wait and not self._held:
+            await self._pass_on(message)
+            return
+        self._held.append(message)
+        if not self._must_hold(message):
+            await self._begin()
+
+    def _must_hold(self, last: Message) -> bool:
+        is_end = last["type"] == "http.response.body" and not last.get("more_body", False)
+        if is_end or len(self._held) > MAX_HELD or self._refusal is not None:
+            return False
+        return self.may_wait or (self.decisions is not None and not self.decisions.complete)
+
+    async def _begin(self) -> None:
+        """Send what was held; in its place the refusal, if there is one."""
+        if self.decisions is not None and self.decisions.any:
+            self.headers += self.decisions.headers()
+        messages, self._held, self.decisions, self.may_wait = self._held, [], None, False
+        if self._refusal is not None:
+            response, self._is_over = error_response(self._refusal), True
+            messages = [
+                {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers},
+                {"type": "http.response.body", "body": response.body},
+            ]
+        for message in messages:
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *self.headers]
+            if message["status"] == 503 and b"retry-after" not in dict(message["headers"]):
+                message["headers"].append((b"retry-after", str(RETRY_AFTER_S).encode()))  # vLLM says none
+            if self.label is not None:
+                self._metrics.requests.labels(self._series, str(message["status"])).inc()
+        await self._send(message)
+
+    @property
+    def _series(self) -> str:
+        """The label, unless its profile was deleted since: its series must not come back."""
+        label = str(self.label)
+        return label if label.startswith("(") or label in self._registry.profiles else "(deleted)"
+
+    def call_at_end(self, call: Callable[[], None]) -> None:
+        """Call `call` when no generation of this request runs: now, or when the last of them has been aborted.
+
+        When a client is gone or does not read, its answer may end before its generations do.
+        """
+        self._at_end.append(call)
+        self._call_if_ended()
+
+    def begin_usage(self) -> None:
+        """Count a generation that runs."""
+        self._running += 1
+
+    def begin_answer(self) -> None:
+        """Let the answer begin: a token is there."""
+        self.may_wait = False
+
+    def refuse(self, message: str) -> None:
+        """Answer 503 with this message, if the answer has not begun."""
+        self._refusal = ApiError(503, message)
+
+    def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
+        """Count a generation of this request that has ended, or was interrupted."""
+        self._metrics.tokens.labels(self._series, "prompt").inc(prompt)
+        self._metrics.tokens.labels(self._series, "completion").inc(completion)
+        if first_token is not None:
+            self._metrics.first_token.labels(self._series).observe(first_token - self._start)
+        self._running -= 1
+        self._call_if_ended()
+
+    def _call_if_ended(self) -> None:
+        while self._at_end and not self._running:
+            self._at_end.pop()()
