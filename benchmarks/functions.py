@@ -225,8 +225,7 @@ def main() -> int:
     if wanted - set(ROWS):
         parser.error(f"unknown rows {', '.join(wanted - set(ROWS))}; expected {', '.join(ROWS)}")
     if wanted & {"gates", "gated"} and not args.gate.is_dir():
-        print(f"  left out: gates and gated, since there is no folder {args.gate}")
-        wanted -= {"gates", "gated"}
+        parser.error(f"--gate {args.gate} is not a folder: name a gate's, or leave gates and gated out of --rows")
     with tempfile.TemporaryDirectory(prefix="bench-") as place:
         settings = {"FUSION_MAX_LORAS": "1", "FUSION_ADAPTER_ROOTS": f"{place}:{args.gate.resolve().parent}"}
         with ours(ENGINE, Path(place), **settings) as server:

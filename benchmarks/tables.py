@@ -21,6 +21,12 @@ PAIRS_FOR_95 = 6
 """The fewest values between whose lowest and highest the median lies with 95 %."""
 
 
+def read_result(name: str) -> dict[str, Any]:
+    """What results/NAME.json holds."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
 def read_records(*names: str) -> list[dict[str, Any]]:
     """All comparisons and measurements on record."""
     files = [
@@ -50,7 +56,7 @@ def figures(*names: str) -> str:
 
 def scaling() -> str:
     """Seconds of the algebra by number of adapters, rank and layers."""
-    content = json.loads((RESULTS / "algebra-scaling.json").read_text())
+    content = read_result("algebra-scaling")
     lines = []
     for variable, rows in content["tables"].items():
         methods = list(rows[0]["seconds"])
@@ -93,21 +99,17 @@ def measured_quantity(row: Mapping[str, Any]) -> str:
 
 def quality_table() -> str:
     """What the shipped adapters do."""
-    return quality.render(json.loads((RESULTS / "quality.json").read_text())["models"])
+    return quality.render(read_result("quality")["models"])
 
 
 def headline_tables() -> str:
     """The paper's headline points at three seeds, and MMLU."""
-    path = RESULTS / "headline.json"
-    return headline.render(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+    return headline.render(read_result("headline"))
 
 
 def attacks() -> str:
     """What known attacks did to an earlier commit and do now."""
-    path = RESULTS / "attacks.json"
-    if not path.exists():
-        return "Not measured yet."
-    records = json.loads(path.read_text())
+    records = read_result("attacks")
     commit = next(iter(records.values()))["commit"]
     rows = [f"| {attack} | {row['before']} | {row['now']} |" for attack, row in records.items()]
     sources = sorted({f"`{row['command']}`, {row['date']}, {row['machine']}" for row in records.values()})
@@ -123,10 +125,7 @@ BASE_KINDS = {
 
 def bases() -> str:
     """How far served log-probabilities lie from transformers + PEFT, by family of base."""
-    path = RESULTS / "bases.json"
-    if not path.exists():
-        return "Not measured yet."
-    record = json.loads(path.read_text())
+    record = read_result("bases")
     lines = []
     for kind, header in BASE_KINDS.items():
         lines += ["", header, "| --- | --- | --- | --- | --- |"] if kind in record else []
@@ -146,10 +145,7 @@ GATES = (
 
 def gates() -> str:
     """How well representations of a prompt tell dangerous from harmless ones."""
-    path = RESULTS / "gates.json"
-    if not path.exists():
-        return "Not measured yet."
-    record = json.loads(path.read_text())
+    record = read_result("gates")
     lines = [GATES, "| --- | --- | --- | --- | --- | --- | --- |"]
     for row in record["rows"]:
         cells = [row[part][figure] for part in ("held_out", "xstest") for figure in ("area", "false_alarms")]
@@ -173,10 +169,7 @@ POSITIONS = {
 
 def positions() -> str:
     """What points of every form do, on the half that no point was chosen on."""
-    path = RESULTS / "positions.json"
-    if not path.exists():
-        return "Not measured yet."
-    record = json.loads(path.read_text())
+    record = read_result("positions")
     lines = [f"| model | {' | '.join(POSITIONS.values())} |", "| --- " * (len(POSITIONS) + 1) + "|"]
     for point in record["points"]:
         cells = [point["half_report"][name] for name in POSITIONS]

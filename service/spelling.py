@@ -28,7 +28,7 @@ def check_keys(body: Mapping[str, Any]) -> None:
     if isinstance(nested, dict) and "fusion" in nested:
         message = "'extra_body' is an argument of OpenAI's Python client, which sends what it holds: send 'fusion' in"
         raise ApiError(400, f"{message} the request itself.", param="extra_body")
-    for key in FOREIGN_KEYS & body.keys():
+    for key in sorted(FOREIGN_KEYS & body.keys()):
         if body[key]:
             message = f"{key!r} is not read here, where 'model' names an adapter, a profile or a recipe such as"
             raise ApiError(400, f"{message} '0.6*a + 0.4*b'; or send it as 'fusion'.", param=key)

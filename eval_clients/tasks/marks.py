@@ -1,4 +1,4 @@
-"""What stands in prompts and is no part of them: numbers and bullets of a list, and places that were never filled."""
+"""Marks in prompts that are not part of them: numbers and bullets of a list, and placeholders left unfilled."""
 
 import re
 from collections import Counter
@@ -25,12 +25,12 @@ def strip_marks(lines: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def note_prompts(prompts: Sequence[str]) -> list[str]:
-    """Sentences about prompts that are there more than once, or have a place that was never filled in."""
+    """Sentences about prompts that are there more than once, or contain an unfilled placeholder."""
     notes = []
     repeated = sum(count - 1 for count in Counter(prompts).values())
     if repeated:
-        notes.append(f"asked again, since they are there more than once: {repeated}")
+        notes.append(f"duplicates, asked again: {repeated}")
     places = [match[0] for prompt in prompts if (match := PLACE.search(prompt))]
     if places:
-        notes.append(f"asked with a place that is not filled in, such as {places[0]!r}: {len(places)}")
+        notes.append(f"prompts with an unfilled placeholder such as {places[0]!r}: {len(places)}")
     return notes

@@ -17,7 +17,9 @@ MAX_CHARS = 16 * 1024
 
 
 def check_tag(payload: Any, *, parameter: str) -> None:
-    """In place of vLLM's `validate_structural_tag_payload`: `VLLMValidationError` for a text that is no tag."""
+    """Replacement for vLLM's `validate_structural_tag_payload`: raise `VLLMValidationError` unless the text is a
+    structural tag.
+    """
     if isinstance(payload, str) and len(payload) > MAX_CHARS:
         message = f"The output constraint has {len(payload)} characters; the limit is {MAX_CHARS}."
         raise VLLMValidationError(message, parameter=parameter)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from adapters import AdapterError, load, save
 from adapters.cli import main
 from adapters.convert import convert, pickles, read_source
+from tests.adapters.conversions import check_refusal, zipped
 from tests.adapters.samples import CONFIG, WEIGHTS, adapter, same
 
 BIN = "adapter_model.bin"
@@ -41,14 +42,6 @@ def pickled(folder: Path, *, new: bool = True) -> Path:
     (folder / WEIGHTS).unlink()
     torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=new)
     return folder
-
-
-def zipped(folder: Path, separator: str = "/") -> Path:
-    path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in folder.iterdir():
-            archive.write(file, f"checkpoint{separator}{file.name}")
-    return path
 
 
 def tarred(folder: Path) -> Path:
@@ -188,13 +181,7 @@ REFUSED: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_it_refuses(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    reason, part, make = REFUSED[name]
-    source = make(tmp_path / "in")
-    assert main(["convert", str(source), "--out", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err
-    assert part in message
-    assert f"[{reason}]" in message
-    assert not (tmp_path / "out").exists()
+    check_refusal(REFUSED[name], tmp_path, capsys)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])

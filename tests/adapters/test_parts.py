@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters import AdapterError, load, save
 from adapters.cli import main
+from tests.adapters.conversions import check_refusal, zipped
 from tests.adapters.peft_models import base_model
 from tests.adapters.samples import CONFIG, WEIGHTS, adapter, same
 
@@ -40,20 +40,13 @@ def parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("adapter_model-*"))
 
 
-def zipped(folder: Path) -> Path:
-    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
-        for file in split(folder).iterdir():
-            archive.write(file, f"checkpoint/{file.name}")
-    return folder.with_suffix(".zip")
-
-
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "parts": split,
     "without their index": lambda folder: split(folder, index=False),
     "pickled": lambda folder: split(folder, kind="bin"),
     "one of them": lambda folder: parts(split(folder))[1],
     "the index": lambda folder: split(folder) / INDEX,
-    "in a zip": zipped,
+    "in a zip": lambda folder: zipped(split(folder)),
 }
 
 
@@ -142,10 +135,4 @@ REFUSED: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_whole_adapter_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    reason, part, make = REFUSED[name]
-    source = make(tmp_path / "in")
-    assert main(["convert", str(source), "--out", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err
-    assert part in message
-    assert f"[{reason}]" in message
-    assert not (tmp_path / "out").exists()
+    check_refusal(REFUSED[name], tmp_path, capsys)

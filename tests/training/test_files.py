@@ -210,7 +210,7 @@ def test_rows_that_a_stray_quote_has_joined_are_named(content: str, lines: str, 
     assert [lines in note for note in ledger.notes] == [True] * bool(lines), ledger.notes
 
 
-# r24: what stands in a table and is no row, or no value
+# r24: lines and cells of a table that are not data
 TABLES: list[tuple[str, list[tuple[str, str]], list[str]]] = [
     ("prompt,answer\nQ,A\nprompt,answer\nR,B\n", [("Q", "A"), ("R", "B")], ["x.csv:3 is the header again"]),
     ("| prompt | answer |\n|---|:--|\n| Q | A |\n", [("Q", "A")], ["x.csv:2 is the rule of a Markdown table"]),

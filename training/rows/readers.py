@@ -18,7 +18,7 @@ from training.rows.files import Reader, drop_nulls
 from training.rows.formats import FORMATS, normalize
 from training.rows.shapes import Ledger, Shape
 from training.rows.tables import Broken
-from training.rows.verdicts import Numbers, Rejected, Splits, reject
+from training.rows.verdicts import Numbers, RejectedRowError, Splits, reject
 
 MAX_ROWS = 20_000_000
 """Rows of one source."""
@@ -137,7 +137,7 @@ def show_rows(rows: list[str]) -> str:
 
 def _reject(chats: list[Chat], numbers: Numbers, ledger: Ledger) -> list[Chat]:
     """The chats without those that their numbers reject, which the ledger receives."""
-    rejected: dict[int, Rejected] = {}
+    rejected: dict[int, RejectedRowError] = {}
     for column, number, indices in numbers.list_rejected():
         ledger.used[column, "label"] += 1
         ledger.unused[column] -= numbers.counts[column].total()

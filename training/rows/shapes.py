@@ -21,7 +21,7 @@ from training.rows.turns import (
     split_question,
 )
 from training.rows.values import has_value, is_missing, is_void, shorten
-from training.rows.verdicts import Rejected, find_tags, judge, reject
+from training.rows.verdicts import RejectedRowError, find_tags, judge, reject
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Ledger:
         reason = str(error)
         row = f"{where} {reason}" if reason.startswith(("has ", "is ", "does ")) else f"{where}: {reason}"
         self.left_out.append(row)
-        if isinstance(error, Rejected):
+        if isinstance(error, RejectedRowError):
             self.rejected.append(row)
 
 
@@ -104,7 +104,7 @@ class Shape:
         return tuple(column for column in tags if column not in parts)
 
     def _judge(self, row: Any, assigned: Mapping[str, str]) -> set[str]:
-        """The columns that accept the answer; Rejected when one rejects it."""
+        """The columns that accept the answer; RejectedRowError when one rejects it."""
         answer = row[assigned["answer"]] if "answer" in assigned else None
         accepting: set[str] = set()
         for column in self.list_tags(row):

@@ -53,7 +53,7 @@ _HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval", "evaluation", 
 _ALL = frozenset({_BOOL, _WORD, _ANSWER, _FEEDBACK, _BIT})
 
 
-class Rejected(ValueError):  # noqa: N818 - a row that is not learned is no error of the data
+class RejectedRowError(ValueError):
     """A row says that its answer is a bad one."""
 
 
@@ -86,10 +86,10 @@ def judge(column: str, value: object, answer: object = None, *, is_named: bool =
     return found
 
 
-def reject(column: str, value: object) -> Rejected:
+def reject(column: str, value: object) -> RejectedRowError:
     """The reason for leaving a row out."""
     shown = str(value).lower() if isinstance(value, bool) else shorten(value) if isinstance(value, str) else value
-    return Rejected(f"{column} is {shown}: its answer is not one to learn")
+    return RejectedRowError(f"{column} is {shown}: its answer is not one to learn")
 
 
 @dataclass(slots=True)
