@@ -45,7 +45,7 @@ NOTED = {
     "bullets": (File(f"- {TEXT}\n- {OTHER}\n", name="a.txt"), "the bullets before the prompts are left out"),
     "other numbers": (File("2. Say a\n4. Say b\n", ("2. Say a", "4. Say b"), "a.txt"), "no header: each line is"),
     "one number": (File("1. Say a\nSay b\n", ("1. Say a", "Say b"), "a.txt"), "no header: each line is a prompt"),
-    "prompts twice": (File(f"prompt\n{TEXT}\n{TEXT}\n", (TEXT, TEXT)), "there more than once: 1"),
+    "prompts twice": (File(f"prompt\n{TEXT}\n{TEXT}\n", (TEXT, TEXT)), "duplicates, asked again: 1"),
     "a place": (File("prompt\nSay {word}\nSay\n", ("Say {word}", "Say")), "such as '{word}': 1"),
     "another place": (File("prompt\nSay [INSERT WORD HERE]\n", ("Say [INSERT WORD HERE]",)), "'[INSERT WORD HERE]': 1"),
     "no place": (File('prompt\n"Say {""a"": 1}, [a]"\n', ('Say {"a": 1}, [a]',)), ""),
