@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 BASE := .cache/base/smollm2-135m-instruct
+# Where there is an NVIDIA GPU, `make serve` serves on it, from an environment of its own (GPU= serves on the CPU).
+GPU ?= $(shell command -v nvidia-smi)
+SERVE_VENV := $(if $(GPU),.venv-cuda,$(VENV))
 # Both cores for the engine's CPU kernels; vLLM drops to one OpenMP thread otherwise.
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 export TOKENIZERS_PARALLELISM ?= false
@@ -12,7 +15,7 @@ PACKAGES := adapters service training eval_clients lora_fusion
 .PHONY: help setup setup-dev base serve test check docs bench soak paper paper-full bento lock sbom audit clean
 
 help:
-	@echo "make serve   set up and start the service on 127.0.0.1:3000"
+	@echo "make serve   set up and start the service on 127.0.0.1:3000, on an NVIDIA GPU where there is one"
 	@echo "make test    set up and run the test-suite"
 	@echo "make check   check format, lint, types"
 	@echo "make docs    build the documentation into site/"
@@ -28,12 +31,16 @@ $(VENV)/.runtime: requirements/runtime.txt
 	$(PYTHON) requirements/install.py $(VENV) $<
 	@touch $@
 
+.venv-cuda/.runtime: requirements/cuda.txt
+	$(PYTHON) requirements/install.py .venv-cuda $<
+	@touch $@
+
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	$(PYTHON) requirements/install.py $(VENV) $<
 	@touch $@
 
-$(BASE)/config.json: | $(VENV)/.runtime
-	$(PY) -m training.base $(BASE)
+$(BASE)/config.json: | $(SERVE_VENV)/.runtime
+	$(SERVE_VENV)/bin/python -m training.base $(BASE)
 
 # The command `lora-fusion`, on the checkout itself.
 $(VENV)/bin/lora-fusion: pyproject.toml | $(VENV)/.runtime
@@ -44,8 +51,8 @@ setup: $(VENV)/.runtime $(VENV)/bin/lora-fusion base
 setup-dev: $(VENV)/.dev setup
 base: $(BASE)/config.json
 
-serve: setup
-	$(PY) -m service
+serve: $(SERVE_VENV)/.runtime $(if $(GPU),,setup) base
+	$(SERVE_VENV)/bin/python -m service
 
 # Other people's clients, which tests/clients lets talk to the service; Node's come from npm by their lock file.
 CLIENTS := .cache/clients
@@ -104,4 +111,4 @@ audit: $(SUPPLY)/.done
 	$(SUPPLY)/bin/pip-audit --require-hashes --disable-pip -r requirements/runtime.txt
 
 clean:
-	rm -rf $(VENV) .cache site sbom.cdx.json
+	rm -rf $(VENV) .venv-cuda .cache site sbom.cdx.json

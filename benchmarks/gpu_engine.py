@@ -83,6 +83,7 @@ def run_engine(to: Connection, kind: str, rank: int, folder: Path, log: Path) ->
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
     os.environ |= {**ENVIRONMENT, "VLLM_USE_V2_MODEL_RUNNER": "0" if kind == "ours-v1" else "1"}
+    os.environ["VLLM_LORA_ENABLE_DUAL_STREAM"] = "1" if kind == "ours-dual" else "0"
     try:
         began = time.monotonic()
         llm = _start(kind, rank, folder)
@@ -142,7 +143,7 @@ def _report(llm: Any, kind: str, rank: int, folder: Path, start_s: float) -> dic
         from adapters import load
         from service.engine.proof import prove
 
-        shapes = {name: (m.b.shape[0], m.a.shape[1]) for name, m in load(folder / "one").modules.items()}
+        shapes = {name: (m.b.shape[0], m.a.shape[1]) for name, m in load(folder / "p0").modules.items()}
         engine: Any = Offline(llm)
         with tempfile.TemporaryDirectory() as scratch:
             report["proof"] = asdict(asyncio.run(prove(engine, shapes, Path(scratch))))
@@ -176,10 +177,10 @@ def _requests(draw: random.Random, rank: int, folder: Path) -> Callable[[str], A
     from service.engine.names import mix_name
 
     def request(arm: str) -> Any:
-        if arm == "mixed":
+        if arm.startswith("mixed"):
             spans = [(PARENT_RANK, draw.uniform(-1, 1)) for _ in range(rank // PARENT_RANK)]
             return LoRARequest(mix_name("stack", spans), 3, str(folder / f"stack{rank}"))
-        name = arm if arm == "one" else f"{arm}{rank}"
+        name = "p0" if arm == "one" else f"{arm}{rank}"
         return LoRARequest(name, 1 if arm == "one" else 2, str(folder / name))
 
     return request

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.common import BASE, BASE_NAME, ROOT
+from benchmarks.common import BASE, ROOT
 
 START_LIMIT_S = 400
 STOP_LIMIT_S = 60
@@ -104,7 +105,8 @@ def run_server(
     command: Sequence[str], environment: Mapping[str, str], cwd: Path, log: Path, ready_path: str
 ) -> Iterator[RunningServer]:
     """Start a server on both cores, wait until it is ready, and end it with what it started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the server would outlive us
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the server would outlive us
     # Both sides get both cores: vLLM would keep one of two free, which this service undoes by itself.
     cores = {"OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
     common = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"} | cores
@@ -118,12 +120,12 @@ def run_server(
         stop(process)
 
 
-def stock(flags: Sequence[str], scratch: Path) -> AbstractContextManager[RunningServer]:
-    """vLLM's own server, in a folder where none of our code can be imported."""
+def stock(flags: Sequence[str], scratch: Path, base: Path = BASE) -> AbstractContextManager[RunningServer]:
+    """vLLM's own server over `base`, in a folder where none of our code can be imported."""
     folder = scratch / "stock"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
-    command += ["--port", "{port}", "--model", str(BASE), "--served-model-name", BASE_NAME]
+    command += ["--port", "{port}", "--model", str(base), "--served-model-name", base.name]
     environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     return run_server([*command, *flags], environment, folder, scratch / "stock.log", "/health")
 

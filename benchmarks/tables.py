@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks import headline, quality, reference
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
 
+REPLICAS = "replicas.json"
 PAIRS_FOR_95 = 6
 """The fewest values between whose lowest and highest the median lies with 95 %."""
 
@@ -32,7 +33,10 @@ def read_records(*names: str) -> list[dict[str, Any]]:
     files = [
         RESULTS / name
         for name in names
-        or ("serving.json", "fusing.json", "algebra.json", "training.json", "sweeping.json", "functions.json")
+        or (
+            *("serving.json", "fusing.json", "algebra.json", "training.json", "sweeping.json", "functions.json"),
+            *("sources.json", REPLICAS),
+        )
     ]
     return [row for file in files if file.exists() for row in json.loads(file.read_text()).values()]
 
@@ -65,6 +69,21 @@ def scaling() -> str:
             lines.append(f"| {row['at']} | {' | '.join(format(row['seconds'][m], '.3g') for m in methods)} |")
         lines.append("")
     return "\n".join([*lines, f"{content['case']}: `{content['command']}`, {content['date']}, {content['machine']}"])
+
+
+def fleet() -> str:
+    """Shares of requests that find their stack resident, by how a router chooses the replica."""
+    content = read_result("fleet")
+    lines = ["| stacks | arrivals | by stack key | at random |", "| --- | --- | --- | --- |"]
+    for row in content["shares"]:
+        lines.append(f"| {row['stacks']} | {row['pattern']} | **{row['stack']:.2f}** | {row['random']:.2f} |")
+    run = read_result("fleet-soak")
+    restart = (
+        f"Two real replicas behind HAProxy, one restarted under load and away for {run['replica_away_s']} s: "
+        f"{run['requests']:,} requests with {run['recipes']} recipes on {run['stacks']} stacks, {run['wrong']} wrong, "
+        f"{run['lost']} lost, {run['streams_cut']} streams cut (`{run['command']}`, {run['date']})."
+    )
+    return "\n".join([*lines, "", f"`{content['command']}`, {content['date']}.", "", restart])
 
 
 FIRST = (
@@ -185,6 +204,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/performance.md": {"results": ratios},
     "docs/evaluation.md": {"quality": quality_table, "positions": positions},
     "docs/gates.md": {"gates": gates},
+    "docs/fleet.md": {"fleet": fleet},
     "docs/settings.md": {"settings": reference.settings},
     "docs/http-api.md": {"routes": reference.routes},
     "docs/security.md": {"attacks": attacks},

@@ -15,7 +15,9 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SETS = ("uv", "runtime", "dev", "clients", "supply", "gemma3-270m")
+SETS = ("uv", "runtime", "cuda", "dev", "clients", "supply", "gemma3-270m")
+ON_GPUS = "cuda"
+"""The set with torch's CUDA build, as it lies on PyPI; all others have the CPU build."""
 INTERPRETER = f"# CPython {'.'.join(platform.python_version_tuple()[:2])} on {platform.machine()}"
 """First line of a set: whom it was resolved for. Of torch, some sets have the hash of that one's wheel alone."""
 FROM_SOURCE = ("rouge-score", "sqlitedict", "word2number")
@@ -47,9 +49,12 @@ def lock(uv: str, source: list[str]) -> None:
     """Renew every pinned set."""
     flags = ["--override", str(HERE / "overrides.txt"), "--generate-hashes", "--no-emit-find-links"]
     flags += ["--no-annotate", "--no-header", "-p", platform.python_version()]
+    on_cpus = [*source, "--override", str(HERE / "overrides-cpu.txt")]
     for name in SETS:
-        pins = HERE / f"{name}.txt"
-        subprocess.run([uv, "pip", "compile", "-q", *source, *flags, HERE / f"{name}.in", "-o", pins], check=True)
+        pins, where = HERE / f"{name}.txt", [] if name == ON_GPUS else on_cpus
+        if name == "runtime":
+            where = [*where, "--override", str(HERE / "overrides-serve.txt")]
+        subprocess.run([uv, "pip", "compile", "-q", *where, *flags, HERE / f"{name}.in", "-o", pins], check=True)
         pins.write_text(f"{INTERPRETER}\n{pins.read_text()}")
 
 
@@ -61,7 +66,7 @@ def main() -> None:
     if not (folder / "bin" / "uv").exists():
         create_environment(folder)
     uv, python = str(folder / "bin" / "uv"), folder / "bin" / "python"
-    source = torch_source(pip_find_links(python))
+    source = [] if Path(what).stem == ON_GPUS else torch_source(pip_find_links(python))
     if what == "--lock":
         lock(uv, source)
         return

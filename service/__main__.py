@@ -10,7 +10,7 @@ from service.settings import START_FAILURE, Settings, SettingsError, describe, r
 from service.temporary import hold_temporary_folder
 
 KILL_AFTER_S = 5.0
-"""After FUSION_STOP_TIMEOUT_S, within which BentoML's supervisor ends its worker."""
+"""After FUSION_DRAIN_S and FUSION_STOP_TIMEOUT_S, within which BentoML's supervisor ends its worker."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _serve(settings: Settings) -> int:
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "1")
     address = ["--host", settings.host, "--port", str(settings.port)]
     command = [sys.executable, "-m", "bentoml", "serve", "service.bento.app:LoraFusion", *address]
-    code = run_tree(command, settings.stop_timeout_s + KILL_AFTER_S)
+    code = run_tree(command, settings.drain_s + settings.stop_timeout_s + KILL_AFTER_S)
     failure = settings.data / START_FAILURE
     if failure.exists():
         print(f"error: the service could not run: {failure.read_text()}", file=sys.stderr)

@@ -69,6 +69,10 @@ class AdapterFiles:
         """
         await finish(self._add(adapter))
 
+    async def publish(self, digest: str) -> None:
+        """Show an adapter's files to the other replicas, where they do not have them yet."""
+        await self._threads.files.run(self._materializer.sources.publish, digest)
+
     async def delete_unneeded(self, digests: Collection[str]) -> None:
         """Delete the files of those of these adapters that nothing needs and nobody holds."""
         if any(map(self._is_unneeded, digests)):

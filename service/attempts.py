@@ -69,7 +69,7 @@ class Attempts(Generic[T]):
     @property
     def stages(self) -> dict[str, Stage]:
         """How far each attempt is, by key."""
-        return {key: attempt.stage for key, attempt in self._attempts.items()}
+        return {key: attempt.stage for key, attempt in list(self._attempts.items())}
 
     async def wait(self, making: Making, *, timeout_s: float | None = None) -> tuple[T, bool]:
         """The result of the attempt under way, or of a new one, and whether files were written for it.

@@ -3,13 +3,15 @@
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from adapters import Store
 from adapters.files import is_whole
 from service.errors import ApiError
+from service.leases import Leases
 from service.threads import Threads
 
 T = TypeVar("T")
@@ -22,13 +24,14 @@ log = logging.getLogger("fusion")
 class BuildFiles:
     """The store of stacks and builds, for the event loop."""
 
-    def __init__(self, store: Store, threads: Threads) -> None:
+    def __init__(self, store: Store, threads: Threads, leases: Leases | None = None) -> None:
         self.in_use: Callable[[], set[str]] = set
         """The keys that must stay, set by what uses them, as is the next."""
         self.evict_idle: Callable[[], bool] = lambda: False
         """Stop using an entry, least recently used first; False when all are needed."""
         self._store = store
         self._threads = threads
+        self._leases = leases
         self._lock = asyncio.Lock()
         """Held while files are looked up or removed: what was found must not be deleted before it is loaded."""
 
@@ -36,12 +39,23 @@ class BuildFiles:
         """The entry `key`, which the caller has in use, or None; one whose files have changed is deleted."""
         async with self._lock:
             path = await self._threads.files.run(self._store.get, key)
+        if path is None and self._leases is not None:  # perhaps where replicas share
+            path = await self.retry_when_full(lambda: self._threads.builds.run(self._store.fetch, key))
         if path is None or await self._threads.files.run(is_whole, path):
             return path
         log.error("the stored files of %s are damaged: they are made again", key[:12])
         async with self._lock:
             await self._threads.files.run(self._store.remove, key)
         return None
+
+    @asynccontextmanager
+    async def turn(self, key: str) -> AsyncIterator[Path | None]:
+        """Wait until no other replica makes `key`, for the block; yields its files when another has made them."""
+        if self._leases is None:
+            yield None
+        else:
+            async with self._leases.hold(key, lambda: self.find(key)) as path:
+                yield path
 
     async def land(self, key: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill the entry `key`, and remove old ones that are over the store's budget.
@@ -50,10 +64,11 @@ class BuildFiles:
         """
         path = await self.retry_when_full(lambda: self._threads.builds.run(self._store.land, key, write))
         try:
+            await self._threads.builds.run(self._store.publish, key)
             async with self._lock:
                 await self._threads.files.run(self._store.evict, self.in_use())
         except (ApiError, OSError) as error:  # a busy server's; the next build evicts
-            log.warning("old stacks and builds were not evicted: %s", error)
+            log.warning("a stack or build was not shared, or old ones were not evicted: %s", error)
         return path
 
     async def remove(self, key: str) -> None:

@@ -132,7 +132,7 @@ class Catalog:
                 known = self.registry.adapters.get(name)
                 is_known = known is not None and known.digest == adapter.digest
                 if not is_known:
-                    self._check_new(name, replace=replace)
+                    self.check_new(name, replace=replace)
                 self._check_rank(adapter)
                 norm = await self.files.measure(adapter, max_weight=self.settings.max_weight)
                 await holds.enter_async_context(self.files.hold([adapter.digest]))
@@ -157,9 +157,10 @@ class Catalog:
                 known = self.registry.adapters.get(record.name)
                 if known is not None and known.digest == record.digest:
                     return known, False
-                self._check_new(record.name, replace=replace)
+                self.check_new(record.name, replace=replace)
                 if known is not None:
                     self.orphans.add(known.digest)
+                await self.files.publish(record.digest)  # nobody clears it away until the record is there
                 await self.registry.add_adapter(record)
             if known is None:
                 return record, True
@@ -203,8 +204,8 @@ class Catalog:
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[None]:
         """Alone, and with the registry knowing what its database holds."""
-        async with enter(self.write_lock, self.settings.wait_timeout_s, "other changes of the registry"):
-            await self.registry.settle()
+        wait_s = self.settings.wait_timeout_s
+        async with enter(self.write_lock, wait_s, "other changes of the registry"), self.registry.change():
             await self._delete_unneeded()
             yield
 
@@ -215,7 +216,7 @@ class Catalog:
             self.orphans.clear()
             await self.files.delete_unneeded(digests)
 
-    def _check_new(self, name: str, *, replace: bool) -> None:
+    def check_new(self, name: str, *, replace: bool) -> None:
         """Raise 409 unless `name` is free, that of a damaged record, or with `replace` an adapter's, and there is room
         for what is added, or kept for profiles.
         """

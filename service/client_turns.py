@@ -9,8 +9,6 @@ from service.waits import enter
 
 LIMIT = 8
 """At once; they share few threads."""
-SHARE = 3 * LIMIT // 4
-"""Of one client."""
 
 
 @dataclass(slots=True)
@@ -23,20 +21,21 @@ class _Line:
 
 class ClientTurns:
     """Turns for one kind of work, in each client's line and then in that of all; `what` is what a request waits for,
-    as "the checks of requests".
+    as "the checks of requests". There are `limit` at once, of which one client may have three quarters.
     """
 
-    def __init__(self, what: str, timeout_s: float) -> None:
+    def __init__(self, what: str, timeout_s: float, limit: int = LIMIT) -> None:
         self._what = what
         self._timeout_s = timeout_s
-        self._turns = asyncio.Semaphore(LIMIT)
+        self._share = max(1, 3 * limit // 4)
+        self._turns = asyncio.Semaphore(limit)
         self._lines: dict[str, _Line] = {}
 
     @asynccontextmanager
     async def hold(self, client: str | None) -> AsyncIterator[None]:
         """Hold a turn for the block; `ApiError` 503 when there is none in time."""
         name = client or ""
-        line = self._lines.setdefault(name, _Line(asyncio.Semaphore(SHARE)))
+        line = self._lines.setdefault(name, _Line(asyncio.Semaphore(self._share)))
         line.count += 1
         try:
             async with (

@@ -1,8 +1,9 @@
-"""The registry's one connection to its database: every call ends, and one server at a time has the tables.
+"""The registry's one connection to its database: every call ends, and the tables have one server, or its replicas.
 
 Whoever has the connection also holds a lock on the tables: in PostgreSQL an advisory lock of the session, so that
 the lock is lost with the connection, and a new connection gets it only once the server has ended the old session
-with all it was still to commit; for SQLite a lock of a file beside the database's.
+with all it was still to commit; for SQLite a lock of a file beside the database's. Replicas hold the lock together,
+and change the tables in turn: the turn is another such lock.
 """
 
 import contextlib
@@ -12,16 +13,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, NullPool, Select, create_engine, event, text
+from sqlalchemy import Connection, NullPool, Select, create_engine, event, select, text, update
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapters.recipes import MAX_NAME
-from service.tables import METADATA
+from service.migrations import migrate
+from service.tables import REGISTRY
 
 LOCK_WAIT_S = 10
 """A server that is just stopping gives its tables back within this."""
@@ -30,10 +31,14 @@ CONNECT_TIMEOUT_S = 2
 """The shortest that PostgreSQL's client takes."""
 _LOCK_KIND = 0x4C6F5241
 """Marks the lock as this project's: "LoRA" in ASCII."""
-_LOCK = f"SELECT pg_try_advisory_lock({_LOCK_KIND} * 4294967296 + CAST(CAST('adapters' AS regclass) AS oid)::bigint)"
-
-_SHORT_NAMES = """SELECT table_name FROM information_schema.columns WHERE table_schema = current_schema()
-    AND column_name = 'name' AND character_maximum_length < :length"""
+_TABLES = "COALESCE(CAST(to_regclass('adapters') AS oid)::bigint, 0)"
+_LOCK = f"SELECT pg_try_advisory_lock{{}}({_LOCK_KIND} * 4294967296 + {_TABLES})"
+_IN_SCHEMA = f"{_LOCK_KIND}, hashtext('{{}} ' || current_schema())"
+_MIGRATION = f"SELECT pg_advisory_xact_lock({_IN_SCHEMA.format('migration')})"
+_TAKE_TURN = f"SELECT pg_try_advisory_lock({_IN_SCHEMA.format('turn')})"
+_GIVE_TURN = f"SELECT pg_advisory_unlock({_IN_SCHEMA.format('turn')})"
+CHANNEL = "lora_fusion_registry"
+"""Of PostgreSQL's notifications: one when a change is committed."""
 
 
 class OwnedError(RuntimeError):
@@ -51,16 +56,24 @@ class Database:
     only the next `connect` makes sure that no more comes of it.
     """
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, shared: bool = False) -> None:
+        """`shared`: with replicas, which PostgreSQL alone can."""
         self._url, self._timeout_s = make_url(url), timeout_s
+        if self._url.drivername in ("postgres", "postgresql"):
+            self._url = self._url.set(drivername="postgresql+psycopg")
         if (backend := self._url.get_backend_name()) not in ("sqlite", "postgresql"):
-            raise ValueError(f"the registry cannot be kept in {backend!r}: expected sqlite or postgresql+psycopg")
-        self._is_postgres = backend == "postgresql"
-        options = _postgres_options(self._url, timeout_s) if self._is_postgres else _sqlite_options(timeout_s)
-        self._engine = create_engine(self._url, poolclass=NullPool, connect_args=options)
+            raise ValueError(f"the registry cannot be kept in {backend!r}: expected sqlite or postgresql")
+        if shared and backend != "postgresql":
+            raise ValueError(f"replicas cannot share a registry in {backend!r}: expected postgresql")
+        self._is_postgres, self.shared = backend == "postgresql", shared
+        self._options = _postgres_options(self._url, timeout_s) if self._is_postgres else _sqlite_options(timeout_s)
+        self._engine = create_engine(self._url, poolclass=NullPool, connect_args=self._options)
         event.listen(self._engine, "connect", self._prepare, insert=True)
         self._connection: Connection | None = None
-        self._expired = False
+        self._expired = self._is_migrated = False
+        self.identity = ""
+        self.has_turn = False
+        """Whether this replica may change the tables; lost with the connection."""
         self._driver: Any = None
         self._socket: socket.socket | None = None
         self._lock_file: IO[str] | None = None
@@ -76,27 +89,56 @@ class Database:
         return self._connection is not None
 
     def connect(self, *, wait_s: float = 0) -> None:
-        """Connect, make the tables where they are missing, and lock them; OwnedError when that takes over `wait_s`."""
+        """Connect, lock the tables and bring them to this version's schema; OwnedError when that takes over `wait_s`,
+        NewerSchemaError when a newer version has been at them. Later connections leave the schema as it is.
+        """
         deadline = time.monotonic() + wait_s
         with self._bound(self._timeout_s + wait_s):
             self._connection = self._engine.connect()
-            with self._connection.begin():
-                METADATA.create_all(self._connection)
-            while not self._lock(self._connection):
-                if time.monotonic() >= deadline:
-                    raise OwnedError(f"another server uses the registry in {self.where!r}")
-                time.sleep(0.2)
-            if self._is_postgres:
-                _widen_names(self._connection)
+            self._wait_lock(self._connection, deadline)
+            if not self._is_migrated:
+                with self._connection.begin():
+                    if self._is_postgres:
+                        self._connection.execute(text(_MIGRATION))
+                    migrate(self._connection)
+                self._wait_lock(self._connection, deadline)  # there were no tables before, perhaps
+                with self._connection.begin():
+                    self.identity = str(self._connection.execute(select(REGISTRY.c.identity)).scalar_one())
+                self._is_migrated = True
 
-    def check(self) -> bool:
-        """Whether the connection still answers."""
+    def count_changes(self) -> int | None:
+        """How many changes were made to the tables; None when the connection does not answer."""
         try:
             with self.transaction(self._timeout_s) as connection:
-                connection.execute(text("SELECT 1"))
+                return _read_changes(connection)
         except (SQLAlchemyError, ExpiredError):
-            return False
-        return True
+            return None
+
+    def record_change(self, connection: Connection) -> int:
+        """Count the change that a transaction makes, and tell the other replicas once it is committed."""
+        if self.shared and not self.has_turn:
+            raise ExpiredError("the turn to change the tables was lost with the connection")
+        connection.execute(update(REGISTRY).values(changes=REGISTRY.c.changes + 1))
+        if self._is_postgres:
+            connection.execute(text(f"NOTIFY {CHANNEL}"))
+        return _read_changes(connection)
+
+    def take_turn(self) -> bool:
+        """Whether no other replica may change the tables until `give_turn`."""
+        with self.transaction(self._timeout_s) as connection:
+            self.has_turn = not self.shared or bool(connection.execute(text(_TAKE_TURN)).scalar())
+        return self.has_turn
+
+    def give_turn(self) -> None:
+        """End this replica's turn."""
+        if self.shared and self.has_turn:
+            self.has_turn = False
+            with self.transaction(self._timeout_s) as connection:
+                connection.execute(text(_GIVE_TURN))
+
+    def listen_options(self) -> dict[str, Any]:
+        """psycopg's arguments for a connection of its own that hears of changes."""
+        return {**self._engine.dialect.create_connect_args(self._url)[1], **self._options}
 
     @contextlib.contextmanager
     def transaction(self, within_s: float) -> Iterator[Connection]:
@@ -106,21 +148,31 @@ class Database:
         with self._bound(within_s), self._connection.begin():
             yield self._connection
 
-    def rows(self, query: Select[Any]) -> Iterator[Any]:
-        """All rows of `query`, fetched some at a time, each time within the limit."""
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[[Select[Any]], Iterator[Any]]]:
+        """One state of all tables, whatever is changed meanwhile: yields what fetches the rows of a query, some at a
+        time, each time within the limit.
+        """
         with self.transaction(math.inf) as connection:
-            with self._bound(self._timeout_s):
-                parts = connection.execute(query.execution_options(yield_per=ROWS_AT_ONCE)).partitions()
-            while True:
+            if self._is_postgres:
                 with self._bound(self._timeout_s):
-                    part = next(parts, None)
-                if part is None:
-                    return
-                yield from part
+                    connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+
+            def fetch(query: Select[Any]) -> Iterator[Any]:
+                with self._bound(self._timeout_s):
+                    parts = connection.execute(query.execution_options(yield_per=ROWS_AT_ONCE)).partitions()
+                while True:
+                    with self._bound(self._timeout_s):
+                        part = next(parts, None)
+                    if part is None:
+                        return
+                    yield from part
+
+            yield fetch
 
     def disconnect(self) -> None:
         """Close the connection; the lock of a file stays."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self.has_turn = self._connection, None, False
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError):
                 connection.invalidate()  # without a rollback, which would wait for the database
@@ -179,11 +231,18 @@ class Database:
             self.disconnect()
             raise ExpiredError("the database took too long to connect")
 
+    def _wait_lock(self, connection: Connection, deadline: float) -> None:
+        """Lock the tables by `deadline` of the monotonic clock; OwnedError when others have them."""
+        while not self._lock(connection):
+            if time.monotonic() >= deadline:
+                raise OwnedError(f"another server uses the registry in {self.where!r}")
+            time.sleep(0.2)
+
     def _lock(self, connection: Connection) -> bool:
         """Whether this server has the tables now."""
         if self._is_postgres:
             with connection.begin():
-                return bool(connection.execute(text(_LOCK)).scalar())
+                return bool(connection.execute(text(_LOCK.format("_shared" if self.shared else ""))).scalar())
         with connection.begin():
             path = connection.execute(text("SELECT file FROM pragma_database_list WHERE name = 'main'")).scalar()
         if self._lock_file is None and path:
@@ -197,12 +256,8 @@ class Database:
         return True
 
 
-def _widen_names(connection: Connection) -> None:
-    """Let tables of earlier versions, whose names had 64 characters, hold the longest names."""
-    with connection.begin():
-        short = connection.execute(text(_SHORT_NAMES), {"length": MAX_NAME}).scalars()
-        for table in set(short) & METADATA.tables.keys():
-            connection.execute(text(f'ALTER TABLE "{table}" ALTER COLUMN name TYPE VARCHAR({MAX_NAME})'))
+def _read_changes(connection: Connection) -> int:
+    return int(connection.execute(select(REGISTRY.c.changes)).scalar_one())
 
 
 def _sqlite_options(timeout_s: float) -> dict[str, Any]:

@@ -25,6 +25,7 @@ TYPES = {
     415: "UnsupportedMediaTypeError",
     421: "MisdirectedRequestError",
     429: "RateLimitError",
+    502: "BadGatewayError",
     503: "ServiceUnavailableError",
 }
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -26,8 +27,11 @@ log = logging.getLogger("fusion")
 if TYPE_CHECKING:  # vLLM takes seconds to import; BentoML's supervisor, which only imports this file, needs none of it
     from service.fusion_service import FusionService
 
+DRAINING = "the server is about to stop"
 SEGMENT = "!$&'()*+,;=:@"
 """What a segment of a path may have besides letters, digits and `-._~` (RFC 3986, 3.3)."""
+HEALTH_PATHS = ("/health", "/ping")
+"""vLLM's health checks, which routers read; `/readyz` says why."""
 EXPECTED = (
     ApiError,
     ClientDisconnect,
@@ -129,8 +133,8 @@ async def answer_too_deep(request: Request, error: RecursionError) -> Response:
 
 def build_app(service: "FusionService") -> FastAPI:
     """The service's own routes; the intake and vLLM's app behind it answer all others."""
+    from service.follower import MAX_WAITING
     from service.intake import Intake
-    from service.registry import MAX_WAITING
     from service.routes import docs
     from service.routes.openapi import OWN_ROUTERS
 
@@ -172,6 +176,8 @@ class Front:
         self._routes: list[Any] = []
         self.access = Access()
         """What the edge asks of requests; kept when the service stops."""
+        self.draining = False
+        """Whether health checks say no, while requests are still answered."""
 
     def start(self, service: "FusionService") -> None:
         """Answer for `service` from now on, as long as its engine lives."""
@@ -193,6 +199,14 @@ class Front:
         self._state = (state, reason)
         self._service, self._app = None, self._answer_unavailable
 
+    def drain(self) -> bool:
+        """Have health checks say no from now on: routers are to send nothing more here before anything is refused.
+
+        Returns whether requests are answered now.
+        """
+        self.draining = True
+        return self._service is not None
+
     async def _answer_unavailable(self, scope: Scope, receive: Receive, send: Send) -> None:
         reason = self._state[1]
         message = f"{reason[0].upper()}{reason[1:]}; wait until /readyz returns 200."
@@ -207,20 +221,25 @@ class Front:
         return path if path in BENTOML_PATHS else "(other)"
 
     def readiness(self) -> dict[str, Any]:
-        """Whether requests are answered, whether mixing is proven, and how many requests were ended because their
-        numbers overflowed; or why they are not answered: the body of `/readyz`.
+        """Whether requests are answered, whether mixing is proven, how many requests were ended because their numbers
+        overflowed, and whether the registry's database answers; or why they are not answered: the body of `/readyz`.
         """
-        if self._service is None or not self._service.engine.alive:
-            state, reason = self._state
+        if self._service is None or not self._service.engine.alive or self.draining:
+            state, reason = ("draining", DRAINING) if self.draining and self._service is not None else self._state
             return {"ready": False, "state": state, "reason": reason}
         proof = self._service.proof
         mixing = {"proven": proof.proven, "reason": proof.reason, "error": proof.error, "effect": proof.effect}
         mixing |= {"tables": proof.tables, "phases": proof.phases, "limits": proof.limits}
         overflows = self._service.engine.overflows
         nonfinite = {"requests": overflows.count, "last": overflows.last}
-        return {"ready": True, "mixing": mixing, "nonfinite": nonfinite}
+        outage = self._service.registry.outage
+        registry = {"current": outage is None} | ({} if outage is None else asdict(outage))
+        return {"ready": True, "mixing": mixing, "nonfinite": nonfinite, "registry": registry}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; BentoML's mount at `/` adds nothing to its path."""
+        if self.draining and scope["path"] in HEALTH_PATHS:
+            await error_response(ApiError(503, f"{DRAINING[0].upper()}{DRAINING[1:]}."))(scope, receive, send)
+            return
         lives = self._service is not None and self._service.engine.alive
         await (self._app if lives else self._answer_unavailable)({**scope, "root_path": ""}, receive, send)

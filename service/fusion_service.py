@@ -18,6 +18,7 @@ from service.registry import Registry
 from service.resolve import Names
 from service.scorecards import Scorecards
 from service.settings import Settings
+from service.sources.fetches import Fetches
 from service.threads import Threads
 
 
@@ -33,6 +34,7 @@ class FusionService:
     metrics: Metrics
     pool: Pool
     catalog: Catalog
+    fetches: Fetches
     profiles: Profiles
     scorecards: Scorecards
     materializer: Materializer

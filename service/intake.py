@@ -17,6 +17,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters import Recipe
+from adapters.recipes import NAME_PATTERN
 from service.body import check_arguments, check_counts, parse_body
 from service.clients import identify_client
 from service.decisions import Decisions
@@ -24,7 +25,7 @@ from service.defaults import with_defaults
 from service.edge.bodies import replay
 from service.edge.request_ids import check_id
 from service.engine.chat import RESERVED_ARGUMENTS
-from service.engine.dry_run import RefusedError, try_request
+from service.engine.dry_run import NO_LORA, RefusedError, try_request
 from service.engine.logprobs import LogprobCount, logprob_count
 from service.engine.models import LoRARequest, ServedModel, meter, mix_request, served_model, start_turns
 from service.engine.turns import current_client
@@ -46,19 +47,33 @@ ASKING_KEYS = {"model", "fusion", "messages", "prompt", "input"}
 """Request keys of which one that asks a model has at least one."""
 
 
-def fusion_headers(fusion: Fusion, lease: Lease) -> list[tuple[bytes, bytes]]:
-    """The `x-fusion-*` headers of an answer, the recipe percent-encoded."""
+def fusion_headers(fusion: Fusion, stack: str, lease: Lease | None) -> list[tuple[bytes, bytes]]:
+    """The `x-fusion-*` headers of an answer, the recipe percent-encoded; `stack` is what routers keep it together by.
+
+    Without a lease nothing was computed.
+    """
     recipe = quote(fusion.recipe.format(), safe="*+(),=@ ")
-    pairs = {
-        "x-fusion-digest": fusion.digest,
-        "x-fusion-mode": lease.mode,
-        "x-fusion-source": lease.source,
-        "x-fusion-rank": str(lease.rank),
-        "x-fusion-error": f"{lease.resident.error:.3g}",
-    }
+    pairs = {"x-fusion-digest": fusion.digest, "x-fusion-stack": stack}
+    if lease is not None:
+        pairs |= {
+            "x-fusion-mode": lease.mode,
+            "x-fusion-source": lease.source,
+            "x-fusion-rank": str(lease.rank),
+            "x-fusion-error": f"{lease.resident.error:.3g}",
+        }
     if len(recipe) <= MAX_RECIPE_HEADER:
         pairs["x-fusion-recipe"] = recipe
     return [(key.encode(), value.encode()) for key, value in pairs.items()]
+
+
+def public_name(fusion: Fusion, sent: Any) -> str:
+    """What events of the key-value cache call a request: the name that it `sent`, else the recipe's canonical text,
+    with commas percent-encoded, which parsers split at; the digest of a text that is longer than any name.
+    """
+    if isinstance(sent, str) and NAME_PATTERN.fullmatch(sent):
+        return sent
+    text = fusion.recipe.format().replace("%", "%25").replace(",", "%2C")
+    return text if len(text) <= MAX_RECIPE_HEADER else fusion.digest
 
 
 class Intake:
@@ -130,6 +145,7 @@ class Intake:
         if body.get("background"):
             # vLLM would go on after the answer, when the adapters under it may be unloaded.
             raise ApiError(400, "'background' works with the base model only.", param="background")
+        sent = body.get("fusion") or body.get("model")
         changed = bool(fusion.defaults or body.keys() & FUSION_KEYS)
         if body.get("model") is None:
             body["model"] = self._names.base
@@ -137,25 +153,33 @@ class Intake:
         content, template = strip_fusion_keys(body) if changed else raw, fusion.defaults.get("chat_template")
         check = partial(try_request, self._app, scope, content, body["model"], template)
         client = current_client.get()
+        if scope["path"].endswith("/render"):  # tokens alone: nothing is loaded for them
+            await leases.enter_async_context(self._pool.checks.hold(client))
+            metered.headers = fusion_headers(fusion, self._pool.home_key(fusion), None)
+            self._serve(ServedModel(body["model"], NO_LORA, template), leases)
+            return content
         lease = await leases.enter_async_context(
             self._lease(fusion, metered, strict=strict, client=client, check=check)
         )
-        metered.headers = fusion_headers(fusion, lease)
+        metered.headers = fusion_headers(fusion, self._pool.home_key(fusion), lease)
         metered.may_wait = self._pool.may_wait(lease)
-        lora = mix_request(lease.resident.request, lease.resident.key, lease.weights)
+        public = public_name(fusion, sent)
+        lora = mix_request(lease.resident.request, lease.resident.key, lease.weights, public)
         gate = None
         if fusion.readout is not None:
-            make = partial(self._mix, fusion, lease)
+            make = partial(self._mix, fusion, lease, public)
             metered.decisions = Decisions(fusion, fusion.readout, make, self._metrics)
             gate = metered.decisions.gate_pass()
-        token = served_model.set(ServedModel(body["model"], lora, template, gate))
-        leases.callback(served_model.reset, token)
+        self._serve(ServedModel(body["model"], lora, template, gate), leases)
         return content
 
-    async def _mix(self, fusion: Fusion, lease: Lease, recipe: Recipe) -> LoRARequest:
+    def _serve(self, model: ServedModel, leases: AsyncExitStack) -> None:
+        leases.callback(served_model.reset, served_model.set(model))
+
+    async def _mix(self, fusion: Fusion, lease: Lease, public: str, recipe: Recipe) -> LoRARequest:
         """The mix of a gate's fusion at the weights of `recipe`."""
         weights = await self._pool.weigh(lease, replace(fusion, recipe=recipe, readout=None))
-        return mix_request(lease.resident.request, lease.resident.key, weights)
+        return mix_request(lease.resident.request, lease.resident.key, weights, public)
 
     def _resolve(self, body: dict[str, Any]) -> Fusion | None:
         """The fusion that a body names; None for the base."""

@@ -60,6 +60,7 @@ class Materializer:
             write_checksums(entry)
 
         self.sources.land(adapter.digest, write)
+        self.sources.publish(adapter.digest)
         self.damage.pop(adapter.digest, None)
 
     def remove(self, digest: str) -> None:
@@ -98,7 +99,7 @@ class Materializer:
         return adapter
 
     def _read(self, digest: str) -> LoraAdapter:
-        entry = self.sources.get(digest)
+        entry = self.sources.fetch(digest)
         if entry is None:
             raise AdapterError("gone", "they are gone from the store")
         adapter = load(entry / ADAPTER)
@@ -110,7 +111,7 @@ class Materializer:
 
     def open(self, digest: str) -> LoraAdapter:
         """A registered adapter whose modules are read when they are asked for; its content is not checked."""
-        entry = self.sources.get(digest)
+        entry = self.sources.fetch(digest)
         if entry is None:
             raise ApiError(500, f"The stored files of adapter {self.describe(digest)!r} are gone; re-register it.")
         return load(entry / ADAPTER, lazy=True)

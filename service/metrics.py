@@ -4,6 +4,8 @@ from typing import Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from service.loaded_series import LoadedSeries
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -20,6 +22,8 @@ class Metrics:
         self.builds = counter("fusion_builds", "Stacks and builds made, by outcome", "kind", "outcome")
         self.build_seconds = seconds("fusion_build_seconds", "Time to make a stack or build", "kind")
         self.load_seconds = seconds("fusion_load_seconds", "Time to load one into the engine")
+        self.loaded = LoadedSeries(self.load_seconds.collect)
+        registry.register(self.loaded)
         self.lookups = counter(
             "fusion_cache_lookups", "Fusions asked for: warm, loaded from the store, built", "source"
         )
@@ -34,6 +38,9 @@ class Metrics:
         self.requests = counter("fusion_requests", "Requests, by profile and status", "profile", "status")
         self.tokens = counter("fusion_tokens", "Tokens, by profile and kind", "profile", "kind")
         self.overflows = counter("fusion_nonfinite_requests", "Requests ended because their numbers overflowed")
+        self.registry = Gauge(
+            "fusion_registry_current", "1, or 0 while the registry's database does not answer", registry=registry
+        )
         self.gates = counter("fusion_gate_decisions", "Prompts whose weights a gate chose, or default", "outcome")
         self.first_token = seconds("fusion_time_to_first_token_seconds", "Until the first byte", "profile")
 

@@ -77,6 +77,13 @@ def why_built(fusion: Fusion, limits: Limits) -> str | None:
     return None
 
 
+def home_key(fusion: Fusion, groups: Iterable[Group], limits: Limits) -> str:
+    """Key of the stack or build that serves `fusion` where nothing is resident: the same on every server with the same
+    groups and limits, since it is made of contents alone.
+    """
+    return place(fusion, (), groups, limits).key
+
+
 def place(fusion: Fusion, residents: Iterable[Occupant], groups: Iterable[Group], limits: Limits) -> Placement:
     """The stack that serves `fusion`, resident or not, or else the build.
 

@@ -15,7 +15,7 @@ from service.engine.weights import Weights
 from service.errors import ApiError
 from service.functions import Functions, Spans
 from service.materializer import Materializer
-from service.placement import Group, Limits, Placement, place
+from service.placement import Group, Limits, Placement, home_key, place
 from service.residency import Residency, Resident, Source
 from service.resolve import Fusion
 
@@ -78,6 +78,23 @@ class Pool:
     def place(self, fusion: Fusion) -> Placement:
         """The stack or build that would serve `fusion` now."""
         return place(fusion, self._residency.residents.values(), self._groups(), self.limits)
+
+    def home_key(self, fusion: Fusion) -> str:
+        """What routers keep `fusion` together by: see `placement.home_key`."""
+        return home_key(fusion, self._groups(), self.limits)
+
+    @property
+    def residents(self) -> list[Resident]:
+        """The stacks and builds that are in the engine now."""
+        return list(self._residency.residents.values())
+
+    def list_making(self) -> dict[str, tuple[str, ...]]:
+        """The stacks and builds that are being made or loaded, by key, with their adapters."""
+        return {key: self._made.get(key, ()) for key in self._residency.making}
+
+    def count_room(self) -> int:
+        """How many stacks and builds could be loaded without waiting for a request to end."""
+        return self._residency.count_room()
 
     @asynccontextmanager
     async def lease(self, fusion: Fusion, *, strict: bool = False, client: str | None = None) -> AsyncIterator[Lease]:

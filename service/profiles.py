@@ -59,8 +59,10 @@ class Profiles:
         defaults: Mapping[str, Any] | None = None,
         description: str = "",
         client: str | None = None,
+        only_new: bool = False,
     ) -> tuple[ProfileVersion, bool]:
-        """Make a new version of a profile the current one; returns it and whether the profile is new.
+        """Make a new version of a profile the current one; returns it and whether the profile is new. With `only_new`
+        one that is there by then stays as it is.
 
         `fusion` is the request key of that name: a recipe over adapters, as text or JSON form; `defaults` are checked.
         It is made first, in a place of `client`, and what was checked before is checked again when it is written.
@@ -68,7 +70,7 @@ class Profiles:
         parts = {"defaults": dict(defaults or {}), "description": description}
         resolved = self.check(name, fusion, parts, client=client)
         async with self.files.hold(resolved.parents.values()), self.pool.lease(resolved, client=client):
-            return await finish(self._add_version(name, fusion, resolved, parts))
+            return await finish(self._add_version(name, fusion, resolved, parts, only_new=only_new))
 
     def check(self, name: str, fusion: Any, parts: Mapping[str, Any], *, client: str | None = None) -> Fusion:
         """What `fusion` means now, if a profile of this name may have it; `parts` are its defaults and description."""
@@ -85,10 +87,12 @@ class Profiles:
         return ProfileVersion(name, number, recipe, parents, fusion.digest, **parts, created=now())
 
     async def _add_version(
-        self, name: str, fusion: Any, resolved: Fusion, parts: Mapping[str, Any]
+        self, name: str, fusion: Any, resolved: Fusion, parts: Mapping[str, Any], *, only_new: bool
     ) -> tuple[ProfileVersion, bool]:
         """Write a new version, unless `fusion` no longer means `resolved`."""
         async with self._write():
+            if only_new and name in self.registry.profiles:
+                return self.registry.profiles[name], False
             self._check_name(name)
             if self._resolve(fusion).digest != resolved.digest:
                 message = "An adapter of this recipe was replaced meanwhile; send the request again."
@@ -128,8 +132,8 @@ class Profiles:
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[None]:
         """Alone, and with the registry knowing what its database holds."""
-        async with enter(self.write_lock, self.settings.wait_timeout_s, "other changes of the registry"):
-            await self.registry.settle()
+        wait_s = self.settings.wait_timeout_s
+        async with enter(self.write_lock, wait_s, "other changes of the registry"), self.registry.change():
             yield
 
     def _check_room(self, profile: ProfileVersion) -> None:

@@ -124,6 +124,15 @@ class Residency:
         used = [*self.residents.values(), *self._draining]
         return sum(resident.leases > 0 and resident is not besides for resident in used)
 
+    @property
+    def making(self) -> Collection[str]:
+        """Keys of what is being made or loaded."""
+        return self._attempts.stages.keys()
+
+    def count_room(self) -> int:
+        """How many places are free, or held by what is idle and would make way."""
+        return self._places.free + sum(resident.leases == 0 for resident in list(self.residents.values()))
+
     def state(self, key: str) -> tuple[str, str | None]:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
         if key in self.residents:
@@ -182,18 +191,21 @@ class Residency:
         making = attempt.making
         if (path := await self._files.find(making.key)) is not None:
             return path
-        started = time.monotonic()
 
         def write(entry: Path) -> None:
             attempt.stage = "fusing"
             making.write(entry)
 
-        try:
-            async with making.hold():
-                path = await self._files.land(making.key, write)
-        except Exception:
-            self._metrics.record_build(making.kind, "failed", time.monotonic() - started)
-            raise
+        async with self._files.turn(making.key) as path:
+            if path is not None:
+                return path
+            started = time.monotonic()
+            try:
+                async with making.hold():
+                    path = await self._files.land(making.key, write)
+            except Exception:
+                self._metrics.record_build(making.kind, "failed", time.monotonic() - started)
+                raise
         self._metrics.record_build(making.kind, "built", time.monotonic() - started)
         attempt.is_new = True
         return path

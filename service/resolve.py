@@ -9,6 +9,7 @@ from typing import Any
 from adapters import Readout, Recipe, RecipeError, check_prompt, from_json, fusion_digest, parse
 from adapters.recipes import find_name, name_text
 from service.errors import ApiError
+from service.forms import alias
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
 from service.spelling import is_name, suggest
@@ -188,6 +189,8 @@ class Names:
     def _look_up(self, text: Any, param: str) -> Fusion | None:
         if not isinstance(text, str):
             raise ApiError(400, f"{param!r} must be a string, got {text!r:.{MAX_QUOTED}}.", param=param)
+        if text.startswith(prefix := alias(self.base, "")) and self.owner(text) is None:
+            text = text.removeprefix(prefix)
         if text == self.base:
             return None
         if not text.strip():

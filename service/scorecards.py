@@ -64,7 +64,7 @@ class Scorecards:
                 size += len(str(body))
             return cards, False
 
-        return await self.registry.read(read)
+        return await self.registry.transact(read)
 
     async def remove(self, digest: str, number: int | None = None) -> None:
         """Delete one result of a fusion by its id, or all of them; 404 when there is none."""
@@ -91,8 +91,8 @@ class Scorecards:
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[None]:
         """Alone, and with the registry knowing what its database holds."""
-        async with enter(self.write_lock, self.settings.wait_timeout_s, "other changes of the registry"):
-            await self.registry.settle()
+        wait_s = self.settings.wait_timeout_s
+        async with enter(self.write_lock, wait_s, "other changes of the registry"), self.registry.change():
             yield
 
 

@@ -3,14 +3,15 @@
 import json
 import os
 import re
-import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from adapters.recipes import did_you_mean
+from service.forms import FORMS
+from service.setting_values import name_type, parse_value, write_value
 
 Mixed = Literal["auto", "required", "off"]
 BaseMatch = Literal["shapes", "name"]
@@ -30,7 +31,7 @@ START_FAILURE = "start-failure.txt"
 _POSITIVE = (
     *("max_loras", "store_bytes", "registry_bytes", "max_upload_bytes", "max_body_bytes", "max_names", "max_requests"),
     *("max_waiting", "wait_timeout_s", "client_timeout_s", "request_timeout_s", "database_timeout_s"),
-    *("gate_timeout_s",),
+    *("gate_timeout_s", "source_timeout_s"),
     *("loop_timeout_s", "stop_timeout_s"),
 )
 """Settings that must be greater than 0."""
@@ -61,11 +62,18 @@ class Settings:
     host: str = _say("127.0.0.1", "address to listen on")
     port: int = _say(3000, "port to listen on")
     data: Path = _say(Path(".data"), "folder of the registry file and the store")
-    database: str = _say("", "SQLAlchemy URL of the registry; empty: a SQLite file in the data folder")
+    database: str = _say(
+        "", "URL of the registry, `postgresql://USER:PASSWORD@HOST/NAME`; empty: a SQLite file in the data folder"
+    )
+    store: str = _say(
+        "",
+        "folder that all replicas see, for adapter files, stacks and builds; servers with one PostgreSQL registry and "
+        "one such folder are replicas of each other; empty: one server alone, with all files in the data folder",
+    )
     adapters: tuple[str, ...] = _say(
         ("task=shipped:task", "safety=shipped:safety", "risk=shipped:risk"),
         "NAME=PATH pairs registered at startup if the name is free, separated by `,`; "
-        "`shipped:NAME` is a bundled adapter",
+        "`shipped:NAME` is a bundled adapter, a URL one that is fetched from a place in `FUSION_SOURCES`",
     )
     profiles: tuple[str, ...] = _say(
         ("balanced=0.6*task + 0.4*safety",),
@@ -76,6 +84,21 @@ class Settings:
     )
     adapter_roots: tuple[str, ...] = _say(
         ("examples/adapters", "runs"), "folders that `POST /v1/adapters` may read from, separated by `:`"
+    )
+    sources: tuple[str, ...] = _say(
+        (),
+        "places that adapters may be fetched from, separated by `,`, as `hf://owner/`, `s3://bucket/folder/`, "
+        "`https://host/path/`; empty: folders and uploads alone",
+    )
+    source_networks: tuple[str, ...] = _say(
+        (), "internal networks, as `10.0.0.0/8`, whose addresses sources may have, separated by `,`"
+    )
+    source_credentials: str = _say("", "TOML file with the credentials of sources, read again for each fetch")
+    source_timeout_s: float = _say(
+        30.0, "how long a source may take to answer, and to send the next 64 KiB, before it is tried again, in seconds"
+    )
+    max_fetches: int = _say(
+        4, "sources that are fetched at once, 2 or more, of which one client may have three quarters; others wait"
     )
     mixed: Mixed = _say(
         "auto", "`auto`: mix if proven at startup; `required`: do not start otherwise; `off`: build every sum"
@@ -94,6 +117,11 @@ class Settings:
     max_names: int = _say(4096, "maximum number of adapters, and of profiles")
     registry_bytes: int = _say(
         256 * 2**20, "budget of what clients keep in the registry: profile versions and scorecards, in bytes"
+    )
+    model_forms: tuple[str, ...] = _say(
+        (),
+        "forms of names that `/v1/models` and the metrics list besides the names, for routers that match them exactly, "
+        "separated by `,`: `versions` (`profile@3`), `aliases` (`base:name`); all are answered anyway",
     )
     client_templates: bool = _say(False, "allow profiles to set `defaults.chat_template`")
     allowed_hosts: tuple[str, ...] = _say(
@@ -132,6 +160,11 @@ class Settings:
         "how long the worker's event loop may stand still before it is killed and started afresh, in seconds; an "
         "engine that answers nothing for 10 times as long is replaced",
     )
+    drain_s: float = _say(
+        0.0,
+        "how long the server still takes requests after SIGTERM, while its health checks say 503, before it begins to "
+        "stop, in seconds; longer than a router takes to notice",
+    )
     stop_timeout_s: float = _say(
         30.0,
         "how long the server may take to stop before its processes are killed, in seconds; requests in flight get "
@@ -153,16 +186,24 @@ class Settings:
         slots = max(self.max_loras, 3)
         ranges = {
             "max_weight": (0 < self.max_weight < float("inf"), "a positive finite number"),
+            "drain_s": (0 <= self.drain_s < float("inf"), "0 or more"),
             "max_client_places": (self.max_client_places >= 0, "0 or more"),
             "max_cpu_loras": (self.max_cpu_loras >= slots, f"{slots} or more (at least FUSION_MAX_LORAS, at least 3)"),
+            "max_fetches": (self.max_fetches >= 2, "2 or more"),
             "port": (0 < self.port < 65536, "1 to 65535"),
             "max_lora_rank": (self.max_lora_rank in LORA_RANKS, f"one of {', '.join(map(str, LORA_RANKS))}"),
         }
         for name in _POSITIVE:
             ranges[name] = (0 < getattr(self, name) < float("inf"), "more than 0")
+        if self.store and not self.database.startswith("postgres"):
+            needed = "a postgresql:// URL, which replicas need"
+            raise SettingsError(f"{variable('store')} is set, but {variable('database')} is not {needed}")
         for host in self.allowed_hosts:
             if host != "*" and not re.fullmatch(r"[A-Za-z0-9._-]+", host):
                 raise SettingsError(f"{variable('allowed_hosts')} has {host!r}: expected a name without port, or '*'")
+        for form in self.model_forms:
+            if form not in FORMS:
+                raise SettingsError(f"{variable('model_forms')} has {form!r}: expected {' or '.join(FORMS)}")
         for name in ("adapters", "profiles"):
             for pair in getattr(self, name):
                 if not all(pair.partition("=")):
@@ -172,37 +213,8 @@ class Settings:
                 raise SettingsError(f"{variable(name)}={getattr(self, name)!r}: expected {expected}")
 
 
-_SEPARATORS = {"profiles": ";", "adapters": ",", "groups": ",", "adapter_roots": ":"}
-_SEPARATORS |= dict.fromkeys(("base_aliases", "allowed_hosts"), ",")
 _SECRETS = ("database", "engine_args")
 """Settings that may hold a password or an API key, which no log may."""
-_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-_TYPES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", Path: "a path"}
-
-
-def _parse(name: str, kind: Any, raw: Any) -> Any:
-    """`raw`, text of a variable or a value of a TOML file, as the field's type; ValueError says what is expected."""
-    if get_origin(kind) is tuple:
-        if isinstance(raw, str) and name == "engine_args":
-            try:
-                return tuple(shlex.split(raw))
-            except ValueError:
-                raise ValueError("flags as on a command line, quotes closed") from None
-        if isinstance(raw, str):
-            return tuple(part.strip() for part in raw.split(_SEPARATORS[name]) if part.strip())
-        if not isinstance(raw, list):
-            raise ValueError("a list")
-        return tuple(str(part) for part in raw)
-    if get_origin(kind) is Literal:
-        if raw not in get_args(kind):
-            raise ValueError(f"one of {', '.join(get_args(kind))}")
-        return raw
-    try:
-        if isinstance(raw, list | dict):
-            raise TypeError
-        return _WORDS[str(raw).lower()] if kind is bool else kind(str(raw))
-    except (ValueError, KeyError, TypeError):
-        raise ValueError("true or false" if kind is bool else _TYPES[kind]) from None
 
 
 def variable(name: str) -> str:
@@ -231,7 +243,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
             hint = near or "`lora-fusion settings` lists all settings"
             raise SettingsError(f"{variable(name)} is not a setting; {hint}")
         try:
-            values[name] = _parse(name, kinds[name], raw)
+            values[name] = parse_value(name, kinds[name], raw)
         except ValueError as error:
             shown = "..." if name in _SECRETS else f"{raw!r}"
             raise SettingsError(f"{variable(name)}={shown}: expected {error}") from error
@@ -242,7 +254,7 @@ def describe() -> str:
     """All settings as a Markdown table: variable, default, meaning."""
     rows = []
     for setting in fields(Settings):
-        default = _as_text(setting.name, setting.default)
+        default = write_value(setting.name, setting.default)
         shown = f"`{default}`" if default else "(empty)"
         rows.append(f"| `{variable(setting.name)}` | {shown} | {setting.metadata['help']} |")
     return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
@@ -255,21 +267,11 @@ def describe_json() -> str:
             {
                 "name": setting.name,
                 "variable": variable(setting.name),
-                "type": _type_name(setting.type),
-                "default": _as_text(setting.name, setting.default),
+                "type": name_type(setting.type),
+                "default": write_value(setting.name, setting.default),
                 "help": setting.metadata["help"],
             }
             for setting in fields(Settings)
         ],
         indent=1,
     )
-
-
-def _as_text(name: str, value: Any) -> str:
-    return _SEPARATORS.get(name, " ").join(value) if isinstance(value, tuple) else str(value)
-
-
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " | ".join(get_args(kind))
-    return "list" if get_origin(kind) is tuple else _TYPES[kind].partition(" ")[2]

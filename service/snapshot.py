@@ -1,15 +1,18 @@
 """The registry in memory, which requests read: records, what cannot be read, and what all of it adds up to."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 
 from service.database import Database
 from service.records import AdapterRecord, DamageError, ProfileVersion, read_adapter, read_version
-from service.tables import ADAPTERS, NAMELESS, PROFILES, SCORECARDS, VERSIONS
+from service.tables import ADAPTERS, NAMELESS, PROFILES, REGISTRY, SCORECARDS, VERSIONS
 
+Rows = Callable[[Select[Any]], Iterator[Any]]
 ROW_BYTES = 1024
 """What a profile version or a scorecard counts for on top of its JSON text, about what it takes in memory."""
 
@@ -62,6 +65,11 @@ class Snapshot:
         if record.digest not in self.ranks:
             self.nameless[record.digest] = record
             self._measure(record)
+
+    @property
+    def needed(self) -> set[str]:
+        """Digests of all adapters that have a name or are pinned by a profile version."""
+        return {*self.ranks, *self.pins}
 
     def is_last(self, record: AdapterRecord) -> bool:
         """Whether no other name than this record's has its content."""
@@ -156,34 +164,46 @@ class Snapshot:
             del counter[key]
 
 
-def read_snapshot(database: Database) -> Snapshot:
-    """All tables of `database`; rows that cannot be read are kept aside with the reason."""
+def read_snapshot(database: Database) -> tuple[Snapshot, int]:
+    """All tables of `database`, and how many changes had been made to them; rows that cannot be read are kept aside
+    with the reason.
+    """
     snapshot = Snapshot()
-    for name, digest, info, created in database.rows(select(ADAPTERS).order_by(ADAPTERS.c.name)):
+    with database.reading() as rows:
+        ((changes,),) = rows(select(REGISTRY.c.changes))
+        _read_adapters(snapshot, rows)
+        _read_profiles(snapshot, rows)
+        size = func.coalesce(func.sum(func.length(SCORECARDS.c.body)), 0)
+        cards = select(SCORECARDS.c.digest, size, func.count()).group_by(SCORECARDS.c.digest)
+        for digest, nbytes, count in rows(cards):
+            snapshot.add_scorecards(str(digest), nbytes, count)
+    return snapshot, changes
+
+
+def _read_adapters(snapshot: Snapshot, rows: Rows) -> None:
+    for name, digest, info, created in rows(select(ADAPTERS).order_by(ADAPTERS.c.name)):
         try:
             snapshot.add_adapter(read_adapter(name, digest, info, created))
         except DamageError as error:
             snapshot.damaged_adapters[str(name)] = str(error)
     columns = (NAMELESS.c.name, NAMELESS.c.digest, NAMELESS.c.info, NAMELESS.c.created)
-    for name, digest, info, created in database.rows(select(*columns)):
+    for name, digest, info, created in rows(select(*columns)):
         with suppress(DamageError):  # the profiles that pin it are shown as damaged
             snapshot.keep(read_adapter(name, digest, info, created))
-    for name, number, body in database.rows(select(VERSIONS)):
+
+
+def _read_profiles(snapshot: Snapshot, rows: Rows) -> None:
+    for name, number, body in rows(select(VERSIONS)):
         try:
             snapshot.add_version(read_version(name, number, body), len(body))
         except DamageError as error:
             number = number if isinstance(number, int) else 0
             snapshot.damaged_versions.setdefault(str(name), {})[number] = str(error)
             snapshot.add_bytes(str(name), len(str(body)))
-    for name, number in database.rows(select(PROFILES).order_by(PROFILES.c.name)):
+    for name, number in rows(select(PROFILES).order_by(PROFILES.c.name)):
         _set_current(snapshot, str(name), number)
     for name in {*snapshot.versions, *snapshot.damaged_versions} - {*snapshot.profiles, *snapshot.damaged_profiles}:
         snapshot.damaged_profiles[name] = "no version of it is the current one"
-    size = func.coalesce(func.sum(func.length(SCORECARDS.c.body)), 0)
-    cards = select(SCORECARDS.c.digest, size, func.count()).group_by(SCORECARDS.c.digest)
-    for digest, nbytes, count in database.rows(cards):
-        snapshot.add_scorecards(str(digest), nbytes, count)
-    return snapshot
 
 
 def _set_current(snapshot: Snapshot, name: str, number: int) -> None:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import get_args
 
-from adapters import AdapterError, Store
+from adapters import FusionError
 from adapters.files import adapter_path
 from service.adapter_files import AdapterFiles
 from service.base_model import read_layers
@@ -26,6 +26,7 @@ from service.functions import Functions
 from service.fusion_service import FusionService
 from service.groups import declared_groups, warn_of_idle_groups
 from service.layers import BaseLayers, Shapes, refuse_unserved
+from service.loaded import LoadedNames
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.norms import Headroom
@@ -33,10 +34,14 @@ from service.placement import Kind, Limits
 from service.pool import Pool
 from service.profiles import Profiles
 from service.registry import Registry
+from service.replicas import follow, open_stores, share
 from service.residency import Residency
 from service.resolve import Names
 from service.scorecards import Scorecards
 from service.settings import Settings
+from service.sources.fetch import Sources
+from service.sources.fetches import Fetch, Fetches, Order
+from service.sources.locations import is_remote
 from service.threads import Threads
 
 log = logging.getLogger("fusion")
@@ -58,7 +63,7 @@ def open_registry(settings: Settings) -> Iterator[Registry]:
     check_folder(settings.base, settings.engine_args)
     with hold_data_folder(settings.data):
         database = settings.database or f"sqlite:///{(settings.data / 'registry.sqlite').resolve()}"
-        registry = Registry(database, timeout_s=settings.database_timeout_s)
+        registry = Registry(database, timeout_s=settings.database_timeout_s, shared=bool(settings.store))
         try:
             yield registry
         finally:
@@ -72,40 +77,43 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
     Raises RuntimeError when the engine dies, mixing is required and not proven, or what the settings name cannot be
     registered; ValueError for flags vLLM does not take and bases it cannot serve.
     """
+    sources = Sources.open(settings)
     async with AsyncExitStack() as stack:
         trust_code = has_flag(settings.engine_args, "--trust-remote-code")
         layers_task = asyncio.create_task(asyncio.to_thread(read_layers, settings.base, trust_code=trust_code))
         stack.callback(layers_task.cancel)
         engine = await start_engine(_engine_options(settings))
         stack.push_async_callback(engine.close)
+        stack.callback(setattr, metrics.loaded, "source", None)
         for watch in (engine.watch(ENGINE_PATIENCE * settings.loop_timeout_s), registry.watch()):
             stack.callback(asyncio.create_task(watch).cancel)
         threads = Threads.start(waiting=settings.max_waiting, wait_timeout_s=settings.wait_timeout_s)
         stack.callback(threads.close)
         try:
             layers = refuse_unserved(await layers_task, await engine.special_layers(), engine.why_no_head)
-            service = await _fill(settings, registry, metrics, engine, layers, threads)
+            proof = await _prove(settings, engine, layers.dense)
+            service = _assemble(settings, registry, metrics, engine, layers, proof, threads, sources)
+            stack.push_async_callback(service.fetches.close)
+            await _fill(service)
         except Exception as error:
             raise (
                 error if engine.alive else RuntimeError(f"the engine died while it started: {engine.death()}")
             ) from error
+        stack.enter_context(follow(service))
         check = asyncio.create_task(service.files.check(registry))
         stack.callback(check.cancel)
         await stack.enter_async_context(engine.app.router.lifespan_context(engine.app))
         yield service
 
 
-async def _fill(
-    settings: Settings, registry: Registry, metrics: Metrics, engine: Engine, layers: BaseLayers, threads: Threads
-) -> FusionService:
-    """The service around an engine that has just started."""
-    proof = await _prove(settings, engine, layers.dense)
-    service = _assemble(settings, registry, metrics, engine, layers, proof, threads)
+async def _fill(service: FusionService) -> None:
+    """Put what belongs there into a service whose engine has just started."""
+    await share(service)
     await delete_orphans(service)
+    service.fetches.resume()
     await _register_shipped(service)
     await _warm(service)
-    warn_of_idle_groups(settings, registry)
-    return service
+    warn_of_idle_groups(service.settings, service.registry)
 
 
 def _engine_options(settings: Settings) -> EngineOptions:
@@ -150,18 +158,21 @@ def _assemble(
     layers: BaseLayers,
     proof: Proof,
     threads: Threads,
+    sources: Sources,
 ) -> FusionService:
+    metrics.registry.set_function(lambda: registry.outage is None)
     for kind in get_args(Kind):
         metrics.set_resident(kind, 0)  # an engine that died has lost them
     write_lock, headroom = asyncio.Lock(), Headroom(engine.dtype)
     engine.overflows.counter = metrics.overflows
     names = Names(settings.base_name, registry, max_weight=settings.max_weight, max_norm=headroom.largest_norm)
-    sources = Store(settings.data / "adapters", budget_bytes=2**63 - 1)
-    materializer = Materializer(sources, settings.max_lora_rank, registry.describe, headroom, layers.expert_shapes)
-    builds = BuildFiles(Store(settings.data / "builds", budget_bytes=settings.store_bytes), threads)
+    store, builds = open_stores(settings, registry, threads)
+    materializer = Materializer(store, settings.max_lora_rank, registry.describe, headroom, layers.expert_shapes)
     files = AdapterFiles(materializer, builds, threads, registry.is_needed, timeout_s=settings.wait_timeout_s)
     pool = _make_pool(settings, names, metrics, engine, proof, materializer, builds, files, threads)
+    metrics.loaded.source = LoadedNames(names, pool, settings.model_forms, settings.max_loras).survey
     catalog = Catalog(settings, registry, names, pool, engine, layers, files, write_lock)
+    fetches = Fetches(sources, catalog, max_fetches=settings.max_fetches)
     profiles = Profiles(settings, registry, names, pool, metrics, files, write_lock)
     exports = Exports(settings.data, materializer, files, threads)
     return FusionService(
@@ -173,6 +184,7 @@ def _assemble(
         metrics,
         pool,
         catalog,
+        fetches,
         profiles,
         Scorecards(settings, registry, write_lock),
         materializer,
@@ -230,25 +242,44 @@ async def delete_orphans(service: FusionService) -> None:
 
 async def _register_shipped(service: FusionService) -> None:
     """Register the adapters and profiles that the settings name, where their names are free."""
-    for pair in service.settings.adapters:
-        name, _, path = pair.partition("=")
-        if service.names.owner(name) is None or name in service.registry.snapshot.damaged_adapters:
-            try:
-                record, _ = await service.catalog.add(name, adapter_path(path))
-                if (mismatch := record.info.get(MISMATCH)) is not None:
-                    log.warning("adapter %r names the base %r; it is served since every shape fits", name, mismatch)
-            except (AdapterError, ApiError, OSError) as error:
-                raise RuntimeError(f"FUSION_ADAPTERS names {pair!r}: {error}") from error
+    pairs = [pair.partition("=") for pair in service.settings.adapters]
+    free = [
+        (name, source) for name, _, source in pairs if service.names.owner(name) is None or _is_damaged(service, name)
+    ]
+    fetches: dict[str, Fetch] = {}
+    for name, source in free:
+        with _naming(f"{name}={source}"):
+            if is_remote(source):  # all at once
+                fetches[name] = service.fetches.start(Order(name, source))
+    for name, source in free:
+        with _naming(f"{name}={source}"):
+            fetch = fetches.get(name)
+            record, _ = await (fetch.wait() if fetch else service.catalog.add(name, adapter_path(source)))
+            if (mismatch := record.info.get(MISMATCH)) is not None:
+                log.warning("adapter %r names the base %r; it is served since every shape fits", name, mismatch)
     for pair in service.settings.profiles:
         name, _, recipe = pair.partition("=")
         if service.names.owner(name) is not None:
             continue
         try:
-            await service.profiles.put(name, recipe)
+            await service.profiles.put(name, recipe, only_new=True)  # another replica may start, too
         except Exception as error:
             if api_error(error).status != 404:
                 raise RuntimeError(f"FUSION_PROFILES names {pair!r}: {error}") from error
             log.warning("profile %r waits for its adapters: %s", name, error)
+
+
+@contextmanager
+def _naming(pair: str) -> Iterator[None]:
+    """Say in an error which pair of FUSION_ADAPTERS it is about."""
+    try:
+        yield
+    except (FusionError, ApiError, OSError) as error:
+        raise RuntimeError(f"FUSION_ADAPTERS names {pair!r}: {error}") from error
+
+
+def _is_damaged(service: FusionService, name: str) -> bool:
+    return name in service.registry.snapshot.damaged_adapters
 
 
 async def _warm(service: FusionService) -> None:

@@ -1,6 +1,6 @@
-"""The registry's tables (SQLAlchemy)."""
+"""The registry's tables (SQLAlchemy); a change of them is a new file in `migrations/versions`, too."""
 
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Integer, MetaData, String, Table, Text
 
 from adapters.recipes import MAX_NAME
 
@@ -44,3 +44,19 @@ SCORECARDS = Table(
     Column("body", Text, nullable=False),
     Column("created", String(32), nullable=False),
 )
+REGISTRY = Table(
+    "registry",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("identity", String(32), nullable=False),
+    Column("changes", BigInteger, nullable=False),
+)
+"""One row: which registry this is, and how many changes were made to all other tables but the next."""
+LEASES = Table(
+    "leases",
+    METADATA,
+    Column("key", String(64), primary_key=True),
+    Column("holder", String(32), nullable=False),
+    Column("until", DateTime(timezone=True), nullable=False),
+)
+"""Which replica makes a stack or build, and until when the others leave it to that one."""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SETS = sorted(path.name for path in (ROOT / "requirements").glob("*.txt") if path.name != "overrides.txt")
+SETS = sorted(path.name for path in (ROOT / "requirements").glob("*.txt") if not path.name.startswith("overrides"))
 PIN = re.compile(r"([a-z0-9][a-z0-9.-]*)==(\S+)((?: --hash=sha256:[0-9a-f]{64})+)")
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 SCRATCH_PREFIX = ".landing-"
 STALE_SECONDS = 3600.0
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_PROCESSES = os.readlink("/proc/self/ns/pid") if os.path.islink("/proc/self/ns/pid") else ""
+"""Containers may share a host's name, but then not its numbers of processes."""
+_HOST = hashlib.sha256(f"{platform.node()} {_PROCESSES}".encode()).hexdigest()[:8]
 
 
 @contextlib.contextmanager

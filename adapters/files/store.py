@@ -65,6 +65,13 @@ class Store:
             return None
         return target
 
+    def fetch(self, key: str) -> Path | None:
+        """As `get`; a store that shares with others brings what is not here."""
+        return self.get(key)
+
+    def publish(self, key: str) -> None:
+        """Show `key` to those that this store shares with: nobody."""
+
     def remove(self, key: str) -> None:
         """Remove `key` from view at once, then delete its files. A key that is not there is not an error."""
         scratch = new_scratch_path(self.root)  # renamed, not moved into a folder: a full disk has no room for one

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import settings
-from service.bento import patches, supervisor
+from service.bento import draining, patches, supervisor
 from service.edge.access import BENTOML_PATHS
 from service.edge.bodies import LimitBodies
 from service.edge.clients import LimitRequests
@@ -42,6 +42,7 @@ patches.install(front.metric_path)
 configuration = settings.read_settings()
 patches.bound_connections(Connections(lambda: derive_limits(configuration)))
 supervisor.install()
+draining.install(front.drain, configuration.drain_s)
 running_app: ContextVar[Starlette] = ContextVar("running_app")
 """BentoML's own app while it starts."""
 
@@ -132,3 +133,4 @@ edge.add_asgi_middleware(
     LimitRequests, exempt=(*BENTOML_PATHS, "/health", "/ping"), max_requests=configuration.max_requests
 )
 edge.add_asgi_middleware(Readiness)
+edge.add_asgi_middleware(draining.CloseConnections, is_draining=lambda: front.draining)

@@ -138,6 +138,10 @@ def _keep_metrics_in_memory() -> None:
     client = require(BentoMLContainer, "metrics_client").get()
     require(client, "multiproc")
     client.multiproc = False
+    require(client, "generate_latest")
+    from service.exposition import TextWriter
+
+    client.generate_latest = TextWriter().write
 
 
 def install(metric_path: Callable[[Scope], str]) -> None:

@@ -108,7 +108,7 @@ def _bounded(create: Callable[..., Any]) -> Callable[..., Any]:
         for attribute in ("graceful_timeout", "stop_children", "hooks"):
             require(watcher, attribute)
         limit = StartLimit(settings)
-        watcher.graceful_timeout = stop_s
+        watcher.graceful_timeout = settings.drain_s + stop_s
         watcher.stop_children = False  # the engine must not stop before the worker has answered its requests
         watch = Watch(settings.loop_timeout_s, limit.reset, limit.give_up)
 

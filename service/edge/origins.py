@@ -14,7 +14,15 @@ from service.errors import ApiError, error_response
 
 EXPOSED = (
     *("X-Fusion-Digest", "X-Fusion-Recipe", "X-Fusion-Mode", "X-Fusion-Source", "X-Fusion-Rank", "X-Fusion-Error"),
-    *("X-Fusion-Weights", "X-Fusion-Gate", "X-Request-Id", "Retry-After", "Content-Disposition"),
+    *(
+        "X-Fusion-Stack",
+        "X-Fusion-Weights",
+        "X-Fusion-Gate",
+        "X-Request-Id",
+        "X-Session-Id",
+        "Retry-After",
+        "Content-Disposition",
+    ),
 )
 """Headers of answers that pages of allowed origins may read besides those that browsers let all pages read."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}

@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from service.engine.base_check import check_base, explain
+from service.engine.cli import cli
 from service.engine.death import DeathFile
 from service.engine.supported import require
 
@@ -29,7 +29,7 @@ PROBES = 10
 def _make_client(args: Any) -> AsyncLLM:
     """What vLLM's own server makes of its flags; returns when the engine has loaded the base."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    propagate_flash_late_interaction(args, engine_args)
+    cli.propagate_flash_late_interaction(args, engine_args)
     try:
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except Exception as error:  # what a configuration leads to is of many types: of a rope it does not know, KeyError

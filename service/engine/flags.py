@@ -1,21 +1,24 @@
 """vLLM's command line for this service: which flags it decides, which it refuses, what CPUs need."""
 
 import json
+import logging
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from service.engine.base_folder import is_quantized
+from service.engine.cli import cli
 from service.engine.seam import SEAM_VERSION
 
+log = logging.getLogger("fusion")
 FEW_CORES = 4
 CPU_KERNELS = 128
 CPU_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
@@ -70,6 +73,11 @@ def prepare_cpu(extra: Sequence[str]) -> None:
         # vLLM would take 92 % of the machine's memory, and not start where other processes use more than the rest.
         quarter = psutil.virtual_memory().available // 4 // 2**30
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, quarter)))
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None and "TORCH_COMPILE_DISABLE" not in os.environ:
+        # As in the container image. The engine would die at the first token it samples.
+        log.warning("there is no C++ compiler %r: what vLLM compiles for CPUs, sampling above all, is not", compiler)
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
 
 
 def parse_flags(options: EngineOptions) -> Any:
@@ -86,13 +94,14 @@ def parse_flags(options: EngineOptions) -> Any:
         *("--worker-extension-cls", "service.engine.worker.FusionWorker"),
         *("--scheduler-cls", SCHEDULER),
         *("--scheduling-policy", "priority"),  # see `turns`
+        "--enable-scale-out",  # its routes that are served: see `routes`
         *("--allowed-origins", "[]"),  # no web page of another site; the user's own flag comes later and wins
         *("--additional-config", json.dumps({"fusion_seam": SEAM_VERSION})),
         # The user's own --dtype comes later and wins. Kernels of most quantized weights take half precision only.
         *(("--dtype", "float32") if slow_bfloat16() and not is_quantized(options.model) else ()),
     ]
     try:
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
+        args = cli.make_arg_parser(FlexibleArgumentParser()).parse_args([*argv, *options.extra])
     except SystemExit as error:  # argparse has printed what is wrong
         extra = " ".join(_hide_keys(options.extra))
         raise ValueError(f"vLLM rejects FUSION_ENGINE_ARGS={extra!r}; its message is above") from error
@@ -106,7 +115,7 @@ def parse_flags(options: EngineOptions) -> Any:
             f"the backend {backend!r} of --structured-outputs-config cannot be set: it compiles what clients want "
             "answers to match without limits of time and memory; leave it out, 'guidance' is taken then"
         )
-    validate_parsed_serve_args(args)
+    cli.validate_parsed_serve_args(args)
     if args.scheduler_cls != SCHEDULER:
         raise ValueError("--scheduler-cls cannot be set: this service's own ends requests whose numbers overflow")
     if args.trust_request_chat_template:

@@ -48,11 +48,13 @@ class ServedModel:
     gate: GatePass | None = None
 
 
-def mix_request(resident: Any, key: str, weights: Sequence[tuple[int, float]] | Weights | None) -> LoRARequest:
+def mix_request(
+    resident: Any, key: str, weights: Sequence[tuple[int, float]] | Weights | None, public: str | None = None
+) -> LoRARequest:
     """What vLLM gets for one request: the loaded `LoRARequest`, for a mix under a name that holds its weights.
 
     `key` is that of the stack, `weights` are (width, weight) of each of its coordinate ranges or a function; None for
-    a build.
+    a build. `public` is the name that events of the key-value cache have.
     """
     if weights is None:
         name = resident.lora_name
@@ -60,7 +62,7 @@ def mix_request(resident: Any, key: str, weights: Sequence[tuple[int, float]] | 
         name = function_name(key[:24], weights)
     else:
         name = mix_name(key[:24], weights)
-    return LoRARequest(name, resident.lora_int_id, resident.lora_path)
+    return LoRARequest(name, resident.lora_int_id, resident.lora_path, public)
 
 
 class UsageSink(Protocol):

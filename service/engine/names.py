@@ -16,6 +16,7 @@ HEAD, EMBEDDING, EXPERTS, STACKED_EXPERTS = "output head", "embedding", "experts
 """Kinds of layers besides the dense ones, as the workers tell them."""
 SERVER_PID = "LORA_FUSION_SERVER_PID"  # environment: the process that the engine's workers end with
 SLOT_WAIT_S = "LORA_FUSION_SLOT_WAIT_S"  # environment: how long a request may wait for a slot of the batch
+LORA_INFO = "vllm:lora_requests_info"  # vLLM's series of adapters, whose place the service's own takes
 PREFIX = "~mix/"  # `~` cannot start a public name, so the two can never meet
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from starlette.routing import BaseRoute
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.serve import instrumentator
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from service.engine.cli import cli
 from service.engine.routes import keep_served
 
 SWAGGER_UI = Path(instrumentator.__file__).parent / "static"
@@ -16,7 +16,7 @@ SWAGGER_UI = Path(instrumentator.__file__).parent / "static"
 
 def text_routes() -> list[BaseRoute]:
     """The routes that vLLM serves for a text model; no engine is started."""
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    args = cli.make_arg_parser(FlexibleArgumentParser()).parse_args(["--enable-scale-out"])
     app = build_app(args, ("generate",))
     keep_served(app)
     return list(app.routes)

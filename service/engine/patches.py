@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import Gauge
 from starlette.middleware.cors import CORSMiddleware
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.launchers.api_server import app_state
@@ -16,6 +17,7 @@ from vllm.entrypoints.serve.tokenize.serving import TokenizerInfo
 from vllm.renderers import hf
 from vllm.v1.engine import output_processor
 from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import LoRARequestStates
 from vllm.v1.structured_output import backend_guidance
 
@@ -28,6 +30,7 @@ from service.engine.gate_passes import GateReader, ask_gates
 from service.engine.grammars import GrammarChecker, skip_checked
 from service.engine.logprobs import bound_logprobs
 from service.engine.models import FusionModels, count_usage, meter
+from service.engine.names import LORA_INFO
 from service.engine.overflow import STOP_REASON, Ends, Overflows, raise_ends
 from service.engine.slot_waits import SlotsBusyError
 from service.engine.spare_rows import SpareRows, hold_rows
@@ -44,6 +47,11 @@ class _NoLoraStates(LoRARequestStates):
         super().__init__(log_stats=False)
 
 
+def _make_gauge(name: str, *args: Any, **options: Any) -> Gauge:
+    """A gauge of vLLM's statistics; that of adapters is kept out of the registry, where `LoadedSeries` has its name."""
+    return Gauge(name, *args, **options | ({"registry": None} if name == LORA_INFO else {}))
+
+
 @cache
 def install() -> None:
     """Replace vLLM's model table, adapter statistics, look at templates and grammars, description of the tokenizer,
@@ -51,11 +59,13 @@ def install() -> None:
     """
     require(app_state, "OpenAIServingModels", "init_app_state")
     require(output_processor, "LoRARequestStates")
+    require(PrometheusStatLogger, "_gauge_cls")
     require(hf, "resolve_chat_template_content_format")
     require(EngineCoreProc, "run_engine_core")
     require(backend_guidance, "validate_guidance_grammar")
     app_state.OpenAIServingModels = FusionModels  # type: ignore[misc]  # a class takes a class's place
     output_processor.LoRARequestStates = _NoLoraStates  # type: ignore[misc]  # as above
+    PrometheusStatLogger._gauge_cls = staticmethod(_make_gauge)  # type: ignore[assignment]  # as above
     # By reference, as it goes to the new process, where vLLM's own is in its place.
     EngineCoreProc.run_engine_core = staticmethod(run_engine_core)  # type: ignore[method-assign]  # as above
     hf.resolve_chat_template_content_format = choose_format(hf.resolve_chat_template_content_format)  # type: ignore[assignment]  # as above

@@ -15,7 +15,7 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from service.engine.cpu_kernel import Blocks, add_update, compile_kernel, most_tokens
 from service.engine.factors import PackedLayer, pack, pack_embedding
-from service.engine.rows import TokenRows, weigh
+from service.engine.rows import TokenRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,36 +248,3 @@ def _check_rows(rows: torch.Tensor | None) -> torch.Tensor:
     if rows is None:
         raise RuntimeError("a LoRA layer has no rows of its own, but this step has weights by module")
     return rows
-
-
-def cuda_wrapper() -> type:
-    """The CUDA wrapper with the multiply; made on demand, because its module needs Triton to import."""
-    from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
-
-    class MixedPunicaGPU(TokenRows, PunicaWrapperGPU):  # type: ignore[misc]  # final upstream for typing only
-        """vLLM's Triton kernels with one elementwise step between shrink and expand."""
-
-        def __init__(
-            self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
-        ) -> None:
-            super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
-            self.make_rows(max_num_batched_tokens, kwargs["lora_config"], device)
-
-        def add_shrink(
-            self,
-            y: torch.Tensor,
-            x: torch.Tensor,
-            lora_a_stacked: tuple[torch.Tensor, ...],
-            scale: float,
-            *,
-            rows: torch.Tensor | None = None,
-            **kwargs: Any,
-        ) -> None:
-            """y [slices, tokens, rank] float32 = (x A^T) * scale * weights, and 0 where the weight is 0.
-
-            The weights are the tokens' own among `rows` [slices, capacity, rank], this layer's part of the store.
-            """
-            super().add_shrink(y, x, lora_a_stacked, scale, **kwargs)
-            weigh(y, self.fusion_store.rows[:1] if rows is None else rows, self.fusion_index)
-
-    return MixedPunicaGPU

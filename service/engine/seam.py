@@ -162,15 +162,12 @@ def patch_v2_state(state: Any) -> None:
 
 
 def _patch_wrapper(platform: Any) -> None:
-    from service.engine import punica
-
     require(platform, "get_punica_wrapper")
     stock = platform.get_punica_wrapper().rpartition(".")[2]
     if stock == "PunicaWrapperCPU":
         name = "service.engine.punica.MixedPunicaCPU"
     elif stock == "PunicaWrapperGPU":
-        punica.MixedPunicaGPU = punica.cuda_wrapper()  # type: ignore[attr-defined]  # found by vLLM by name
-        name = "service.engine.punica.MixedPunicaGPU"
+        name = "service.engine.punica_gpu.MixedPunicaGPU"
     else:
         raise UnknownVllmError(f"no mixing for {stock!r}: expected vLLM's CPU or CUDA LoRA kernels")
     type(platform).get_punica_wrapper = classmethod(lambda cls: name)

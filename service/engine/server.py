@@ -6,6 +6,7 @@ The API layer runs here; vLLM's engine core and workers run in processes of thei
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -32,9 +33,11 @@ from service.engine.names import SERVER_PID, SLOT_WAIT_S
 from service.engine.overflow import Overflows
 from service.engine.probe import probe_sampling
 from service.engine.spare_rows import SpareRows
-from service.engine.supported import check_version
+from service.engine.supported import VERSIONS, check_version, public_version
 from service.engine.templates import SWITCHED_OFF, TemplateError, TemplateRenderer
 from service.process import return_freed_memory
+
+log = logging.getLogger("fusion")
 
 DROP_TIMEOUT_S = 120.0
 """How long an adapter that failed to load may take to be freed."""
@@ -228,6 +231,8 @@ class Engine:
 async def start_engine(options: EngineOptions) -> Engine:
     """Start the engine and build vLLM's OpenAI app around it; ValueError on flags that do not fit."""
     check_version(vllm.__version__)
+    if unproven := VERSIONS[public_version(vllm.__version__)].unproven:
+        log.warning("vLLM %s: %s; the proof at start decides", vllm.__version__, unproven)
     os.environ[SERVER_PID] = str(os.getpid())
     os.environ[SLOT_WAIT_S] = str(options.slot_wait_s)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

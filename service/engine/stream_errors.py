@@ -41,9 +41,9 @@ def pass_on(_self: object, error: GenerationError) -> str:
 def send_message_errors(convert: Callable[..., AsyncIterator[str]]) -> Callable[..., AsyncIterator[str]]:
     """vLLM's `message_stream_converter`, which turns an exception into an `error` event, given one for an error."""
 
-    async def raise_errors(chunks: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    async def raise_errors(chunks: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
         async for chunk in chunks:
-            if chunk.startswith(ERROR_CHUNK):
+            if isinstance(chunk, str) and chunk.startswith(ERROR_CHUNK):  # vLLM 0.33 passes objects, and errors itself
                 raise GenerationError(json.loads(chunk.removeprefix("data: "))["error"]["message"])
             yield chunk
 

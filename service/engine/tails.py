@@ -110,9 +110,11 @@ class ShareTails(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         super().__init__(*args, **kwargs)
         self.fusion_tails = make_tails(self)
 
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
-        hit: tuple[Any, int, int, bool] = super()._get_local_prefix_cache_hit(request)
-        return hit if self.fusion_tails is None else self.fusion_tails.extend(request, hit)
+    def _get_local_prefix_cache_hit(self, request: Request, *limit: int | None) -> tuple[Any, int, int, bool]:
+        hit: tuple[Any, int, int, bool] = super()._get_local_prefix_cache_hit(request, *limit)
+        if self.fusion_tails is None or any(most is not None for most in limit):  # vLLM 0.33 gives one, mostly None
+            return hit
+        return self.fusion_tails.extend(request, hit)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         if self.fusion_tails is not None:

@@ -191,7 +191,7 @@ class Mix:
         if all(table.is_zero for table, _ in spans):
             return None
         groups = groupby(spans, key=lambda span: span[0].digest)
-        return f"{PREFIX}{self.stack}/" + ",".join(f"{d}:{sum(n for _, n in group)}" for d, group in groups)
+        return f"{PREFIX}{self.stack}/" + "+".join(f"{d}:{sum(n for _, n in group)}" for d, group in groups)
 
 
 class MixReader:

@@ -14,7 +14,7 @@ from service.body import parse_body
 from service.clients import identify_client
 from service.errors import ApiError
 from service.profiles import PROFILE_ROUTES
-from service.routes.schemas import ErrorAnswer
+from service.routes.state_schemas import ErrorAnswer
 
 if TYPE_CHECKING:
     from service.fusion_service import FusionService

@@ -46,7 +46,8 @@ async def plan_fusion(body: PlanBody, service: Service) -> Plan:
         raise ApiError(400, "The base model alone is not a fusion; name a recipe or a profile.", param="fusion")
     placement = service.pool.place(fusion)
     async with service.files.hold(fusion.parents.values()):
-        return Plan(**await service.threads.plans.run(service.materializer.plan, fusion, placement))
+        plan = await service.threads.plans.run(service.materializer.plan, fusion, placement)
+    return Plan(stack=service.pool.home_key(fusion), **plan)
 
 
 @router.get("", response_model_exclude_unset=True)

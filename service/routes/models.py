@@ -9,6 +9,8 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 
 from service.errors import ApiError
+from service.forms import alias
+from service.records import ProfileVersion
 from service.resolve import Fusion
 from service.routes import Service, make_router
 from service.routes.schemas import DamagedState, FusionState, Listing, Model
@@ -34,6 +36,7 @@ def fusion_state(service: "FusionService", fusion: Fusion) -> FusionState:
         rank=fusion.rank,
         state=state,
         scorecards=service.registry.snapshot.scorecard_counts.get(fusion.digest, 0),
+        stack=service.pool.home_key(fusion),
     )
     if reason is not None:
         card.reason = reason
@@ -50,6 +53,7 @@ def model_card(service: "FusionService", name: str, created: str, fusion: Fusion
         created=int(datetime.fromisoformat(created).timestamp()) if created else 0,
         owned_by="lora-fusion",
         parent=None if fusion is None else service.names.base,
+        root=name,
         fusion=None if fusion is None else fusion_state(service, fusion),
     )
     if fusion is None:
@@ -60,7 +64,9 @@ def model_card(service: "FusionService", name: str, created: str, fusion: Fusion
 def damaged_card(service: "FusionService", name: str, reason: str) -> Model:
     """The model object of a name whose record, or that of its adapters, cannot be read."""
     state = DamagedState(state="damaged", reason=reason)
-    return Model(id=name, object="model", created=0, owned_by="lora-fusion", parent=service.names.base, fusion=state)
+    return Model(
+        id=name, object="model", created=0, owned_by="lora-fusion", parent=service.names.base, root=name, fusion=state
+    )
 
 
 def model_cards(service: "FusionService") -> Iterator[Model]:
@@ -73,16 +79,33 @@ def model_cards(service: "FusionService") -> Iterator[Model]:
         if name in snapshot.damaged_adapters:
             yield damaged_card(service, name, snapshot.damaged_adapters[name])
         elif (record := snapshot.adapters.get(name)) is not None and not record.gate:
-            yield model_card(service, name, record.created, names.bind(record.recipe, [record]))
+            yield from _list_forms(
+                service, model_card(service, name, record.created, names.bind(record.recipe, [record]))
+            )
     for name in profiles:
         if name in snapshot.damaged_profiles:
             yield damaged_card(service, name, snapshot.damaged_profiles[name])
         elif (profile := snapshot.profiles.get(name)) is not None:
-            try:
-                card = model_card(service, name, profile.created, names.resolve_profile(profile))
-            except ApiError as error:  # an adapter of it has no record
-                card = damaged_card(service, name, error.message)
-            yield card
+            yield from _list_forms(service, _profile_card(service, name, profile))
+            if "versions" in service.settings.model_forms:
+                for number, version in sorted(snapshot.versions[name].items()):
+                    card = _profile_card(service, f"{name}@{number}", version)
+                    card.root = name
+                    yield card
+
+
+def _profile_card(service: "FusionService", name: str, version: ProfileVersion) -> Model:
+    try:
+        return model_card(service, name, version.created, service.names.resolve_profile(version))
+    except ApiError as error:  # an adapter of it has no record
+        return damaged_card(service, name, error.message)
+
+
+def _list_forms(service: "FusionService", card: Model) -> Iterator[Model]:
+    """The model, and once more under its alias where that is listed."""
+    yield card
+    if "aliases" in service.settings.model_forms:
+        yield card.model_copy(update={"id": alias(service.names.base, card.id)})
 
 
 async def _write_list(cards: Iterator[Model]) -> AsyncIterator[str]:

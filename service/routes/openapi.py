@@ -15,7 +15,8 @@ from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute, Match
 
 from service.routes import adapters, fusions, models, scorecards
-from service.routes.schemas import FusionKeys, Readiness
+from service.routes.schemas import FusionKeys
+from service.routes.state_schemas import Readiness
 
 TITLE = "LoRA Fusion"
 VERSION = "0.1.0"

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.defaults import Defaults
 from service.routes.recipe_schema import FusionValue
 from service.settings import BaseMatch
+from service.sources.fetches import State
 from service.validation import StrictModel
 
 T = TypeVar("T")
@@ -54,10 +55,15 @@ AnswerOnlyKey = Annotated[
 
 
 class AdapterBody(StrictModel):
-    """A folder to register, inside one of the server's FUSION_ADAPTER_ROOTS."""
+    """An adapter to register: a folder inside one of the server's FUSION_ADAPTER_ROOTS, or a URL in FUSION_SOURCES."""
 
     name: Name
-    path: str = Field(min_length=1, examples=["examples/adapters/task"])
+    source: str = Field(
+        default="",
+        examples=["examples/adapters/task", "hf://owner/name@main", "s3://bucket/folder"],
+        description="a folder, or a URL, which is fetched in the background",
+    )
+    path: str = Field(default="", examples=["examples/adapters/task"], description="as `source`, of a folder alone")
     replace: bool = Field(default=False, description="let the name of an adapter stand for this one from now on")
     base_match: BaseMatchKey = None
     answer_only: AnswerOnlyKey = None
@@ -138,8 +144,23 @@ class Adapter(BaseModel):
     )
     notes: list[str] = Field(default=[], description="what of its files was not used, or read otherwise than it says")
     profiles: list[str] = Field(default=[], description="profiles that use it")
+    fetch: "Fetching | None" = Field(default=None, description="of an adapter that is to take its name, or failed to")
     state: Literal["", "damaged"] = Field(default="", description="only of adapters whose stored files have changed")
     reason: str = Field(default="", description="of the damage")
+
+
+class Fetching(BaseModel):
+    """An adapter that is on its way, or could not be fetched."""
+
+    name: str
+    object: Literal["adapter"]
+    source: str = Field(examples=["s3://bucket/folder"])
+    state: State
+    reason: str = Field(default="", description="why it failed")
+    bytes: int = Field(default=0, description="that have arrived")
+    total_bytes: int | None = Field(default=None, description="of what is fetched now and before, when it is known")
+    bytes_per_s: int = Field(default=0, description="since this attempt began")
+    eta_s: float | None = Field(default=None, description="seconds until the end at that speed, when it is known")
 
 
 class Profile(BaseModel):
@@ -167,6 +188,7 @@ class Plan(BaseModel):
     recipe: str
     digest: Digest
     mode: Literal["mixed", "built"]
+    stack: Digest = Field(description="as the header `x-fusion-stack` of its answers")
     reason: str | None = Field(description="why it cannot be mixed")
     rank: int | None = Field(default=None, description="of what follows, absent when there are phases")
     error: float | None = Field(default=None, description="relative Frobenius error")
@@ -188,6 +210,7 @@ class FusionState(BaseModel):
         json_schema_extra={"enum": ["warm", "queued", "fusing", "loading", "evicted", "failed", "damaged"]}
     )
     scorecards: int
+    stack: Digest = Field(description="what routers keep it together by: the header `x-fusion-stack` of its answers")
     reason: str = Field(default="", description="of a failure or damage")
     version: int = Field(default=0, description="of a profile")
 
@@ -207,6 +230,7 @@ class Model(BaseModel):
     created: int = Field(description="Unix time in seconds; 0 for the base")
     owned_by: str
     parent: str | None
+    root: str = Field(description="the name that this is a form of, or this name")
     fusion: FusionState | DamagedState | None
     max_model_len: int = Field(default=0, description="of the base")
 
@@ -231,49 +255,3 @@ class ScorecardCount(BaseModel):
     digest: str
     count: int
     bytes: int
-
-
-class Mixing(BaseModel):
-    """What the proof at startup found."""
-
-    proven: bool = Field(description="whether weights act in the engine as they should; else sums are built")
-    reason: str
-    error: float
-    effect: float
-    tables: bool = Field(description="whether weights may differ by module and rank component; else such are built")
-    phases: bool = Field(description="whether weights may change with position; else such are refused")
-    limits: str = Field(description="why one of them may not")
-
-
-class Nonfinite(BaseModel):
-    """Requests that were ended because their numbers overflowed."""
-
-    requests: int = Field(description="how many since the engine started")
-    last: str | None = Field(description="when the last one was, in UTC")
-
-
-class Readiness(BaseModel):
-    """Whether requests are answered."""
-
-    ready: bool
-    state: Literal["starting", "restarting", "stopping", "ended"] | None = Field(
-        default=None, description="when not ready"
-    )
-    reason: str = Field(default="", description="when not ready")
-    mixing: Mixing | None = Field(default=None, description="when ready")
-    nonfinite: Nonfinite | None = Field(default=None, description="when ready")
-
-
-class ErrorDetail(BaseModel):
-    """OpenAI's error object."""
-
-    message: str
-    type: str
-    param: str | None = Field(description="the key of the request that is at fault")
-    code: int = Field(description="the HTTP status")
-
-
-class ErrorAnswer(BaseModel):
-    """The shape of every error."""
-
-    error: ErrorDetail

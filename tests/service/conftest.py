@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
+import sqlalchemy
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -71,11 +73,12 @@ def make_service(registry: Registry, names: Names, settings: Settings) -> Any:
         engine=engine,
         registry=registry,
         names=names,
-        pool=SimpleNamespace(state=lambda fusion: ("evicted", None)),
+        pool=SimpleNamespace(state=lambda fusion: ("evicted", None), home_key=lambda fusion: "e" * 64),
         metrics=Metrics(CollectorRegistry()),
         settings=settings,
         scorecards=Scorecards(settings, registry, asyncio.Lock()),
         materializer=SimpleNamespace(damage={}),
+        fetches=SimpleNamespace(names=set, get=lambda name: None),
         files=None,
         threads=None,
     )
@@ -162,6 +165,20 @@ class Postgres:
 
     url: str
     pid: int
+
+    @contextmanager
+    def fresh(self) -> Iterator[str]:
+        """The URL of a new, empty database."""
+        name = f"test_{secrets.token_hex(4)}"
+        engine = sqlalchemy.create_engine(self.url, isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+            yield sqlalchemy.make_url(self.url).set(database=name).render_as_string(hide_password=False)
+            with engine.connect() as connection:
+                connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
+        finally:
+            engine.dispose()
 
     @contextmanager
     def stalled(self) -> Iterator[None]:

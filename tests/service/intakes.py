@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
+from service.client_turns import ClientTurns
 from service.engine.models import LoRARequest, ServedModel, served_model
 from service.intake import Intake
 from service.metrics import Metrics
@@ -45,6 +46,13 @@ class FakePool:
         self.leased, self.strict = self.leased + 1, strict
         resident = Resident("ab" * 32, "stack", Path("a"), LoRARequest("~stack/ab", 1000, "/a"), 5)
         return Lease(resident, "warm", ((2, 0.25), (3, -1.5)), 5)
+
+    def home_key(self, fusion: Fusion) -> str:
+        return "cd" * 32
+
+    @property
+    def checks(self) -> ClientTurns:
+        return ClientTurns("checks", 1)
 
     def may_wait(self, lease: Lease) -> bool:
         return self.is_crowded

@@ -77,6 +77,8 @@ if __name__ == "service.startup":  # not where a test imports `INSTALL`
 class Registry:
     """Nothing is kept."""
 
+    outage = None
+
     async def watch(self) -> None:
         """There is no connection."""
 
@@ -96,7 +98,7 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
     engine = Engine()
     try:
         proof = SimpleNamespace(**dict.fromkeys(PROOF, True))
-        yield SimpleNamespace(engine=engine, proof=proof, settings=settings)
+        yield SimpleNamespace(engine=engine, proof=proof, settings=settings, registry=registry)
     finally:
         engine.process.kill()
         engine.process.wait()

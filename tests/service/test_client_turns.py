@@ -11,13 +11,14 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from adapters import RecipeError
-from service.client_turns import LIMIT, SHARE, ClientTurns
+from service.client_turns import LIMIT, ClientTurns
 from service.errors import ApiError
 from service.routes.fusions import put_profile
 from service.routes.schemas import ProfileBody
 from tests.service.conftest import World
 from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
 
+SHARE = 3 * LIMIT // 4
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 
 

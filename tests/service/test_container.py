@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import pytest
 from adapters.files import adapter_path
 from service.settings import Settings
 from tests.conftest import ROOT, Server, family, launch, stop, wait_ready
+from tests.deploy.dockerfile import Instruction, last, parse, variables
 from tests.service.confinement import Group, confine, is_possible, limit, read_status
 
 TAG = "lora-fusion:latest"
@@ -25,8 +25,6 @@ MIX = "0.6*narrow + 0.4*wide"
 CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 8, "temperature": 0}
 # Writes the Dockerfile that `bentoml containerize` hands to Docker; BentoML has no command for it alone.
 CONTAINERFILE = "import bentoml.container as c, sys; c.get_containerfile(*sys.argv[1:])"
-
-Instruction = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,25 +52,9 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Bento:
     return Bento(home, folder, files)
 
 
-def parse(dockerfile: str) -> list[Instruction]:
-    """Keyword and text of each instruction, in order; comments dropped, continued lines joined."""
-    code = "\n".join(line for line in dockerfile.splitlines() if line.strip() and line[0] != "#")
-    lines = (line.partition(" ") for line in code.replace("\\\n", " ").splitlines())
-    return [(keyword, " ".join(text.split())) for keyword, _, text in lines]
-
-
 @pytest.fixture(scope="module")
 def instructions(bento: Bento) -> list[Instruction]:
     return parse((bento.folder / "env/docker/Dockerfile").read_text())
-
-
-def last(instructions: list[Instruction], keyword: str) -> str:
-    return [text for each, text in instructions if each == keyword][-1]
-
-
-def variables(instructions: list[Instruction]) -> dict[str, str]:
-    pairs = [pair for keyword, text in instructions if keyword == "ENV" for pair in shlex.split(text)]
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def test_the_container_runs_as_a_user_that_is_not_root_by_number(

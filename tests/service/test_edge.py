@@ -194,6 +194,16 @@ async def test_ids_are_plain(anyio_backend: str, value: str, expected: int) -> N
         assert await status(RequestIds(answer_ok), ids) == expected
 
 
+def test_plain_ids_return_and_others_do_not() -> None:
+    http = client(RequestIds(answer_ok))
+    ids = {"x-request-id": "req-1", "x-session-id": "ab" * 32}
+    answer = http.get("/v1/models", headers=ids)
+    assert {name: answer.headers[name] for name in ids} == ids
+    assert not ids.keys() & http.get("/v1/models").headers.keys()
+    refused = http.get("/v1/models", headers=ids | {"x-session-id": "a b"})
+    assert (refused.status_code, ids.keys() & refused.headers.keys()) == (400, set())
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [("/v1/models/0.5*a + 1*ä", 200), ("/a\nb", 404), ("/a\x1b[31m", 404), ("/\x9b", 404), ("/" + "x" * 16384, 414)],

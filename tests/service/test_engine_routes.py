@@ -4,16 +4,17 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from service.engine.cli import cli
 from service.engine.patches import remove_cors
 from service.engine.routes import SERVED, UNSERVED, keep_served, route_keys
 from service.engine.supported import UnknownVllmError
 
 
 def vllm_app() -> FastAPI:
-    app: FastAPI = build_app(make_arg_parser(FlexibleArgumentParser()).parse_args([]), ("generate",))
+    args = cli.make_arg_parser(FlexibleArgumentParser()).parse_args(["--enable-scale-out"])
+    app: FastAPI = build_app(args, ("generate",))
     return app
 
 

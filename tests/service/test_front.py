@@ -47,12 +47,11 @@ def service(tmp_path: Path) -> Any:
 
     registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
     fill(registry, AdapterRecord("a", DIGEST, adapter_info(rank=2, norm=2.0), now()))
-    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048))
     engine = SimpleNamespace(
         app=vllm,
         keys=None,
         alive=True,
-        config=config,
+        config=SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048)),
         args=Namespace(disable_fastapi_docs=False),
         cors={"allow_origins": ()},
         overflows=Overflows(count=2, last="2026-01-31T12:00:00+00:00"),
@@ -60,8 +59,9 @@ def service(tmp_path: Path) -> Any:
     return SimpleNamespace(
         engine=engine,
         registry=registry,
+        fetches=SimpleNamespace(names=set, get=lambda name: None),
         names=Names("base", registry, max_weight=16, max_norm=math.inf),
-        pool=SimpleNamespace(state=lambda fusion: ("evicted", None), rank=lambda digest: 2),
+        pool=SimpleNamespace(state=lambda fusion: ("evicted", None), home_key=lambda fusion: "e" * 64),
         metrics=Metrics(CollectorRegistry()),
         settings=Settings(),
         scorecards=Scorecards(Settings(), registry, asyncio.Lock()),
@@ -90,7 +90,8 @@ def test_importing_the_app_imports_neither_torch_nor_vllm() -> None:
 
 def test_all_is_503_before_start_and_after_stop(front: Front, service: Any) -> None:
     nonfinite = {"requests": 2, "last": "2026-01-31T12:00:00+00:00"}
-    assert front.readiness() == {"ready": True, "mixing": asdict(service.proof), "nonfinite": nonfinite}
+    parts = {"mixing": asdict(service.proof), "nonfinite": nonfinite, "registry": {"current": True}}
+    assert front.readiness() == {"ready": True, **parts}
     front.stop()
     for one, state, reason in (
         (front, "stopping", "the server is stopping"),
@@ -228,7 +229,7 @@ BODIES = [
     ("POST", "/v1/fusions/plan", {"fusion": 3}, "fusion", "'fusion' must be"),
     ("POST", "/v1/fusions/plan", {"fusion": "a", "x": 1}, "x", "known keys are fusion"),
     ("POST", "/v1/fusions/p/rollback", {"version": True}, "version", "should be a valid integer, got true"),
-    ("POST", "/v1/adapters", {"name": "b"}, "path", "is required"),
+    ("POST", "/v1/adapters", {"name": "b"}, "source", "Expected either"),
     ("POST", "/v1/adapters", {"name": 7, "path": "x"}, "name", "should be a valid string, got 7"),
     ("POST", "/v1/load_lora_adapter", {"lora_name": "b", "lora_path": "", "more": 1}, "lora_path", "at least 1"),
     ("POST", "/v1/unload_lora_adapter", {"lora_name": None}, "lora_name", "should be a valid string, got null"),

@@ -13,7 +13,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from adapters import parse
-from service.engine.models import LoRARequest, count_usage, mix_request
+from service.engine.dry_run import NO_LORA
+from service.engine.models import LoRARequest, ServedModel, count_usage, mix_request, served_model
 from service.engine.names import weight_row
 from service.errors import ApiError
 from service.intake import MAX_RECIPE_HEADER, Intake, fusion_headers
@@ -220,7 +221,59 @@ def test_a_recipe_that_is_too_long_for_a_header_is_left_out(setup: Setup) -> Non
     names = [f"adapter-{i:050}" for i in range(60)]
     recipe = parse(" + ".join(f"0.125*{name}" for name in names))
     lease = asyncio.run(setup.pool.acquire(Fusion(recipe, dict.fromkeys(names, ""), "d" * 64, "(inline)")))
-    headers = dict(fusion_headers(Fusion(recipe, {}, "d" * 64, "(inline)"), lease))
+    headers = dict(fusion_headers(Fusion(recipe, {}, "d" * 64, "(inline)"), "e" * 64, lease))
     assert len(recipe.format()) > MAX_RECIPE_HEADER
     assert b"x-fusion-recipe" not in headers
     assert headers[b"x-fusion-digest"] == b"d" * 64
+
+
+def test_answers_say_what_routers_keep_a_fusion_together_by(setup: Setup) -> None:
+    answer = setup.post({"model": "0.5*a + 0.5*b", "messages": []})
+    assert answer.headers["x-fusion-stack"] == "cd" * 32
+    assert "x-fusion-stack" not in setup.post({"model": BASE, "messages": []}).headers
+
+
+def test_a_prompt_is_rendered_with_the_profile_s_defaults_and_nothing_is_loaded(setup: Setup) -> None:
+    answer = setup.post({"model": "short", "messages": []}, f"{CHAT}/render")
+    assert (answer.status_code, answer.headers["x-fusion-stack"]) == (200, "cd" * 32)
+    assert "x-fusion-mode" not in answer.headers
+    assert json.loads(setup.vllm.bodies[0])["max_tokens"] == 7
+    assert setup.vllm.served == [ServedModel("short", NO_LORA, "{{ x }}")]
+    assert setup.vllm.leased == [0]
+    assert served_model.get() is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "public"),
+    [
+        ({"model": "short"}, "short"),
+        ({"model": "short@1"}, "short@1"),
+        ({"model": f"{BASE}:short"}, f"{BASE}:short"),
+        ({"model": "a"}, "a"),
+        ({"fusion": "short"}, "short"),
+        ({"model": ".5*b+5e-1*a"}, "0.5*a + 0.5*b"),
+        ({"fusion": {"adapters": [{"name": "a", "weight": 0.5}]}}, "0.5*a"),
+        ({"model": "answer(0.5*a)"}, "answer(0.5*a)"),
+        ({"model": "1*a + fade(1..0.2, 8)*b"}, "1*a + fade(1..0.2%2C 8)*b"),
+    ],
+)
+def test_events_have_the_name_that_was_sent_else_the_canonical_recipe(
+    setup: Setup, sent: dict[str, Any], public: str
+) -> None:
+    assert setup.post({"messages": [], **sent}).status_code == 200
+    served = setup.vllm.served[0]
+    assert served is not None
+    assert served.lora.base_model_name == public
+
+
+def test_trace_context_reaches_vllm(setup: Setup) -> None:
+    seen = []
+
+    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(scope["headers"])[b"traceparent"])
+        await PlainTextResponse("fine")(scope, receive, send)
+
+    setup.intake._app = look  # noqa: SLF001 - in the place of vLLM
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    assert setup.post({"model": "short", "messages": []}, traceparent=trace).status_code == 200
+    assert seen == [trace.encode()]

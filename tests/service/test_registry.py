@@ -14,7 +14,8 @@ import pytest
 from anyio.to_thread import run_sync
 from sqlalchemy import Connection, create_engine, insert, text
 
-from service import registry
+from service import follower
+from service.database import Database
 from service.errors import ApiError
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry, to_json
@@ -78,27 +79,6 @@ async def test_everything_outlives_a_restart(url: str) -> None:
         assert third.snapshot == Snapshot()
 
 
-async def test_tables_of_earlier_versions_take_the_longest_names(url: str) -> None:
-    async with opened(url):
-        pass
-    engine = create_engine(url)
-    if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
-            for table in ("adapters", "profiles", "profile_versions"):
-                connection.execute(text(f"ALTER TABLE {table} ALTER COLUMN name TYPE VARCHAR(64)"))
-    async with opened(url) as registry:
-        await registry.add_adapter(AdapterRecord("x" * 128, "d" * 64, adapter_info(), CREATED))
-        await registry.add_version(replace(version(1), name="y" * 128))
-        await registry.remove_adapter("x" * 128)
-        assert list(registry.snapshot.nameless) == ["d" * 64]
-    async with opened(url) as registry:
-        assert registry.ranks == {"d" * 64: 1}
-        await registry.remove_profile("y" * 128)
-        assert registry.snapshot == Snapshot()
-    async with opened(url) as registry:
-        assert registry.snapshot == Snapshot()
-
-
 async def test_what_a_damaged_version_may_pin_outlives_other_profiles() -> None:
     snapshot = Snapshot()
     for name, digest in (("a", "d" * 64), ("b", "e" * 64)):
@@ -112,9 +92,11 @@ async def test_what_a_damaged_version_may_pin_outlives_other_profiles() -> None:
 
 
 async def test_a_registry_has_one_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "LOCK_WAIT_S", 0.5)
+    monkeypatch.setattr(follower, "LOCK_WAIT_S", 0.5)
     async with opened(url):
-        with pytest.raises(RuntimeError, match="another server uses the registry in '.*'; stop it or set FUSION_DATAB"):
+        with pytest.raises(
+            RuntimeError, match="another server uses the registry in '.*'; stop it, or set FUSION_DATABASE, or"
+        ):
             async with opened(url):
                 pass
     async with opened(url):
@@ -162,21 +144,31 @@ async def test_a_stalled_database_ends_every_call_and_its_thread(postgres: Postg
         assert await cards.read("e" * 64, limit=1, after=0) == ([], False)
 
 
-async def test_a_write_that_was_refused_and_comes_true_later_is_found(postgres: Postgres) -> None:
+async def test_a_write_that_was_refused_and_comes_true_later_is_found(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = AdapterRecord("late", "d" * 64, adapter_info(), CREATED)
     row = {"name": "late", "digest": record.digest, "info": to_json(record.info), "created": CREATED}
 
     async with opened(postgres.url) as one:
         with ExitStack() as stall:
 
-            def write(connection: Connection) -> None:
-                connection.execute(insert(ADAPTERS).values(row))
+            def record_change(database: Database, connection: Connection) -> int:
+                changes = count(database, connection)
                 stall.enter_context(postgres.stalled())  # so that nothing answers the commit
+                return changes
 
-            assert await refused(one.write(write, lambda _: one.snapshot.add_adapter(record))) < STALLED_S
+            count = Database.record_change
+            monkeypatch.setattr(Database, "record_change", record_change)
+            write = insert(ADAPTERS).values(row)
+            assert (
+                await refused(one.write(lambda c: c.execute(write), lambda _: one.snapshot.add_adapter(record)))
+                < STALLED_S
+            )
             assert not one.is_current
             assert "late" not in one.adapters
             await refused(one.add_version(version(1)))
+        monkeypatch.undo()
         await settle(one)
         assert one.adapters == {"late": record}
         await one.remove_adapter("late")
@@ -196,7 +188,7 @@ async def test_a_write_ends_where_its_table_is_locked(postgres: Postgres) -> Non
 async def test_a_lost_connection_is_made_anew_with_its_lock(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "LOCK_WAIT_S", 0.5)
+    monkeypatch.setattr(follower, "LOCK_WAIT_S", 0.5)
     engine = create_engine(postgres.url)
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lora-fusion'"
     async with opened(postgres.url) as one:
@@ -245,7 +237,7 @@ async def test_scorecards_are_changed_one_at_a_time_and_a_failed_read_changes_no
                     await change
         assert await cards.add("e" * 64, {"exact": 1}) == 1
         with pytest.raises(ZeroDivisionError):
-            await one.read(lambda _: 1 // 0)
+            await one.transact(lambda _: 1 // 0)
         await one.settle()
         assert one.is_current
         assert (await cards.read("e" * 64, limit=1, after=0))[0][0]["exact"] == 1

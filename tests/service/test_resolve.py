@@ -118,3 +118,16 @@ def test_no_adapter_takes_the_form_of_a_version_of_a_profile(names: Names) -> No
     assert names.owner("even@7") == "the form of a version of the profile 'even'"
     assert names.owner("even@x") is not None
     assert names.owner("wide@7") is None
+
+
+@pytest.mark.parametrize("plain", ["wide", "even", "even@1", "org/adapter@v1", "0.5*wide + 0.5*narrow"])
+def test_a_name_may_follow_the_base_s(names: Names, plain: str) -> None:
+    assert resolve(names, f"base:{plain}") == resolve(names, plain)
+    with pytest.raises(ApiError) as caught:
+        names.look_up("base:nobody")
+    assert caught.value.status == 404
+
+
+def test_an_adapter_that_is_called_so_comes_first(names: Names) -> None:
+    fill(names.registry, AdapterRecord("base:wide", "e" * 64, adapter_info(rank=1), ""))
+    assert set(resolve(names, "base:wide").ranks) == {"e" * 64}

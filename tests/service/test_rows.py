@@ -13,7 +13,6 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.request import LoRARequest
 
 from service.engine import rows as rows_module, slices
-from service.engine.punica import cuda_wrapper
 from service.engine.rows import ONES, ZEROS, RowStore, choose_capacity, weigh
 from service.engine.spare_rows import RowsBusyError, SpareRows, hold_rows
 from service.engine.weights import PROMPT, Phase, Table, Weights, function_name, make_table
@@ -268,22 +267,26 @@ def test_requests_with_phases_wait_for_rows_where_these_are_few() -> None:
     asyncio.run(main())
 
 
-def test_the_cuda_wrapper_weighs_what_it_shrinks_by_the_layers_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With vLLM's own `add_lora_linear` in between, and products in the place of its Triton kernels."""
-    punica_gpu = pytest.importorskip("vllm.lora.punica_wrapper.punica_gpu")
-    stock = punica_gpu.PunicaWrapperGPU
+def test_the_cuda_wrapper_weighs_by_the_layers_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole layers, and in those that only shrink; with products in the place of Triton kernels."""
+    stock = pytest.importorskip("vllm.lora.punica_wrapper.punica_gpu").PunicaWrapperGPU
+    punica_gpu = pytest.importorskip("service.engine.punica_gpu")
+    weighed: list[torch.Tensor] = []
 
     def shrink(_: Any, y: torch.Tensor, x: torch.Tensor, a: Any, scale: float, **kwargs: Any) -> None:
         assert not kwargs
         y.copy_(torch.stack([x @ factor[0, 0].T for factor in a]) * scale)
 
-    def expand(_: Any, y: torch.Tensor, x: torch.Tensor, b: Any, slices: Any, **kwargs: Any) -> None:
-        y += torch.cat([part @ factor[0, 0].T for part, factor in zip(x, b, strict=True)], 1)
+    def update(y: torch.Tensor, x: torch.Tensor, a: Any, b: Any, rows: torch.Tensor, index: Any, *others: Any) -> None:
+        assert others == ("slots", "idle", 2.0)
+        weighed.append(torch.stack([x @ factor[0, 0].T for factor in a]) * 2 * rows[:, index[: len(x)]])
+        y += torch.cat([part @ factor[0, 0].T for part, factor in zip(weighed[0], b, strict=True)], 1)
 
     monkeypatch.setattr(stock, "add_shrink", shrink)
-    monkeypatch.setattr(stock, "add_expand", expand)
-    wrapper: Any = object.__new__(cuda_wrapper())
+    monkeypatch.setattr(torch.ops.vllm, "fusion_add_update", update)
+    wrapper: Any = object.__new__(punica_gpu.MixedPunicaGPU)
     wrapper.make_rows(16, SimpleNamespace(max_lora_rank=RANK), "cpu")
+    wrapper.token_mapping_meta = SimpleNamespace(token_lora_mapping="slots", no_lora_flag_cpu="idle")
     store = wrapper.fusion_store = make_store(names=("q", "k", "v", "o"))
     layer = slices.LayerPunica(wrapper, store.part(1, 2))
     a, b = [tuple(torch.randn(1, 1, *shape) for _ in range(2)) for shape in ((RANK, 6), (5, RANK))]
@@ -291,9 +294,7 @@ def test_the_cuda_wrapper_weighs_what_it_shrinks_by_the_layers_rows(monkeypatch:
     x, y = torch.randn(3, 6), torch.zeros(3, 10)
     wrapper.set_rows(np.array([ONES, row, ZEROS]), uniform=False)
     layer.add_lora_linear(y, x, a, b, 2.0, (5, 5))
-    for token, place_ in enumerate((ONES, row, ZEROS)):
-        parts = [
-            2 * f_b[0, 0] @ (store.rows[1 + i, place_] * (f_a[0, 0] @ x[token]))
-            for i, (f_a, f_b) in enumerate(zip(a, b, strict=True))
-        ]
-        assert torch.allclose(y[token], torch.cat(parts), atol=1e-5)
+    layer.add_shrink(shrunk := torch.zeros(2, 3, RANK), x, a, 2.0)
+    assert torch.allclose(shrunk, weighed[0], atol=1e-6)
+    own = [2 * store.rows[1 + i, [ONES, row, ZEROS]] * (x @ factor[0, 0].T) for i, factor in enumerate(a)]
+    assert torch.allclose(y, torch.cat([h @ f[0, 0].T for h, f in zip(own, b, strict=True)], 1), atol=1e-5)

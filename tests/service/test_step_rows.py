@@ -184,8 +184,8 @@ def test_the_v1_runner_writes_rows_each_step_and_resets_them_for_dummy_runs() ->
 
 
 def test_a_vllm_that_moved_something_is_named() -> None:
-    with pytest.raises(UnknownVllmError, match=r"0\.33\.0.*0\.32\.0"):
-        check_version("0.33.0")
+    with pytest.raises(UnknownVllmError, match=r"0\.34\.0.*0\.32\.0, 0\.33\.0"):
+        check_version("0.34.0")
     with pytest.raises(UnknownVllmError, match="make_lora_inputs"):
         seam.patch_v2_state(type("LoraState", (), {}))
     check_version("0.32.0+cpu")

@@ -48,3 +48,17 @@ def test_a_message_s_stream_ends_with_the_error_s_own_words() -> None:
 
     events = asyncio.run(collect(send_message_errors(convert)(None, chunks())))
     assert events == ['data: {"id": 1}\n\n', "event: error it overflowed"]
+
+
+def test_chunks_that_are_objects_are_passed_on() -> None:
+    """vLLM 0.33 hands them over unwritten, and sends its errors itself."""
+
+    async def chunks() -> AsyncGenerator[Any, None]:
+        yield chunk
+
+    async def convert(_self: object, generator: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        async for one in generator:
+            yield one
+
+    chunk = object()
+    assert asyncio.run(collect(send_message_errors(convert)(None, chunks()))) == [chunk]

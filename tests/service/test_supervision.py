@@ -115,6 +115,26 @@ def test_a_killed_parent_takes_its_frozen_worker_with_it(victim: str, start: Sta
     own.assert_gone()
 
 
+def test_on_term_health_says_no_while_requests_are_still_answered(start: Start) -> None:
+    own = start(FUSION_DRAIN_S="4")
+    own.wait_ready()
+    with httpx.Client(base_url=own.url) as kept:
+        assert "connection" not in kept.get("/v1/models").headers
+        began = time.monotonic()
+        own.process.terminate()
+        wait(lambda: own.status("/health") == 503, MARGIN_S)
+        assert own.status("/ping") == 503
+        assert own.readiness()["state"] == "draining"
+        assert own.status("/livez") == 200
+        answers = [kept.get("/v1/models"), own.get("/v1/models")]
+        assert time.monotonic() - began < 4, "this machine is too slow to tell"
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert {answer.headers["connection"] for answer in answers} == {"close"}
+    assert own.process.wait(4 + STOP_TIMEOUT_S + MARGIN_S) == 0
+    assert time.monotonic() - began >= 4
+    own.assert_gone()
+
+
 def test_a_frozen_supervisor_does_not_keep_the_server_from_ending(start: Start) -> None:
     own = start()
     own.wait_ready()

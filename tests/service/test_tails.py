@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.request import Request, RequestStatus
 
 from service.engine import block_keys
-from service.engine.tails import Tails, make_tails
+from service.engine.tails import ShareTails, Tails, make_tails
 from service.engine.weights import PROMPT, Phase, Weights, function_name
 
 BLOCK, BLOCKS = 4, 12
@@ -220,3 +220,24 @@ def scheduler(**changes: Any) -> Any:
 def test_engines_that_keep_blocks_in_other_ways_have_no_tails(changes: dict[str, Any]) -> None:
     assert make_tails(scheduler(**changes)) is None
     assert make_tails(scheduler()) is not None
+
+
+HIT = "_get_local_prefix_cache_hit"
+
+
+class _Limited:
+    """vLLM 0.33's, which is asked for hits up to a limit; None for no limit."""
+
+    def _get_local_prefix_cache_hit(self, request: str, most: int | None = None) -> tuple[str, int | None]:
+        return request, most
+
+
+def test_a_hit_with_a_limit_is_not_extended() -> None:
+    class Scheduler(ShareTails, _Limited):  # type: ignore[misc]  # stands in for vLLM's
+        def __init__(self) -> None:
+            self.fusion_tails: Any = SimpleNamespace(extend=lambda request, hit: ("extended", *hit))
+
+    find: Any = getattr(Scheduler(), HIT)
+    assert find("request") == ("extended", "request", None)
+    assert find("request", None) == ("extended", "request", None)
+    assert find("request", 3) == ("request", 3)

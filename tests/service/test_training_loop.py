@@ -73,7 +73,8 @@ def test_a_name_works_wherever_names_do(http: httpx.Client, server: Server, name
         shown = http.get("/v1/fusions/team/7b@1/export").headers["content-disposition"]
         assert shown == 'attachment; filename="team-7b-1.tar"'
         assert http.delete("/v1/fusions/team/7b").status_code == 204
-        assert f'"{name}"' not in http.get("/metrics").text
+        named = [line for line in http.get("/metrics").text.splitlines() if f'"{name}"' in line]
+        assert all(line.startswith("vllm:lora_adapter_loaded{") for line in named), "what is loaded, and no request"
     finally:
         assert http.delete(f"/v1/adapters/{quote(name, safe='')}").status_code == 204
     assert http.post("/v1/adapters", json=body).status_code == 201

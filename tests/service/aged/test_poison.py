@@ -27,6 +27,10 @@ from tests.conftest import BASE_NAME, Server
 from tests.service.aged.conftest import Aged, scale
 
 TOLERANCE = 1e-4
+ROUNDING = 2e-4
+"""Between an answer alone and the same in large batches, which float32 rounds otherwise: 1.06e-4 was seen. What poison
+leaves behind is NaN, or zeros in the place of numbers.
+"""
 WORDS = "rivers bread chess violins comets bees lighthouses glaciers copper ferries maps".split()  # noqa: SIM905 - words read better so
 LENGTHS = (3, 5, 9, 20, 40, 80, 130, 200, 320)
 """Words in a prompt: from a part of one key-value block (128 tokens) to several."""
@@ -104,12 +108,12 @@ def hold_against_poison(clients: Clients, rounds: int) -> float:
 
 
 def test_answers_beside_and_after_poison_are_those_alone(clients: Clients) -> None:
-    assert hold_against_poison(clients, rounds=1) < TOLERANCE
+    assert hold_against_poison(clients, rounds=1) < ROUNDING
 
 
 @pytest.mark.soak
 def test_hundreds_of_answers_beside_and_after_poison_are_those_alone(clients: Clients) -> None:
-    assert hold_against_poison(clients, rounds=8) < TOLERANCE
+    assert hold_against_poison(clients, rounds=8) < ROUNDING
 
 
 BODIES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,82 @@
+"""What a server does as one of several replicas: share files, follow the others' changes, clear what nobody needs."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from adapters import Store
+from service.build_files import BuildFiles
+from service.errors import ApiError
+from service.fusion_service import FusionService
+from service.leases import Leases
+from service.registry import Registry
+from service.settings import Settings
+from service.shared_store import SharedStore, open_remotes
+from service.snapshot import Snapshot
+from service.threads import Threads
+from service.waits import enter
+
+COLLECT_S = 900.0
+"""How often each replica looks for files in the shared place that nothing needs."""
+log = logging.getLogger("fusion")
+
+
+def open_stores(settings: Settings, registry: Registry, threads: Threads) -> tuple[Store, BuildFiles]:
+    """The stores of adapters and of stacks and builds; RuntimeError when another registry has the shared place."""
+    data, unlimited = settings.data, 2**63 - 1
+    if not registry.shared:
+        adapters = Store(data / "adapters", budget_bytes=unlimited)
+        return adapters, BuildFiles(Store(data / "builds", budget_bytes=settings.store_bytes), threads)
+    remotes = open_remotes(settings.store, registry.identity, builds_bytes=settings.store_bytes)
+    adapters = SharedStore(data / "adapters", remotes[0], budget_bytes=unlimited)
+    builds = SharedStore(data / "builds", remotes[1], budget_bytes=settings.store_bytes)
+    return adapters, BuildFiles(builds, threads, Leases(registry))
+
+
+@contextmanager
+def follow(service: FusionService) -> Iterator[None]:
+    """Let go of what other replicas remove from the registry, and keep the shared place clear, for the block."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    def let_go(before: Snapshot, after: Snapshot) -> None:
+        for profile in before.profiles.keys() - after.profiles.keys():
+            service.metrics.forget(profile)
+        gone = before.needed - after.needed
+        for digest in gone:
+            service.pool.forget(digest)
+        if gone:
+            task = asyncio.create_task(service.files.delete_unneeded(gone))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    service.registry.on_change = let_go
+    collector = asyncio.create_task(_collect(service)) if service.registry.shared else None
+    try:
+        yield
+    finally:
+        service.registry.on_change = lambda before, after: None
+        if collector is not None:
+            collector.cancel()
+
+
+async def share(service: FusionService) -> None:
+    """Publish the files of all registered adapters that are here and not yet in the shared place."""
+    for digest in service.registry.snapshot.needed:
+        await service.threads.adapters.run(service.materializer.sources.publish, digest)
+
+
+async def _collect(service: FusionService) -> None:
+    store, wait_s = service.materializer.sources, service.settings.wait_timeout_s
+    assert isinstance(store, SharedStore)
+    while True:
+        await asyncio.sleep(COLLECT_S)
+        try:
+            # In turn, so that no replica registers an adapter while its files go.
+            async with enter(service.catalog.write_lock, wait_s, "other changes"), service.registry.change():
+                snapshot = service.registry.snapshot
+                if snapshot.damaged_adapters or snapshot.damaged_versions:  # a row that cannot be read may name them
+                    continue
+                await service.threads.files.run(store.collect, service.registry.is_needed)
+        except (ApiError, OSError) as error:
+            log.warning("the shared store was not cleared: %s", error)

@@ -1,0 +1,60 @@
+"""The place that replicas share: within its budget, cleared of what nothing needs, of one registry."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from adapters import Store
+from service import shared_store
+from service.settings import Settings, SettingsError
+from service.shared_store import FolderRemote, SharedStore, open_remotes
+
+
+def write_bytes(count: int, folder: Path) -> None:
+    (folder / "file").write_bytes(bytes(count))
+
+
+def test_what_nothing_needs_goes_from_the_shared_place_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SharedStore(tmp_path / "own", FolderRemote(tmp_path / "shared", budget_bytes=2**40), budget_bytes=2**40)
+    keys = [f"{number:064x}" for number in range(3)]
+    for key in keys:
+        store.land(key, partial(write_bytes, 7))
+        store.publish(key)
+    for key in keys[:2]:
+        os.utime(tmp_path / "shared" / key, (0, 0))
+    assert store.collect(keys[0].__eq__) == [keys[1]]  # one is needed, one is young
+    assert not (tmp_path / "shared" / keys[1]).exists()
+    assert store.get(keys[1]) is not None
+    monkeypatch.setattr(shared_store, "GRACE_S", -10)
+    assert store.collect(lambda _: False) == [keys[0], keys[2]]
+
+
+def test_the_shared_place_keeps_its_budget(tmp_path: Path) -> None:
+    store = SharedStore(tmp_path / "own", FolderRemote(tmp_path / "shared", budget_bytes=2000), budget_bytes=2**40)
+    for number in range(4):
+        store.land(f"{number:064x}", partial(write_bytes, 800))
+        store.publish(f"{number:064x}")
+        os.utime(tmp_path / "shared" / f"{number:064x}", (number, number))
+    store.evict(())
+    shared = Store(tmp_path / "shared", budget_bytes=0)
+    assert shared.nbytes <= 2000
+    assert shared.entries()[-1].key == f"{3:064x}"
+    assert len(store.entries()) == 4
+
+
+def test_a_store_has_one_registry(tmp_path: Path) -> None:
+    open_remotes(str(tmp_path / "shared"), "1" * 32, builds_bytes=1)
+    open_remotes(str(tmp_path / "shared"), "1" * 32, builds_bytes=1)
+    with pytest.raises(RuntimeError, match="belongs to another registry"):
+        open_remotes(str(tmp_path / "shared"), "2" * 32, builds_bytes=1)
+    open_remotes(str(tmp_path / "shared"), "1" * 32, builds_bytes=1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/lock").touch()
+    with pytest.raises(RuntimeError, match="is the data folder of a server: choose a folder of its own"):
+        open_remotes(str(tmp_path / "data"), "1" * 32, builds_bytes=1)
+    with pytest.raises(SettingsError, match="FUSION_STORE is set, but FUSION_DATABASE is not a postgresql:// URL"):
+        Settings(store="shared")
