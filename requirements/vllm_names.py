@@ -101,7 +101,7 @@ class Sources:
         return path
 
     def find(self, path: str) -> ast.AST | None:
-        """What `path` (module, or module and name) is, followed through imports; None when there is no such thing."""
+        """Resolve `path`, a module or a module and a name, through imports; None when nothing has that name."""
         path = self.resolve(path)
         module, _, name = path.rpartition(".")
         if (whole := self.parse(path)) is not None or (tree := self.parse(module)) is None:

@@ -79,7 +79,7 @@ def parse_location(text: str) -> Location:
         revision = name[cut.end() :] if cut else "latest"
         plain = folder + slash + (name[: cut.start()] if cut else name)
     if (revision or "@" in bare.rpartition("/")[2]) and scheme in ("hf", "oci") and not _REVISION.fullmatch(revision):
-        raise _reject(text, f"{revision[:MAX_QUOTED]!r} is no revision, tag or digest")
+        raise _reject(text, f"{revision[:MAX_QUOTED]!r} is not a revision, tag or digest")
     place = parse_place(plain)
     if not place.host or (not place.path and (scheme not in WEB or not bare.endswith("/"))):
         raise _reject(text, "it names no adapter: expected " + EXAMPLES)
@@ -111,7 +111,7 @@ def _read_host(parts: SplitResult, port: int | None, text: str) -> str:
     if not host and not parts.path.strip("/"):
         return ""  # all of a scheme
     if not _HOST.fullmatch(host) or (port is not None and parts.scheme not in _PORTS):
-        raise _reject(text, f"{parts.netloc[:MAX_QUOTED]!r} is no host")
+        raise _reject(text, f"{parts.netloc[:MAX_QUOTED]!r} is not a host name")
     if parts.scheme != "hf":  # names on a hub differ by case
         host = host.lower()
     return host if port in (None, _PORTS.get(parts.scheme)) else f"{host}:{port}"

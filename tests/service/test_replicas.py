@@ -152,7 +152,7 @@ async def test_a_replica_whose_database_is_gone_serves_what_it_knows_and_says_so
         await line.cut()
 
 
-async def test_what_one_removes_the_other_lets_go_of(pair: tuple[Replica, Replica]) -> None:
+async def test_replicas_release_what_another_removes(pair: tuple[Replica, Replica]) -> None:
     one, two = pair
     for name in ("a", "b"):
         await one.add(name)
