@@ -82,6 +82,9 @@ class Catalog:
             if file.is_symlink() and not any(root in file.resolve().parents for root in roots):
                 message = f"{file.name!r} in {text[:MAX_QUOTED]!r} is a link out of FUSION_ADAPTER_ROOTS."
                 raise ApiError(400, message, param="path")
+            if not os.access(file, os.R_OK):
+                message = f"The server's user may not read {file.name!r} in {text[:MAX_QUOTED]!r}; change its mode."
+                raise ApiError(400, message, param="path")
         return path
 
     async def add(

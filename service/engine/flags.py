@@ -5,8 +5,10 @@ import logging
 import os
 import platform
 import shutil
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -73,11 +75,18 @@ def prepare_cpu(extra: Sequence[str]) -> None:
         # vLLM would take 92 % of the machine's memory, and not start where other processes use more than the rest.
         quarter = psutil.virtual_memory().available // 4 // 2**30
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, quarter)))
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None and "TORCH_COMPILE_DISABLE" not in os.environ:
+    if (lacks := _find_lack()) and "TORCH_COMPILE_DISABLE" not in os.environ:
         # As in the container image. The engine would die at the first token it samples.
-        log.warning("there is no C++ compiler %r: what vLLM compiles for CPUs, sampling above all, is not", compiler)
+        log.warning("there is no %s: what vLLM compiles for CPUs, sampling above all, is not compiled", lacks)
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
+
+
+def _find_lack() -> str | None:
+    """What torch lacks to compile C++, or None."""
+    compiler, header = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include"), "Python.h")
+    if shutil.which(compiler) is None:
+        return f"C++ compiler {compiler!r}"
+    return None if header.exists() else f"{str(header)!r} (Debian's package python3-dev has it)"
 
 
 def parse_flags(options: EngineOptions) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -268,3 +269,10 @@ async def test_no_folder_outside_the_roots_is_listed(shop: Shop, monkeypatch: py
     monkeypatch.setattr(Path, "iterdir", lambda path: pytest.fail(f"{path} was listed"))
     with pytest.raises(ApiError, match="is not a folder inside"):
         shop.catalog.resolve_path(str(shop.root / "out"))
+
+
+async def test_files_that_the_servers_user_may_not_read_are_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "adapter_model.safetensors")  # root may read all
+    with pytest.raises(ApiError, match=r"may not read 'adapter_model\.safetensors' in .*; change its mode") as refused:
+        shop.catalog.resolve_path(str(shop.root / "wide"))
+    assert refused.value.status == 400

@@ -1,6 +1,8 @@
 """vLLM's flags: which are refused, what is set where the user says nothing."""
 
 import os
+import shutil
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,3 +98,31 @@ def test_a_backend_that_compiles_without_limits_is_refused(backend: str, form: s
     flag = form.format(backend if form.endswith("backend={}") else f'{{"backend": "{backend}"}}')
     with pytest.raises(ValueError, match=f"backend '{backend}' .* cannot be set.*'guidance' is taken"):
         parse_flags(options(flag))
+
+
+@pytest.mark.parametrize(
+    ("environment", "include", "lacks"),
+    [
+        ({"CXX": "no-such-compiler"}, None, "C++ compiler 'no-such-compiler'"),
+        ({}, "no-such-folder", "'no-such-folder/Python.h'"),
+        ({"CXX": "no-such-compiler", "TORCH_COMPILE_DISABLE": "0"}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_where_nothing_can_be_compiled_nothing_is_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    environment: dict[str, str],
+    include: str | None,
+    lacks: str | None,
+) -> None:
+    given = environment.get("TORCH_COMPILE_DISABLE")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "no-such-compiler" else name)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: include or str(tmp_path))
+    prepare_cpu(())
+    assert environment.get("TORCH_COMPILE_DISABLE") == ("1" if lacks else given)
+    assert ("there is no" in caplog.text) == (lacks is not None)
+    assert (lacks or "") in caplog.text
