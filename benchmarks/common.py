@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from math import comb
 from pathlib import Path
 from statistics import median
@@ -125,10 +126,12 @@ def stamp(command: str) -> dict[str, str]:
 
 
 def machine() -> str:
-    """The kind of machine, without its name."""
+    """The kind of machine, without its name; with a GPU the versions too, since those differ from the lock's."""
     import torch  # not needed by what only starts servers
 
-    gpu = f", one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    gpu = ""
+    if torch.cuda.is_available():
+        gpu = f", one {torch.cuda.get_device_name()}; vLLM {version('vllm')}, torch {torch.__version__}"
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -184,7 +184,7 @@ def main() -> int:
             for n in args.requests:
                 rows += compare(measure(usable, runs, n, args.tokens, args.rounds), n, args.ranks)
     if rows:
-        record("gpu.json", COMMAND, rows)
+        record("gpu.json", " ".join([COMMAND, *sys.argv[1:]]), rows)
     return 0 if len(usable) == len(keys) else 1
 
 

@@ -155,7 +155,7 @@ def main() -> int:
         if not ready.get("mixing", {}).get("proven"):
             print("mixing was not proven: nothing is recorded", file=sys.stderr)
             return 1
-        record("gpu-serving.json", COMMAND, rows)
+        record("gpu-serving.json", " ".join([COMMAND, *sys.argv[1:]]), rows)
     return 0
 
 

@@ -216,6 +216,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "headline": headline_tables,
         "before": partial(figures, "before.json"),
         "gpu": partial(figures, "gpu.json"),
+        "gpu-serving": partial(figures, "gpu-serving.json"),
         "scaling": scaling,
     },
 }
