@@ -1,7 +1,7 @@
 """Replicas behind a router: `python -m benchmarks.fleet [residency] [metrics]`.
 
 `residency` simulates arrivals at four replicas with eight stacks each; what is resident is decided by the service's own
-code. `metrics` reads `/metrics` of a real service with 500 adapters and 200 profiles.
+code. `metrics` reads `/metrics` and `/v1/models` of a real service with 500 adapters and 200 profiles.
 """
 
 import argparse
@@ -21,15 +21,17 @@ from typing import cast
 import httpx
 import torch
 from prometheus_client import CollectorRegistry
-from safetensors.torch import save
 
-from adapters import parse
-from benchmarks.common import RESULTS, Measurement, record, stamp
+from adapters import LoraModule, Recipe, Store, fusion_digest, make_adapter, parse
+from benchmarks.common import BASE, RESULTS, Measurement, record, stamp
 from benchmarks.servers import ours
 from service.attempts import Making
 from service.build_files import BuildFiles
+from service.materializer import Materializer
 from service.metrics import Metrics
 from service.placement import Limits, home_key, place
+from service.records import AdapterRecord, now
+from service.registry import Registry
 from service.residency import Residency, Resident
 from service.resolve import Fusion
 
@@ -39,7 +41,7 @@ SECONDS, RATE = 0.5, 16.0
 """How long an answer takes, and how many requests a second there are: two run on each replica."""
 LIMITS = Limits(mixing=True, max_rank=64)
 COMMAND = "python -m benchmarks.fleet"
-ADAPTERS, READS = 500, 31
+ADAPTERS, PUBLISHED, READS = 500, 200, 31
 
 
 class _Files:
@@ -180,48 +182,67 @@ def measure_residency() -> None:
     (RESULTS / "fleet.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
-def fill(http: httpx.Client) -> None:
-    """Register adapters and profiles, and ask every profile once."""
+def seed(data: Path) -> None:
+    """A data folder with adapters, as a server leaves it: to register as many, with a probe of each, takes minutes."""
+    data.mkdir()
     draw = torch.Generator().manual_seed(0)
-    config = json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["v_proj"]})
-    module = "base_model.model.model.layers.0.self_attn.v_proj"
-    for i in range(ADAPTERS):
-        tensors = {
-            f"{module}.lora_A.weight": torch.randn(1, 576, generator=draw),
-            f"{module}.lora_B.weight": torch.randn(192, 1, generator=draw),
-        }
-        http.post(
-            "/v1/adapters",
-            params={"name": f"adapter-{i}", "config": config},
-            content=save(tensors),
-            headers={"content-type": "application/octet-stream", "x-fusion-upload": "1"},
-        ).raise_for_status()
-    for i in range(200):
+    materializer = Materializer(Store(data / "adapters", budget_bytes=2**40), LIMITS.max_rank)
+    registry = Registry(f"sqlite:///{data / 'registry.sqlite'}", timeout_s=60)
+
+    async def add(name: str) -> None:
+        factors = (torch.randn(1, 576, generator=draw), torch.randn(192, 1, generator=draw))
+        adapter = make_adapter({"model.layers.0.self_attn.v_proj": LoraModule(*factors, 1.0)}, None)
+        await asyncio.to_thread(materializer.add, adapter)
+        digest = fusion_digest(Recipe.single(name), base=BASE.name, parents={name: adapter.digest})
+        info = {"rank": 1, "modules": 1, "bytes": adapter.nbytes, "dtype": "float32", "norm": 1.0}
+        await registry.add_adapter(
+            AdapterRecord(name, adapter.digest, {**info, "fusion_digest": digest, "effect": 1.0}, now())
+        )
+
+    async def add_all() -> None:
+        for i in range(ADAPTERS):
+            await add(f"adapter-{i}")
+
+    asyncio.run(add_all())
+    registry.close()
+
+
+def fill(http: httpx.Client) -> None:
+    """Create profiles, and ask every one once."""
+    for i in range(PUBLISHED):
         recipe = f"0.5*adapter-{i} + 0.5*adapter-{i + 1}"
         http.put(f"/v1/fusions/profile-{i}", json={"fusion": recipe}).raise_for_status()
         body = {"model": f"profile-{i}", "prompt": "The oak stool", "max_tokens": 1}
         http.post("/v1/completions", json=body).raise_for_status()
 
 
-def read_metrics(http: httpx.Client) -> float:
-    """Milliseconds of one answer."""
+def time_read(http: httpx.Client, path: str, part: str, count: int) -> float:
+    """Milliseconds of one answer, which has `part` so many times."""
     began = time.perf_counter()
-    answer = http.get("/metrics")
-    assert answer.text.count('fusion_time_to_first_token_seconds_count{profile="profile-') == 200
-    return 1e3 * (time.perf_counter() - began)
+    answer = http.get(path)
+    took = time.perf_counter() - began
+    assert answer.text.count(part) == count
+    return 1e3 * took
 
 
 def measure_metrics() -> None:
-    """Record how long `/metrics` takes, with everything there and nothing running."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ours(["--max-model-len", "512"], Path(folder)) as server,
-        httpx.Client(base_url=server.url, timeout=120) as http,
-    ):
-        fill(http)
-        values = tuple(read_metrics(http) for _ in range(READS + 1))[1:]
-    name = f"`/metrics` with {ADAPTERS} adapters and 200 profiles"
-    record("fleet-metrics.json", f"{COMMAND} metrics", [Measurement(name, "ms", 20, values)])
+    """Record how long `/metrics` and `/v1/models` take, with everything there and nothing running."""
+    with tempfile.TemporaryDirectory() as folder:
+        seed(Path(folder) / "data")
+        with (
+            ours(["--max-model-len", "512"], Path(folder)) as server,
+            httpx.Client(base_url=server.url, timeout=120) as http,
+        ):
+            fill(http)
+            measurements = []
+            for path, aim, part, count in (
+                ("/metrics", 20, 'fusion_time_to_first_token_seconds_count{profile="profile-', PUBLISHED),
+                ("/v1/models", 5, '"owned_by"', 1 + ADAPTERS + PUBLISHED),
+            ):
+                values = tuple(time_read(http, path, part, count) for _ in range(READS + 1))[1:]
+                name = f"`{path}` with {ADAPTERS} adapters and {PUBLISHED} profiles"
+                measurements.append(Measurement(name, "ms", aim, values))
+    record("fleet-metrics.json", f"{COMMAND} metrics", measurements)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

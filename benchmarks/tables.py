@@ -86,6 +86,39 @@ def fleet() -> str:
     return "\n".join([*lines, "", f"`{content['command']}`, {content['date']}.", "", restart])
 
 
+SOAK = {
+    "from a switch to the other's answer: median, longest": "{switch_median_s} s, {switch_longest_s} s of {switches}",
+    "builds asked of both, each made by one, the same in files and answers": "{builds_made_once}",
+    "from a SIGKILL in a build to the other's answer": "{kill_to_answer_s} s",
+    "database answers to changes taken: stalled, stopped": "{stalled_to_current_s} s, {stopped_to_current_s} s",
+    "files of stacks and builds that two had at the end, the same to the last bit": "{files_compared}",
+    "date": "{date}",
+}
+"""Rows of `replicas`."""
+
+
+def replicas() -> str:
+    """What two real servers did that share a registry and a place."""
+    content = read_result("replicas-soak")
+    runs = content["folder"], content["bucket"]
+    lines = ["| shared place | folder | bucket |", "| --- | --- | --- |"]
+    for what, form in SOAK.items():
+        lines.append(f"| {what} | {' | '.join(form.format(**run) for run in runs)} |")
+    return "\n".join([*lines, "", f"`{content['command']}`, {content['base']}."])
+
+
+def ranks() -> str:
+    """How far answers of several ranks lie from the reference."""
+    record = read_result("ranks")
+    lines = ["| flag | engines | workers | difference |", "| --- | --- | --- | --- |"]
+    for row in record.values():
+        lines.append(f"| `{row['flags']}` | {row['engines']} | {row['ranks']} | {row['largest_difference']:.0e} |")
+    sources = sorted(
+        {f"`{row['command']}`, {row['date']}, vLLM {row['vllm']}, {row['device']}" for row in record.values()}
+    )
+    return "\n".join([*lines, "", *sources])
+
+
 FIRST = (
     "first token with new weights, adapters resident",
     "first token, adapters not resident",
@@ -205,6 +238,8 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/evaluation.md": {"quality": quality_table, "positions": positions},
     "docs/gates.md": {"gates": gates},
     "docs/fleet.md": {"fleet": fleet},
+    "docs/replicas.md": {"replicas": replicas},
+    "docs/distribution.md": {"ranks": ranks},
     "docs/settings.md": {"settings": reference.settings},
     "docs/http-api.md": {"routes": reference.routes},
     "docs/security.md": {"attacks": attacks},

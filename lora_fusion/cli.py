@@ -21,30 +21,71 @@ def _forward(module: str, *prefix: str, prog: str = "lora-fusion") -> Callable[[
     return lambda argv: import_module(module).main([*prefix, *argv], prog=prog)
 
 
+def _prepare_to_serve(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Take every setting as a flag of `parser`, too, put them into the environment and create the default base if it
+    is missing; returns all flags. Raises `SettingsError` and OSError.
+    """
+    from service.settings import PREFIX, Settings, read_settings
+    from training.builtin.base import make_base
+
+    settings = parser.add_argument_group("settings")
+    for field in fields(Settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        settings.add_argument(flag, metavar="VALUE", help=field.metadata["help"].replace("%", "%%"))
+    flags = parser.parse_args(argv)
+    for field in fields(Settings):
+        if (value := getattr(flags, field.name)) is not None:
+            os.environ[PREFIX + field.name.upper()] = value
+    base = read_settings().base
+    if base == Settings().base:
+        make_base(Path(base))
+    return flags
+
+
+PRECEDENCE = "A flag overrides its FUSION_* variable, which overrides FUSION_CONFIG."
+
+
 def _serve(argv: Sequence[str]) -> int:
     """Start the service; every setting is also a flag, and the default base is created if it is missing."""
     from service.__main__ import main
-    from service.settings import PREFIX, Settings, SettingsError, read_settings
-    from training.builtin.base import make_base
+    from service.settings import SettingsError
 
-    parser = argparse.ArgumentParser(
-        prog="lora-fusion serve",
-        description="Start the service. A flag overrides its FUSION_* variable, which overrides FUSION_CONFIG.",
-    )
-    for field in fields(Settings):
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, metavar="VALUE", help=field.metadata["help"].replace("%", "%%"))
-    for name, value in vars(parser.parse_args(argv)).items():
-        if value is not None:
-            os.environ[PREFIX + name.upper()] = value
+    parser = argparse.ArgumentParser(prog="lora-fusion serve", description=f"Start the service. {PRECEDENCE}")
     try:
-        base = read_settings().base
-        if base == Settings().base:
-            make_base(Path(base))
+        _prepare_to_serve(parser, argv)
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return main([])
+
+
+def _serve_ray(argv: Sequence[str]) -> int:
+    """Start replicas of the service on Ray Serve, with settings as for `serve`."""
+    from service.settings import SettingsError
+
+    parser = argparse.ArgumentParser(
+        prog="lora-fusion serve-ray",
+        description=f"Start replicas of the service on Ray Serve, until SIGTERM or Ctrl-C. {PRECEDENCE}",
+    )
+    parser.add_argument("--min-replicas", type=int, default=1, help="replicas that always run (1)")
+    parser.add_argument("--max-replicas", type=int, help="replicas under load (as --min-replicas)")
+    parser.add_argument("--target-ongoing", type=int, default=16, help="requests per replica to scale for (16)")
+    parser.add_argument("--cpus", type=float, default=1, help="cores that Ray counts for a replica (1)")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of a replica (0)")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="a running Ray cluster; else one starts and ends with this"
+    )
+    try:
+        flags = _prepare_to_serve(parser, argv)
+        names = ("min_replicas", "max_replicas", "target_ongoing", "cpus", "gpus")
+        scale = {name: getattr(flags, name) for name in names}
+        scale["max_replicas"] = flags.min_replicas if flags.max_replicas is None else flags.max_replicas
+        import_module("service.fleet.environment").prepare_ray(is_alone=flags.address is None)
+        import_module("service.fleet.app").run(scale, flags.address)
+    except (SettingsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _settings(argv: Sequence[str]) -> int:
@@ -72,6 +113,9 @@ _EVAL = _forward("eval_clients.cli", prog="lora-fusion eval")
 _SWEEP = _forward("eval_clients.cli", "sweep")
 COMMANDS = {
     "serve": Command(_serve, "start the service", "cpu", ("bentoml", "sqlalchemy", "vllm")),
+    "serve-ray": Command(
+        _serve_ray, "start replicas of the service on Ray Serve", "cpu,ray", ("bentoml", "vllm", "ray")
+    ),
     "settings": Command(_settings, "list the settings of the service"),
     "fuse": Command(_forward("adapters.cli", "fuse"), "fuse adapters into one, according to a recipe"),
     "plan": Command(_forward("adapters.cli", "plan"), "report what a recipe would cost, without writing anything"),
@@ -106,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     missing = [name for name in command.needs if find_spec(name) is None]
     if missing:
-        torch = "--torch-backend cpu " if command.extra == "cpu" else ""
+        torch = "--torch-backend cpu " if "cpu" in command.extra else ""
         install = f"in a clone, install with `uv pip install {torch}'.[{command.extra}]'`"
         print(f"error: `lora-fusion {args[0]}` needs {', '.join(missing)}; {install}", file=sys.stderr)
         return 2

@@ -41,6 +41,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "patches.client": (_CLIENT,),
     "patches.messages": ("vllm.entrypoints.anthropic.serving.AnthropicServingMessages",),
     "patches.responses": ("vllm.entrypoints.openai.responses.serving.OpenAIServingResponses",),
+    "ranks.client": (_CLIENT,),
+    "ranks.client.engine_core": ("vllm.v1.engine.core_client.AsyncMPClient",),
     "runners.module": ("vllm.v1.worker.gpu.sample.sampler", "vllm.v1.worker.gpu.spec_decode.rejection_sampler"),
     "runners.patch_v2_runner.runner": ("vllm.v1.worker.gpu.model_runner.GPUModelRunner",),
     "runners.runner": (_RUNNER,),

@@ -12,6 +12,7 @@ from adapters import Store
 from adapters.files import is_whole
 from service.errors import ApiError
 from service.leases import Leases
+from service.shared_store import SharedStoreError
 from service.threads import Threads
 
 T = TypeVar("T")
@@ -40,13 +41,20 @@ class BuildFiles:
         async with self._lock:
             path = await self._threads.files.run(self._store.get, key)
         if path is None and self._leases is not None:  # perhaps where replicas share
-            path = await self.retry_when_full(lambda: self._threads.builds.run(self._store.fetch, key))
+            path = await self._fetch(key)
         if path is None or await self._threads.files.run(is_whole, path):
             return path
         log.error("the stored files of %s are damaged: they are made again", key[:12])
         async with self._lock:
             await self._threads.files.run(self._store.remove, key)
         return None
+
+    async def _fetch(self, key: str) -> Path | None:
+        try:
+            return await self.retry_when_full(lambda: self._threads.builds.run(self._store.fetch, key))
+        except SharedStoreError as error:  # it is made here
+            log.warning("%s is not looked up where replicas share: %s", key[:12], error)
+            return None
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[Path | None]:

@@ -15,7 +15,7 @@ from adapters import LoraAdapter, Recipe, check_name, load
 from adapters.files import SHIPPED, adapter_path
 from service.adapter_files import AdapterFiles
 from service.base_model import read_fitting
-from service.effect import Prober, measure_effect
+from service.effect import Effects
 from service.errors import ApiError
 from service.layers import BaseLayers
 from service.pool import Pool
@@ -48,7 +48,7 @@ class Catalog:
     registry: Registry
     names: Names
     pool: Pool
-    engine: Prober
+    effects: Effects
     layers: BaseLayers
     files: AdapterFiles
     write_lock: asyncio.Lock
@@ -249,7 +249,7 @@ class Catalog:
                 if "gate" in record.info and not self.pool.limits.mixing:
                     effect = 0.0  # a gate is never built, and recipes with one are refused on this server
                 else:
-                    effect = await measure_effect(self.pool, self.engine, fusion, client, required=required)
+                    effect = await self.effects.measure(fusion, client, required=required)
         except TimeoutError:
             message = f"The adapter could not be probed within {PROBE_TIMEOUT_S:g} s; try again."
             raise ApiError(503, message) from None

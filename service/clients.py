@@ -12,13 +12,22 @@ from service.edge.clients import client_name
 from service.errors import ApiError
 from service.metrics import Metrics
 
+FAIRNESS_ID, OBJECTIVE = "x-llm-d-inference-fairness-id", "x-llm-d-inference-objective"
+"""Headers of the Gateway API's inference extension: whose queue a request is in, and what it is for."""
 
-def identify_client(scope: Scope, *, keyed: bool) -> str:
-    """Who sent a request: its API key, hashed, on a server that has keys, else its peer's address."""
+
+def identify_client(scope: Scope, *, keyed: bool, fair: bool = False) -> str:
+    """Who sent a request: its API key, hashed, on a server that has keys, else its peer's address; with `fair` together
+    with the id by which a router takes tenants apart, hashed.
+    """
+    headers = Headers(scope=scope)
+    client = client_name(scope)
     if keyed:
-        _, _, key = Headers(scope=scope).get("authorization", "").partition(" ")  # its scheme is in any case of letters
-        return "key " + sha256(key.encode()).hexdigest()
-    return client_name(scope)
+        _, _, key = headers.get("authorization", "").partition(" ")  # its scheme is in any case of letters
+        client = "key " + sha256(key.encode()).hexdigest()
+    if fair and (tenant := headers.get(FAIRNESS_ID)):
+        client += " tenant " + sha256(tenant.encode()).hexdigest()
+    return client
 
 
 class ClientPlaces:

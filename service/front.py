@@ -136,6 +136,7 @@ def build_app(service: "FusionService") -> FastAPI:
     from service.follower import MAX_WAITING
     from service.intake import Intake
     from service.routes import docs
+    from service.routes.models import ModelList
     from service.routes.openapi import OWN_ROUTERS
 
     app = FastAPI(
@@ -144,6 +145,7 @@ def build_app(service: "FusionService") -> FastAPI:
         exception_handlers=dict.fromkeys((*EXPECTED, Exception), answer_error),  # the last one logs, too
     )
     app.state.service = service
+    app.state.models = ModelList(service)
     app.state.shares = Shares(min(MAX_WAITING, service.settings.max_waiting))  # no more than the shortest queue takes
     for router in OWN_ROUTERS:
         app.include_router(router)
@@ -161,6 +163,8 @@ def build_app(service: "FusionService") -> FastAPI:
         service.metrics,
         strict=service.settings.strict,
         keyed=service.engine.keys is not None,
+        fair=service.settings.fairness_id,
+        priorities=service.settings.priorities,
     )
     app.router.default = RouteFilter(gate, vllm.routes)
     return app
@@ -230,6 +234,7 @@ class Front:
         proof = self._service.proof
         mixing = {"proven": proof.proven, "reason": proof.reason, "error": proof.error, "effect": proof.effect}
         mixing |= {"tables": proof.tables, "phases": proof.phases, "limits": proof.limits}
+        mixing |= {"engines": proof.engines, "ranks": proof.ranks}
         overflows = self._service.engine.overflows
         nonfinite = {"requests": overflows.count, "last": overflows.last}
         outage = self._service.registry.outage

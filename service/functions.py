@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adapters import FusionError, LoraAdapter, Recipe, WeightTable, tabulate
+from adapters import PROMPT, FusionError, LoraAdapter, Recipe, WeightTable, tabulate
 from service.client_turns import ClientTurns
-from service.engine.weights import PROMPT, Phase, Weights
+from service.engine.weights import Phase, Weights
 from service.errors import ApiError
 from service.resolve import Fusion
 

@@ -7,19 +7,20 @@ on byte for byte.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters import Recipe
 from adapters.recipes import NAME_PATTERN
 from service.body import check_arguments, check_counts, parse_body
-from service.clients import identify_client
+from service.clients import OBJECTIVE, identify_client
 from service.decisions import Decisions
 from service.defaults import with_defaults
 from service.edge.bodies import replay
@@ -28,7 +29,7 @@ from service.engine.chat import RESERVED_ARGUMENTS
 from service.engine.dry_run import NO_LORA, RefusedError, try_request
 from service.engine.logprobs import LogprobCount, logprob_count
 from service.engine.models import LoRARequest, ServedModel, meter, mix_request, served_model, start_turns
-from service.engine.turns import current_client
+from service.engine.turns import current_client, current_priority
 from service.errors import ApiError, api_error, error_response
 from service.metered import MeteredSend
 from service.metrics import Metrics
@@ -88,13 +89,16 @@ class Intake:
         *,
         strict: bool,
         keyed: bool,
+        fair: bool = False,
+        priorities: Mapping[str, int] | None = None,
     ) -> None:
         self._app = app
         self._names = names
         self._pool = pool
         self._metrics = metrics
         self._strict = strict
-        self._keyed = keyed
+        self._keyed, self._fair = keyed, fair
+        self._priorities = priorities or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what names no model; resolve and lease the rest, or answer with the error."""
@@ -106,7 +110,8 @@ class Intake:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        current_client.set(identify_client(scope, keyed=self._keyed))
+        current_client.set(identify_client(scope, keyed=self._keyed, fair=self._fair))
+        current_priority.set(self._priorities.get(Headers(scope=scope).get(OBJECTIVE, ""), 0))
         whole = await receive()  # the edge has read it to its end
         metered = MeteredSend(send, self._metrics, self._names.registry)
         async with AsyncExitStack() as leases:
@@ -134,7 +139,7 @@ class Intake:
         metered.label = "(base)" if fusion is None else fusion.label
         meter.set(metered)  # for this request's task alone: each has a context of its own
         if fusion is None:
-            return strip_fusion_keys(body) if body.keys() & FUSION_KEYS else raw
+            return self._prepare_base(body, raw)
         strict = body.get("strict", self._strict)
         if not isinstance(strict, bool):
             raise ApiError(400, f"'strict' must be true or false, got {json.dumps(strict)[:100]}.", param="strict")
@@ -172,6 +177,12 @@ class Intake:
             gate = metered.decisions.gate_pass()
         self._serve(ServedModel(body["model"], lora, template, gate), leases)
         return content
+
+    def _prepare_base(self, body: dict[str, Any], raw: bytes) -> bytes:
+        """The body for vLLM of a request for the base, which knows one name."""
+        if is_renamed := body.get("model") not in (None, self._names.base):
+            body["model"] = self._names.base
+        return strip_fusion_keys(body) if is_renamed or body.keys() & FUSION_KEYS else raw
 
     def _serve(self, model: ServedModel, leases: AsyncExitStack) -> None:
         leases.callback(served_model.reset, served_model.set(model))

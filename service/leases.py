@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from sqlalchemy import Connection, delete, func, text, update
+from sqlalchemy import Connection, and_, delete, func, or_, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from service.errors import ApiError
@@ -24,6 +24,7 @@ RENEW_S = 2.0
 LOOK_S = 0.2
 """How often those who wait look whether it is made."""
 _UNTIL = func.now() + text(f"interval '{LEASE_S:g} seconds'")
+_KEPT = text("interval '1 hour'")
 log = logging.getLogger("fusion")
 
 
@@ -73,6 +74,9 @@ class Leases:
                 await self._registry.transact(lambda connection: connection.execute(row).rowcount)
 
     async def _give_back(self, key: str) -> None:
-        row = delete(LEASES).where(LEASES.c.key == key, LEASES.c.holder == self._holder)
+        own = and_(LEASES.c.key == key, LEASES.c.holder == self._holder)
+        old = LEASES.c.until < func.now() - _KEPT  # of replicas that were killed
         with suppress(ApiError):
-            await self._registry.transact(lambda connection: connection.execute(row).rowcount)
+            await self._registry.transact(
+                lambda connection: connection.execute(delete(LEASES).where(or_(own, old))).rowcount
+            )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adapters import FusionError, RecipeError
 from service.errors import ApiError
-from service.forms import alias
+from service.forms import list_forms
 from service.loaded_series import LoadedName, Survey
 from service.placement import place
 from service.pool import Pool
@@ -72,7 +72,7 @@ class LoadedNames:
             self._seats.pop(digest, None)
 
     def _list_forms(self, name: str) -> tuple[str, ...]:
-        return (name, alias(self._names.base, name)) if "aliases" in self._forms else (name,)
+        return list_forms(self._names.base, name, self._forms)
 
     def _find_seat(self, entry: AdapterRecord | ProfileVersion, seen: set[str]) -> Seat | None:
         digest = entry.digest if isinstance(entry, ProfileVersion) else str(entry.info["fusion_digest"])

@@ -1,6 +1,6 @@
 """Which stack or build serves a fusion: decided once per request, from values alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, Protocol
@@ -47,6 +47,14 @@ class Placement:
     """Why the fusion is built; None when it is mixed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What serves a fusion where nothing is resident; `members`: any stack in the engine that holds them does, too."""
+
+    key: str
+    members: frozenset[str] | None
+
+
 def stack_key(digests: Iterable[str]) -> str:
     """Store key of the stack of these adapters, in whatever order."""
     return sha256(("stack/1/" + "/".join(sorted(digests))).encode()).hexdigest()
@@ -77,6 +85,18 @@ def why_built(fusion: Fusion, limits: Limits) -> str | None:
     return None
 
 
+def find_group(members: Set[str], groups: Iterable[Group], limits: Limits) -> Group | None:
+    """The first declared group that holds these adapters and fits."""
+    return next((g for g in groups if members <= g.keys() and sum(g.values()) <= limits.max_rank), None)
+
+
+def find_home(fusion: Fusion, groups: Collection[Group], limits: Limits) -> Home:
+    """Where `fusion` is served when nothing is resident, and what may serve it instead; errors as `place`."""
+    placement, members = place(fusion, (), groups, limits), frozenset(fusion.ranks)
+    is_fixed = placement.kind == "build" or find_group(members, groups, limits) is not None
+    return Home(placement.key, None if is_fixed else members)
+
+
 def home_key(fusion: Fusion, groups: Iterable[Group], limits: Limits) -> str:
     """Key of the stack or build that serves `fusion` where nothing is resident: the same on every server with the same
     groups and limits, since it is made of contents alone.
@@ -98,10 +118,9 @@ def place(fusion: Fusion, residents: Iterable[Occupant], groups: Iterable[Group]
             message = f"Weights that change with position or prompt cannot be built, and {reason}."
             raise ApiError(400, message, param="model")
         return Placement("build", build_key(fusion, limits.max_rank), tuple(sorted(members)), reason)
-    for group in groups:
-        if members <= group.keys() and sum(group.values()) <= limits.max_rank:
-            digests = tuple(sorted(group))
-            return Placement("stack", stack_key(digests), digests)
+    if (group := find_group(members, groups, limits)) is not None:
+        digests = tuple(sorted(group))
+        return Placement("stack", stack_key(digests), digests)
     if holding := [resident for resident in residents if members <= resident.widths.keys()]:
         best = min(holding, key=lambda resident: (-resident.leases, resident.rank, resident.key))
         return Placement("stack", best.key, tuple(best.widths))

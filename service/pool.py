@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -15,7 +15,7 @@ from service.engine.weights import Weights
 from service.errors import ApiError
 from service.functions import Functions, Spans
 from service.materializer import Materializer
-from service.placement import Group, Limits, Placement, home_key, place
+from service.placement import Group, Home, Limits, Placement, find_home, home_key, place
 from service.residency import Residency, Resident, Source
 from service.resolve import Fusion
 
@@ -82,6 +82,11 @@ class Pool:
     def home_key(self, fusion: Fusion) -> str:
         """What routers keep `fusion` together by: see `placement.home_key`."""
         return home_key(fusion, self._groups(), self.limits)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The declared groups that can be served now."""
+        return list(self._groups())
 
     @property
     def residents(self) -> list[Resident]:
@@ -168,7 +173,17 @@ class Pool:
         if resident.kind == "build":
             return Lease(resident, source, None, resident.rank, client)
         weights = await self._functions.weigh(fusion, resident.widths, client)
-        return Lease(resident, source, weights, sum(resident.widths[digest] for digest in fusion.ranks), client)
+        return Lease(resident, source, weights, sum(resident.widths[digest] for digest in fusion.members), client)
+
+    async def check_weights(self, fusion: Fusion, placement: Placement, client: str | None) -> None:
+        """Raise `ApiError` 400 for weights that a request could not be served with there: too many bytes, a pattern
+        that matches no module.
+        """
+        if placement.kind == "stack":
+            ranks = {**{digest: rank for group in self.groups for digest, rank in group.items()}, **fusion.ranks}
+            resident = self._residency.residents.get(placement.key)
+            widths = {d: ranks[d] for d in placement.digests} if resident is None else resident.widths
+            await self._functions.weigh(replace(fusion, recipe=fusion.recipe.choose({})), widths, client)
 
     async def weigh(self, lease: Lease, fusion: Fusion) -> Spans | Weights:
         """The weights of `fusion`, whose adapters are all in the stack of `lease`."""
@@ -185,7 +200,18 @@ class Pool:
 
     def state(self, fusion: Fusion) -> tuple[str, str | None]:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
-        return self._residency.state(self.place(fusion).key)
+        return self.home_state(self.find_home(fusion))
+
+    def find_home(self, fusion: Fusion) -> Home:
+        """See `placement.find_home`."""
+        return find_home(fusion, self.groups, self.limits)
+
+    def home_state(self, home: Home) -> tuple[str, str | None]:
+        """As `state`, of all fusions with this home."""
+        members = home.members
+        if members is not None and any(members <= r.widths.keys() for r in self._residency.residents.values()):
+            return "warm", None
+        return self._residency.state(home.key)
 
     def forget(self, digest: str) -> None:
         """Retire every stack and build containing the adapter `digest`, and delete their files; running requests finish

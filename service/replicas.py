@@ -4,34 +4,62 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from adapters import Store
+from service.bucket import Bucket, BucketRemote
 from service.build_files import BuildFiles
 from service.errors import ApiError
 from service.fusion_service import FusionService
 from service.leases import Leases
 from service.registry import Registry
 from service.settings import Settings
-from service.shared_store import SharedStore, open_remotes
+from service.shared_store import MAX_COLLECTED, FolderRemote, Remote, SharedStore, claim_folder
 from service.snapshot import Snapshot
 from service.threads import Threads
 from service.waits import enter
 
 COLLECT_S = 900.0
 """How often each replica looks for files in the shared place that nothing needs."""
+BUCKET = "://"
+"""In a FUSION_STORE that is no folder."""
 log = logging.getLogger("fusion")
 
 
+def claim_store(settings: Settings, identity: str) -> None:
+    """Make FUSION_STORE the place of the registry `identity`; blocks.
+
+    RuntimeError when it is another's or cannot be used.
+    """
+    if BUCKET in settings.store:
+        _open_bucket(settings).claim(identity)
+    elif settings.store:
+        claim_folder(settings.store, identity)
+
+
 def open_stores(settings: Settings, registry: Registry, threads: Threads) -> tuple[Store, BuildFiles]:
-    """The stores of adapters and of stacks and builds; RuntimeError when another registry has the shared place."""
+    """The stores of adapters and of stacks and builds."""
     data, unlimited = settings.data, 2**63 - 1
     if not registry.shared:
         adapters = Store(data / "adapters", budget_bytes=unlimited)
         return adapters, BuildFiles(Store(data / "builds", budget_bytes=settings.store_bytes), threads)
-    remotes = open_remotes(settings.store, registry.identity, builds_bytes=settings.store_bytes)
-    adapters = SharedStore(data / "adapters", remotes[0], budget_bytes=unlimited)
-    builds = SharedStore(data / "builds", remotes[1], budget_bytes=settings.store_bytes)
-    return adapters, BuildFiles(builds, threads, Leases(registry))
+    bucket = _open_bucket(settings) if BUCKET in settings.store else None
+
+    def open_shared(folder: str, budget_bytes: int) -> SharedStore:
+        remote: Remote
+        if bucket is None:
+            remote = FolderRemote(Path(settings.store, folder), budget_bytes=budget_bytes)
+        else:
+            remote = BucketRemote(bucket, folder, budget_bytes=budget_bytes)
+        return SharedStore(data / folder, remote, budget_bytes=budget_bytes)
+
+    builds = BuildFiles(open_shared("builds", settings.store_bytes), threads, Leases(registry))
+    return open_shared("adapters", unlimited), builds
+
+
+def _open_bucket(settings: Settings) -> Bucket:
+    credentials, timeout_s = settings.source_credentials, settings.source_timeout_s
+    return Bucket(settings.store, credentials_file=credentials, timeout_s=timeout_s)
 
 
 @contextmanager
@@ -67,16 +95,19 @@ async def share(service: FusionService) -> None:
 
 
 async def _collect(service: FusionService) -> None:
-    store, wait_s = service.materializer.sources, service.settings.wait_timeout_s
+    store, wait_s, run = service.materializer.sources, service.settings.wait_timeout_s, service.threads.adapters.run
     assert isinstance(store, SharedStore)
     while True:
         await asyncio.sleep(COLLECT_S)
         try:
+            if not (idle := await run(store.tend, service.registry.is_needed)):
+                continue
             # In turn, so that no replica registers an adapter while its files go.
             async with enter(service.catalog.write_lock, wait_s, "other changes"), service.registry.change():
                 snapshot = service.registry.snapshot
                 if snapshot.damaged_adapters or snapshot.damaged_versions:  # a row that cannot be read may name them
                     continue
-                await service.threads.files.run(store.collect, service.registry.is_needed)
+                unneeded = [key for key in idle if not service.registry.is_needed(key)]
+                await run(store.withdraw, unneeded[:MAX_COLLECTED])
         except (ApiError, OSError) as error:
             log.warning("the shared store was not cleared: %s", error)

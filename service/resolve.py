@@ -9,7 +9,7 @@ from typing import Any
 from adapters import Readout, Recipe, RecipeError, check_prompt, from_json, fusion_digest, parse
 from adapters.recipes import find_name, name_text
 from service.errors import ApiError
-from service.forms import alias
+from service.forms import plain_name
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
 from service.spelling import is_name, suggest
@@ -41,8 +41,13 @@ class Fusion:
 
     @property
     def rank(self) -> int:
-        """Width of its adapters side by side."""
+        """Width of its adapters side by side, and of its gate."""
         return sum(self.ranks.values())
+
+    @property
+    def members(self) -> set[str]:
+        """Digests of the adapters that answers are computed with: all but the gate."""
+        return {self.parents[name] for name in self.recipe.adapters}
 
 
 class Names:
@@ -189,8 +194,8 @@ class Names:
     def _look_up(self, text: Any, param: str) -> Fusion | None:
         if not isinstance(text, str):
             raise ApiError(400, f"{param!r} must be a string, got {text!r:.{MAX_QUOTED}}.", param=param)
-        if text.startswith(prefix := alias(self.base, "")) and self.owner(text) is None:
-            text = text.removeprefix(prefix)
+        if (plain := plain_name(self.base, text)) != text and self.owner(text) is None:
+            text = plain
         if text == self.base:
             return None
         if not text.strip():

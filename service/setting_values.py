@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 _SEPARATORS = {"profiles": ";", "adapters": ",", "groups": ",", "adapter_roots": ":"}
-_SEPARATORS |= dict.fromkeys(("base_aliases", "allowed_hosts", "model_forms", "sources", "source_networks"), ",")
+_SEPARATORS |= dict.fromkeys(
+    ("base_aliases", "allowed_hosts", "model_forms", "objectives", "sources", "source_networks"), ","
+)
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _TYPES = {int: "an integer", float: "a number", bool: "a boolean", str: "a string", Path: "a path"}
 

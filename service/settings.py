@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adapters.recipes import did_you_mean
-from service.forms import FORMS
+from service.forms import FORMS, is_form
 from service.setting_values import name_type, parse_value, write_value
 
 Mixed = Literal["auto", "required", "off"]
@@ -18,23 +18,22 @@ BaseMatch = Literal["shapes", "name"]
 PREFIX = "FUSION_"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank."""
+START_FAILURE = "start-failure.txt"
+"""In the data folder: why the last start failed, for the process that waits for it."""
 
 
 class SettingsError(ValueError):
     """A setting is unknown or has an invalid value."""
 
 
-START_FAILURE = "start-failure.txt"
-"""In the data folder: why the last start failed, for the process that waits for it."""
-
-
 _POSITIVE = (
     *("max_loras", "store_bytes", "registry_bytes", "max_upload_bytes", "max_body_bytes", "max_names", "max_requests"),
     *("max_waiting", "wait_timeout_s", "client_timeout_s", "request_timeout_s", "database_timeout_s"),
-    *("gate_timeout_s", "source_timeout_s"),
-    *("loop_timeout_s", "stop_timeout_s"),
+    *("gate_timeout_s", "source_timeout_s", "loop_timeout_s", "stop_timeout_s"),
 )
 """Settings that must be greater than 0."""
+
+_BUCKET = re.compile("s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9._=-]+)*/?")
 
 
 def _say(default: Any, text: str) -> Any:
@@ -67,8 +66,9 @@ class Settings:
     )
     store: str = _say(
         "",
-        "folder that all replicas see, for adapter files, stacks and builds; servers with one PostgreSQL registry and "
-        "one such folder are replicas of each other; empty: one server alone, with all files in the data folder",
+        "folder that all replicas see, or `s3://BUCKET/FOLDER`, for adapter files, stacks and builds; servers with one "
+        "PostgreSQL registry and one such place are replicas of each other; empty: one server alone, with all files in "
+        "the data folder",
     )
     adapters: tuple[str, ...] = _say(
         ("task=shipped:task", "safety=shipped:safety", "risk=shipped:risk"),
@@ -93,7 +93,9 @@ class Settings:
     source_networks: tuple[str, ...] = _say(
         (), "internal networks, as `10.0.0.0/8`, whose addresses sources may have, separated by `,`"
     )
-    source_credentials: str = _say("", "TOML file with the credentials of sources, read again for each fetch")
+    source_credentials: str = _say(
+        "", "TOML file with the credentials of sources, and of the bucket in `FUSION_STORE`, read again for each fetch"
+    )
     source_timeout_s: float = _say(
         30.0, "how long a source may take to answer, and to send the next 64 KiB, before it is tried again, in seconds"
     )
@@ -121,7 +123,18 @@ class Settings:
     model_forms: tuple[str, ...] = _say(
         (),
         "forms of names that `/v1/models` and the metrics list besides the names, for routers that match them exactly, "
-        "separated by `,`: `versions` (`profile@3`), `aliases` (`base:name`); all are answered anyway",
+        "separated by `,`: `versions` (`profile@3`), `aliases` (`base:name`), `publishers/NAMESPACE` "
+        "(`publishers/NAMESPACE/models/name`); all are answered anyway",
+    )
+    fairness_id: bool = _say(
+        False,
+        "take clients apart by `x-llm-d-inference-fairness-id` as well; only where all requests come through a router "
+        "that sets it",
+    )
+    objectives: tuple[str, ...] = _say(
+        (),
+        "NAME=PRIORITY pairs, separated by `,`: requests whose `x-llm-d-inference-objective` has a larger one, from "
+        "-9999 to 9999, are computed first; others have 0; only where all requests come through a router that sets it",
     )
     client_templates: bool = _say(False, "allow profiles to set `defaults.chat_template`")
     allowed_hosts: tuple[str, ...] = _say(
@@ -198,12 +211,17 @@ class Settings:
         if self.store and not self.database.startswith("postgres"):
             needed = "a postgresql:// URL, which replicas need"
             raise SettingsError(f"{variable('store')} is set, but {variable('database')} is not {needed}")
+        if "://" in self.store and not _BUCKET.fullmatch(self.store):  # not shown: it may hold a password
+            raise SettingsError(f"{variable('store')}: expected a folder, or s3://BUCKET/FOLDER")
         for host in self.allowed_hosts:
             if host != "*" and not re.fullmatch(r"[A-Za-z0-9._-]+", host):
                 raise SettingsError(f"{variable('allowed_hosts')} has {host!r}: expected a name without port, or '*'")
         for form in self.model_forms:
-            if form not in FORMS:
+            if not is_form(form):
                 raise SettingsError(f"{variable('model_forms')} has {form!r}: expected {' or '.join(FORMS)}")
+        for pair in self.objectives:
+            if not re.fullmatch(r"[^=]+=-?\d{1,4}", pair):
+                raise SettingsError(f"{variable('objectives')} has {pair!r}: expected NAME=PRIORITY, -9999 to 9999")
         for name in ("adapters", "profiles"):
             for pair in getattr(self, name):
                 if not all(pair.partition("=")):
@@ -211,6 +229,11 @@ class Settings:
         for name, (valid, expected) in ranges.items():
             if not valid:
                 raise SettingsError(f"{variable(name)}={getattr(self, name)!r}: expected {expected}")
+
+    @property
+    def priorities(self) -> dict[str, int]:
+        """The priority of each objective."""
+        return {name: int(number) for name, _, number in (pair.rpartition("=") for pair in self.objectives)}
 
 
 _SECRETS = ("database", "engine_args")
@@ -252,12 +275,12 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
 def describe() -> str:
     """All settings as a Markdown table: variable, default, meaning."""
-    rows = []
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for setting in fields(Settings):
         default = write_value(setting.name, setting.default)
         shown = f"`{default}`" if default else "(empty)"
-        rows.append(f"| `{variable(setting.name)}` | {shown} | {setting.metadata['help']} |")
-    return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
+        lines.append(f"| `{variable(setting.name)}` | {shown} | {setting.metadata['help']} |")
+    return "\n".join(lines)
 
 
 def describe_json() -> str:

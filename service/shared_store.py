@@ -3,6 +3,8 @@
 What a key stands for never changes, so a copy is never stale, and what a replica has in use nobody can take away.
 """
 
+import errno
+import logging
 import os
 import shutil
 import time
@@ -18,11 +20,27 @@ GRACE_S = 3600.0
 """How long what nothing needs stays in the shared place: a replica may be about to register or to copy it."""
 MAX_COLLECTED = 16
 """Entries that are removed at once."""
+EVICT_S = 60.0
+"""How often one replica looks whether the shared place is over its budget, which takes a list of all entries."""
 IDENTITY = "registry-"
+CLOCK = "clock"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+log = logging.getLogger("fusion")
+
+
+class SharedStoreError(ApiError):
+    """The shared place failed: 507 when it is full, else 503."""
+
+    def __init__(self, error: OSError) -> None:
+        is_full = error.errno in FULL
+        advice = "give it room" if is_full else "try again, or see that every replica can reach FUSION_STORE"
+        super().__init__(
+            507 if is_full else 503, f"The store that replicas share failed: {error.strerror or error}; {advice}."
+        )
 
 
 class Remote(Protocol):
-    """The place that all replicas see. Entries appear whole or not at all."""
+    """The place that all replicas see. Entries appear whole or not at all. OSError when the place fails."""
 
     def has(self, key: str) -> bool:
         """Whether the entry is there; marks it as used now."""
@@ -42,6 +60,9 @@ class Remote(Protocol):
     def evict(self) -> None:
         """Remove what is over the budget, least recently used first."""
 
+    def now(self) -> float:
+        """The time by the clock that entries are marked with, which need not be this machine's."""
+
 
 class FolderRemote:
     """A folder of a file system that all replicas have mounted."""
@@ -57,6 +78,8 @@ class FolderRemote:
     def fetch(self, key: str, folder: Path) -> bool:
         """Copy the entry into `folder`; False when it is not there, or goes meanwhile."""
         if (source := self._store.get(key)) is None:
+            if not self._store.root.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "its folder is not mounted")
             return False
         try:
             copy_files(source, folder)
@@ -72,6 +95,12 @@ class FolderRemote:
         """Remove what is over the budget."""
         self._store.evict(())
 
+    def now(self) -> float:
+        """The time of a file that is touched now: a server of files has a clock of its own."""
+        clock = self._store.root / CLOCK
+        clock.touch()
+        return clock.stat().st_mtime
+
 
 class _MissingError(Exception):
     pass
@@ -83,9 +112,13 @@ class SharedStore(Store):
     def __init__(self, root: str | os.PathLike[str], remote: Remote, *, budget_bytes: int) -> None:
         super().__init__(root, budget_bytes=budget_bytes)
         self._remote = remote
+        self._evict_after = 0.0
 
     def fetch(self, key: str) -> Path | None:
-        """The folder of `key`, copied from the shared place when it is not here; None when it is in neither."""
+        """The folder of `key`, copied from the shared place when it is not here; None when it is in neither.
+
+        `SharedStoreError` when that place fails; OSError when the disk here is full.
+        """
 
         def copy(folder: Path) -> None:
             if not self._remote.fetch(key, folder):
@@ -98,35 +131,50 @@ class SharedStore(Store):
             return self.land(key, copy)
         except _MissingError:
             return None
+        except OSError as error:
+            if error.errno in FULL:  # of the disk here: the shared place is only read
+                raise
+            raise SharedStoreError(error) from error
 
     def publish(self, key: str) -> None:
-        """Copy `key`, if it is here, to the shared place, if it is not there; ApiError 507 when that fails."""
-        if (path := self.get(key)) is None or self._remote.has(key):
-            return
-        if not (path / CHECKSUMS).exists():  # of an earlier version
-            write_checksums(path)
+        """Copy `key`, if it is here, to the shared place, if it is not there; `SharedStoreError` when that fails."""
         try:
+            if (path := self.get(key)) is None or self._remote.has(key):
+                return
+            if not (path / CHECKSUMS).exists():  # of an earlier version
+                write_checksums(path)
             self._remote.publish(key, path)
-        except OSError as error:  # no lack of room here
-            raise ApiError(507, f"The store that replicas share failed: {error.strerror or error}.") from error
+            if time.monotonic() > self._evict_after:
+                self._evict_after = time.monotonic() + EVICT_S
+                self._remote.evict()
+        except OSError as error:
+            raise SharedStoreError(error) from error
 
-    def evict(self, keep: Collection[str], need: int = 0) -> list[str]:
-        """As of a store, and remove what is over the budget in the shared place, where nothing is in use."""
-        removed = super().evict(keep, need)
-        self._remote.evict()
-        return removed
+    def tend(self, is_needed: Callable[[str], bool]) -> list[str]:
+        """Publish what is needed and here, and no longer there; returns keys there that nothing needs, and nobody has
+        used for `GRACE_S`.
+        """
+        try:
+            entries = self._remote.entries()
+            for key in {entry.key for entry in self.entries()} - {entry.key for entry in entries}:
+                if is_needed(key):
+                    self.publish(key)
+            oldest = self._remote.now() - GRACE_S
+            return [entry.key for entry in entries if entry.last_used < oldest and not is_needed(entry.key)]
+        except OSError as error:
+            raise SharedStoreError(error) from error
 
-    def collect(self, is_needed: Callable[[str], bool]) -> list[str]:
-        """Remove some of what nothing needs, and nobody has used for `GRACE_S`, from the shared place; their keys."""
-        old = [entry.key for entry in self._remote.entries() if entry.last_used < time.time() - GRACE_S]
-        idle = [key for key in old if not is_needed(key)][:MAX_COLLECTED]
-        for key in idle:
-            self._remote.remove(key)
-        return idle
+    def withdraw(self, keys: Collection[str]) -> None:
+        """Remove these from the shared place."""
+        try:
+            for key in keys:
+                self._remote.remove(key)
+        except OSError as error:
+            raise SharedStoreError(error) from error
 
 
-def open_remotes(place: str, identity: str, *, builds_bytes: int) -> tuple[Remote, Remote]:
-    """The shared places of adapters and of builds at `place`, a folder, for the registry `identity`.
+def claim_folder(place: str, identity: str) -> None:
+    """Make `place` the folder that replicas of the registry `identity` share.
 
     RuntimeError when it belongs to another registry, or to a server that does not share.
     """
@@ -135,12 +183,18 @@ def open_remotes(place: str, identity: str, *, builds_bytes: int) -> tuple[Remot
     if (root / "lock").exists():
         raise RuntimeError(f"FUSION_STORE={place!r} is the data folder of a server: choose a folder of its own")
     own = root / f"{IDENTITY}{identity}"
-    if not own.exists() and (others := [path.name for path in root.glob(f"{IDENTITY}*")]):
-        message = f"FUSION_STORE={place!r} belongs to another registry ({others[0]!r}): choose another folder, or"
-        raise RuntimeError(f"{message} that registry's FUSION_DATABASE")
+    is_new = not own.exists()
     own.touch()
-    adapters = FolderRemote(root / "adapters", budget_bytes=2**63 - 1)
-    return adapters, FolderRemote(root / "builds", budget_bytes=builds_bytes)
+    if others := [path.name for path in root.glob(f"{IDENTITY}*") if path != own]:  # also one that came just now
+        if is_new:
+            own.unlink()
+        raise other_registry(place, others[0].removeprefix(IDENTITY))
+
+
+def other_registry(place: str, identity: str) -> RuntimeError:
+    """The error that `place` is the registry's `identity`."""
+    message = f"FUSION_STORE={place!r} belongs to another registry ({identity}): choose another place, or"
+    return RuntimeError(f"{message} that registry's FUSION_DATABASE")
 
 
 def copy_files(source: Path, target: Path) -> None:

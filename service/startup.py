@@ -16,6 +16,7 @@ from service.catalog import MISMATCH, Catalog
 from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.data_folder import hold_data_folder, scratch_folder
+from service.effect import Effects
 from service.engine.base_folder import check_folder, has_flag
 from service.engine.flags import EngineOptions
 from service.engine.proof import Proof, prove
@@ -34,7 +35,7 @@ from service.placement import Kind, Limits
 from service.pool import Pool
 from service.profiles import Profiles
 from service.registry import Registry
-from service.replicas import follow, open_stores, share
+from service.replicas import claim_store, follow, open_stores, share
 from service.residency import Residency
 from service.resolve import Names
 from service.scorecards import Scorecards
@@ -56,7 +57,8 @@ TEMPLATE_TEXT = 2
 
 @contextmanager
 def open_registry(settings: Settings) -> Iterator[Registry]:
-    """The registry, in a data folder held for this process; RuntimeError when another server holds it.
+    """The registry, in a data folder held for this process; RuntimeError when another server holds it, or what
+    replicas share is another registry's or cannot be used.
 
     FileNotFoundError without a base, `BaseModelError` for one that is not whole, before anything else is waited for.
     """
@@ -65,6 +67,7 @@ def open_registry(settings: Settings) -> Iterator[Registry]:
         database = settings.database or f"sqlite:///{(settings.data / 'registry.sqlite').resolve()}"
         registry = Registry(database, timeout_s=settings.database_timeout_s, shared=bool(settings.store))
         try:
+            claim_store(settings, registry.identity)
             yield registry
         finally:
             registry.close()
@@ -171,7 +174,7 @@ def _assemble(
     files = AdapterFiles(materializer, builds, threads, registry.is_needed, timeout_s=settings.wait_timeout_s)
     pool = _make_pool(settings, names, metrics, engine, proof, materializer, builds, files, threads)
     metrics.loaded.source = LoadedNames(names, pool, settings.model_forms, settings.max_loras).survey
-    catalog = Catalog(settings, registry, names, pool, engine, layers, files, write_lock)
+    catalog = Catalog(settings, registry, names, pool, Effects(pool, engine), layers, files, write_lock)
     fetches = Fetches(sources, catalog, max_fetches=settings.max_fetches)
     profiles = Profiles(settings, registry, names, pool, metrics, files, write_lock)
     exports = Exports(settings.data, materializer, files, threads)

@@ -116,8 +116,8 @@ def test_a_package_s_public_names_are_its_sorted_all(package: str) -> None:
     assert set(door.__all__) <= set(dir(door))
 
 
-def test_bentoml_and_vllm_stay_in_their_rooms() -> None:
-    for library, room in (("bentoml", "service.bento"), ("vllm", "service.engine")):
+def test_heavy_libraries_stay_in_their_rooms() -> None:
+    for library, room in (("bentoml", "service.bento"), ("vllm", "service.engine"), ("ray", "service.fleet")):
         users = {n for n, tree in sources().items() if any(m.partition(".")[0] == library for m, _ in imports(tree))}
         assert not {user for user in users if not inside(user, {room, "benchmarks", "tests"})}
 

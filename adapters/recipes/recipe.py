@@ -19,6 +19,7 @@ from adapters.recipes.weights import (
     list_numbers,
     list_starts,
     number_text,
+    simplify,
     weight_json,
     weight_text,
 )
@@ -37,7 +38,7 @@ class Recipe:
     """Which adapters, how much, where, by which method. Build it with `parse` or `from_json`, which check it.
 
     The constructor puts it into canonical order: terms and options sorted, options at their default left out,
-    no negative zero.
+    weights in their simplest form, no negative zero.
     """
 
     method: str
@@ -49,7 +50,8 @@ class Recipe:
     """What chooses weights for each prompt; `terms` then has the weights that are used when it fails."""
 
     def __post_init__(self) -> None:
-        terms = sorted((Term(t.adapter, _normalize(t.weight)) for t in self.terms), key=lambda term: term.adapter)
+        simple = (Term(term.adapter, simplify(term.weight, answer=self.answer)) for term in self.terms)
+        terms = sorted(simple, key=lambda term: term.adapter)
         defaults = {option.name: option.default for option in METHODS[self.method].options}
         options = sorted((name, value) for name, value in self.options if value != defaults[name])
         object.__setattr__(self, "terms", tuple(terms))
@@ -220,8 +222,3 @@ class Recipe:
         if self.gate is not None:
             content["gate"] = self.gate.to_json()
         return content
-
-
-def _normalize(weight: Weight) -> Weight:
-    """Numbers as floats without negative zero."""
-    return float(weight) + 0.0 if isinstance(weight, int | float) else weight

@@ -124,6 +124,44 @@ class Components:
 Weight = Course | ByModule | Components
 
 
+def simplify(weight: Weight, *, answer: bool) -> Weight:
+    """The simplest weight that is the same function, so that both have one digest: steps that change nothing, patterns
+    behind one that matches all, and those before it with the same weight are left out. With `answer` all weights are 0
+    in the prompt.
+    """
+    match weight:
+        case Steps(rules):
+            kept = tuple(rule for before, rule in zip(((0, 0.0), *rules), rules, strict=False) if before[1] != rule[1])
+            if not kept:
+                return 0.0
+            return kept[0][1] if len(kept) == 1 and kept[0][0] <= (0 if answer else PROMPT) else Steps(kept)
+        case Fade(first, last) if first == last:
+            return first
+        case ByModule(rules):
+            return _simplify_rules([(pattern, _simplify_course(course, answer)) for pattern, course in rules])
+        case int() | float():
+            return float(weight) + 0.0  # no negative zero
+    return weight
+
+
+def _simplify_course(course: Course, answer: bool) -> Course:
+    simple = simplify(course, answer=answer)
+    assert not isinstance(simple, ByModule | Components)
+    return simple
+
+
+def _simplify_rules(rules: list[tuple[str, Course]]) -> Weight:
+    patterns = [pattern for pattern, _ in rules]
+    if "*" in patterns:
+        del rules[patterns.index("*") + 1 :]
+        course = rules[-1][1]
+        while len(rules) > 1 and rules[-2][1] == course:
+            del rules[-2]
+        if len(rules) == 1:
+            return course
+    return ByModule(tuple(rules))
+
+
 def weights_at(weight: Weight, modules: Iterable[str], layers: tuple[int, int]) -> dict[str, float]:
     """The weight in each of the modules, `layers` being the lowest and the highest layer number; 1 for `Components`,
     which scale the adapter's factors. ValueError for a weight that changes with position: see `freeze`.

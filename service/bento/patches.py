@@ -14,6 +14,7 @@ import bentoml
 import uvicorn.config
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http import access, instruments, traffic
+from opentelemetry.instrumentation import asgi
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -24,6 +25,7 @@ from service.edge.protocol import BoundedProtocol
 
 SUPPORTED_BENTOML = ("1.4.39",)
 METRICS, TIMEOUT, ACCESS = "RunnerTrafficMetricsMiddleware", "TimeoutMiddleware", "AccessLogMiddleware"
+TRACES = "OpenTelemetryMiddleware"
 PATH, SCOPE = "fusion.path", "fusion.scope"
 MAX_LOGGED = 200
 """Characters of a path or a header that the access log repeats."""
@@ -117,6 +119,16 @@ def _bound_access_log(original: Any) -> type:
     return BoundedAccessLog
 
 
+def _trace_requests(original: Any) -> type:
+    """BentoML's traces with a span for each request: those of each message are one for every token of a stream."""
+
+    class RequestTraces(original):  # type: ignore[misc]  # it has no types
+        def __init__(self, app: ASGIApp, **options: Any) -> None:
+            super().__init__(app, **options, exclude_spans=["receive", "send"])
+
+    return RequestTraces
+
+
 class NoTimeout:
     """Replaces BentoML's timeout middleware, which holds a timer per request for the full timeout and does not cancel
     requests whose response has not started when the client disconnects.
@@ -152,10 +164,10 @@ def install(metric_path: Callable[[Scope], str]) -> None:
     timeout = require(traffic, TIMEOUT, "app", "timeout")
     log = require(access, ACCESS, "app", *ACCESS_OPTIONS, "skip_paths")
     replaced.update({METRICS: (metrics, _bound_metrics(metrics, metric_path)), TIMEOUT: (timeout, NoTimeout)})
-    replaced[ACCESS] = (log, _bound_access_log(log))
-    setattr(instruments, METRICS, replaced[METRICS][1])
-    setattr(traffic, TIMEOUT, NoTimeout)
-    setattr(access, ACCESS, replaced[ACCESS][1])
+    traces = require(asgi, TRACES)
+    replaced.update({ACCESS: (log, _bound_access_log(log)), TRACES: (traces, _trace_requests(traces))})
+    for module, name in ((instruments, METRICS), (traffic, TIMEOUT), (access, ACCESS), (asgi, TRACES)):
+        setattr(module, name, replaced[name][1])
 
 
 def remove_routes(app: Starlette) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.envs import enable_envs_cache
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -112,6 +113,7 @@ async def start_core(args: Any) -> Core:
         async with asyncio.timeout(START_TIMEOUT_S):
             client = started = await asyncio.get_running_loop().run_in_executor(thread, _make_client, args)
             await started.reset_mm_cache()
+        enable_envs_cache()  # vLLM reads one for every token of an answer
     except BaseException as error:
         if client is not None:
             thread.submit(client.shutdown, 0)

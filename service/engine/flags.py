@@ -15,6 +15,7 @@ import psutil
 import torch
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.cpu_resource_utils import get_visible_memory_node
 
 from service.engine.base_folder import is_quantized
 from service.engine.cli import cli
@@ -60,12 +61,24 @@ def slow_bfloat16() -> bool:
     return not (abilities.get("avx512_bf16") or abilities.get("amx_tile"))
 
 
-def prepare_cpu(extra: Sequence[str]) -> None:
-    """Set the environment variables that vLLM's CPU workers read, unless the user has; `extra` are vLLM's flags."""
+def count_ranks(args: Any) -> int:
+    """How many workers vLLM's parsed `args` ask for on this machine."""
+    engines = args.data_parallel_size if args.data_parallel_size_local is None else args.data_parallel_size_local
+    ranks: int = engines * args.tensor_parallel_size * args.pipeline_parallel_size
+    return max(1, ranks)
+
+
+def prepare_cpu(extra: Sequence[str], ranks: int = 1) -> None:
+    """Set the environment variables that vLLM's CPU workers read, unless the user has; `extra` are vLLM's flags, which
+    ask for `ranks` workers.
+    """
     if not current_platform.is_cpu():
         return
     cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # vLLM would compute on one thread
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))  # vLLM would compute on one thread
+    if ranks > len(get_visible_memory_node()) and "VLLM_CPU_SIM_MULTI_NUMA" not in os.environ:
+        # vLLM binds each worker's threads to a NUMA node of its own, and does not start with fewer nodes than workers.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if cores <= FEW_CORES:
         # vLLM reserves one core for its scheduler; with few cores that is too much, and the system shares them.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
@@ -73,7 +86,7 @@ def prepare_cpu(extra: Sequence[str]) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CPU_KERNELS))
     if not any(flag.replace("_", "-").startswith(CPU_MEMORY_FLAGS) for flag in extra):
         # vLLM would take 92 % of the machine's memory, and not start where other processes use more than the rest.
-        quarter = psutil.virtual_memory().available // 4 // 2**30
+        quarter = psutil.virtual_memory().available // 4 // ranks // 2**30
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, quarter)))
     if (lacks := _find_lack()) and "TORCH_COMPILE_DISABLE" not in os.environ:
         # As in the container image. The engine would die at the first token it samples.
@@ -124,6 +137,7 @@ def parse_flags(options: EngineOptions) -> Any:
             f"the backend {backend!r} of --structured-outputs-config cannot be set: it compiles what clients want "
             "answers to match without limits of time and memory; leave it out, 'guidance' is taken then"
         )
+    _refuse_ray(args)
     cli.validate_parsed_serve_args(args)
     if args.scheduler_cls != SCHEDULER:
         raise ValueError("--scheduler-cls cannot be set: this service's own ends requests whose numbers overflow")
@@ -135,6 +149,16 @@ def parse_flags(options: EngineOptions) -> Any:
     if options.mixing and (conflict := _mixing_conflict(args)):
         raise ValueError(f"{conflict} cannot be combined with mixing; set FUSION_MIXED=off or drop the flag")
     return args
+
+
+def _refuse_ray(args: Any) -> None:
+    """Raise ValueError where vLLM's workers cannot be Ray's; vLLM would say so only once it has started Ray."""
+    if not current_platform.ray_device_key and "ray" in (args.distributed_executor_backend, args.data_parallel_backend):
+        raise ValueError(
+            f"Ray cannot run this engine's workers: vLLM's reason is 'current platform {current_platform.device_name} "
+            "does not support ray'; leave --distributed-executor-backend and --data-parallel-backend out, vLLM starts "
+            "processes then"
+        )
 
 
 def _hide_keys(extra: Sequence[str]) -> Iterator[str]:

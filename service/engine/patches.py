@@ -32,6 +32,7 @@ from service.engine.logprobs import bound_logprobs
 from service.engine.models import FusionModels, count_usage, meter
 from service.engine.names import LORA_INFO
 from service.engine.overflow import STOP_REASON, Ends, Overflows, raise_ends
+from service.engine.ranks import Ranks
 from service.engine.slot_waits import SlotsBusyError
 from service.engine.spare_rows import SpareRows, hold_rows
 from service.engine.stream_errors import pass_on, send_message_errors, send_response_errors
@@ -128,7 +129,7 @@ def watch_client(
     vocabulary = client.model_config.get_vocab_size()
     generate = stop_dry_runs(hold_rows(client.generate, spare_rows), input_check(client, tasks))
     bounded = bound_logprobs(bound_grammars(generate, grammars), vocabulary)
-    turns = Turns(client.vllm_config.scheduler_config.max_num_seqs)
+    turns = Turns(client.vllm_config.scheduler_config.max_num_seqs * Ranks(client).engines)
     ends: Ends = {STOP_REASON: overflows.end, slot_waits.STOP_REASON: _end_slot_wait}
     reader = GateReader(raise_ends(bounded, {STOP_REASON: overflows.end}), gate_timeout_s)
     gated = ask_gates(count_usage(bounded), reader)

@@ -9,23 +9,25 @@ there alone leaves one number per adapter.
 import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from vllm.lora.request import LoRARequest
 
-from adapters import LoraAdapter, LoraModule, make_adapter, save, stack
+from adapters import PROMPT as FROM_PROMPT, LoraAdapter, LoraModule, make_adapter, save, stack
 from service.engine.models import mix_request
 from service.engine.probe import PROMPT, Probe, distance
 from service.engine.server import Engine
-from service.engine.weights import PROMPT as FROM_PROMPT, Phase, Weights
+from service.engine.weights import Phase, Weights
 
 log = logging.getLogger("fusion")
 
 Shapes = Mapping[str, tuple[int, int]]
 Pairs = Sequence[tuple[Probe, Probe]]
+RunProbe = Callable[[Sequence[int], LoRARequest | None], Awaitable[Probe]]
 
 RANK = 4
 MAX_ERROR, MAX_ROUNDED_ERROR = 0.1, 0.5
@@ -50,6 +52,10 @@ class Proof:
     """Whether weights by position are."""
     limits: str = ""
     """Why one of them is not, where mixing is proven."""
+    engines: int = 0
+    """How many engines it ran on: all of them (`--data-parallel-size`)."""
+    ranks: int = 0
+    """How many workers of these computed a part of it: all of them."""
 
 
 def _random_adapter(shapes: Shapes, seed: int) -> LoraAdapter:
@@ -111,16 +117,25 @@ async def prove(engine: Engine, shapes: Shapes, folder: Path) -> Proof:
     chosen = choose_layers(shapes, max(4, 2 * engine.config.parallel_config.pipeline_parallel_size))
     adapters = {"x": _random_adapter(chosen, 1), "y": _random_adapter(chosen, 2)}
     both = stack(adapters).adapter
-    loaded = _Loaded(engine, folder)
+    loaded, engines = _Loaded(engine, folder), range(engine.engines)
     try:
         for name, adapter in {**adapters, "stack": both}.items():
             await loaded.load(name, adapter)
-        proof = await _prove_mixing(engine, loaded)
+        proof = _join([await _prove_mixing(engine, partial(engine.probe, engine=i), loaded) for i in engines])
         if not proof.proven:
             return proof
+        held = await engine.layers(loaded.requests["stack"])
+        if not all(held):
+            reason = f"{held.count({})} of {len(held)} ranks hold no layer that the proof could try"
+            return replace(proof, proven=False, reason=reason)
+        proof = replace(proof, engines=engine.engines, ranks=len(held))
         try:
             await engine.number_modules(list(shapes))
-            return await _prove_functions(engine, loaded, both, list(shapes), proof)
+            table = torch.rand(len(shapes), 2 * RANK, generator=torch.Generator().manual_seed(3)) * 2 - 0.5
+            rows = {name: table[row] for row, name in enumerate(shapes) if name in both.modules}
+            await loaded.load("table", _scale(both, rows))
+            probes = [partial(engine.probe, engine=i) for i in engines]
+            return _join([await _prove_functions(engine, probe, loaded, table, proof) for probe in probes])
         except Exception as error:  # without it, one number per adapter is mixed
             if not engine.alive:
                 raise
@@ -130,13 +145,30 @@ async def prove(engine: Engine, shapes: Shapes, folder: Path) -> Proof:
         await loaded.unload()
 
 
-async def _prove_mixing(engine: Engine, loaded: _Loaded) -> Proof:
-    """One number per adapter."""
+def _join(proofs: Sequence[Proof]) -> Proof:
+    """What holds on all engines, of each of which there is a proof, and why something does not."""
+    if len(proofs) == 1:
+        return proofs[0]
+    failed = next((i for i, proof in enumerate(proofs) if not proof.proven), None)
+    return replace(
+        proofs[0],
+        proven=failed is None,
+        reason=proofs[0].reason if failed is None else f"on engine {failed}: {proofs[failed].reason}",
+        error=max(proof.error for proof in proofs),
+        effect=min(proof.effect for proof in proofs),
+        tables=all(proof.tables for proof in proofs),
+        phases=all(proof.phases for proof in proofs),
+        limits="; ".join(f"on engine {i}: {proof.limits}" for i, proof in enumerate(proofs) if proof.limits),
+    )
+
+
+async def _prove_mixing(engine: Engine, probe: RunProbe, loaded: _Loaded) -> Proof:
+    """One number per adapter, on the engine that `probe` asks."""
     mix = loaded.mix
     rows = [None, mix(0, 0), mix(1, 0), mix(0, 1), mix(0.5, 0.5), None]
-    base, zero, one_x, one_y, mixed_half, base_again = await asyncio.gather(*(engine.probe(PROMPT, r) for r in rows))
-    alone_x = await engine.probe(PROMPT, loaded.requests["x"])
-    alone_y = await engine.probe(PROMPT, loaded.requests["y"])
+    base, zero, one_x, one_y, mixed_half, base_again = await asyncio.gather(*(probe(PROMPT, r) for r in rows))
+    alone_x = await probe(PROMPT, loaded.requests["x"])
+    alone_y = await probe(PROMPT, loaded.requests["y"])
     must_differ = [(base, alone_x), (base, alone_y), (alone_x, alone_y), (mixed_half, alone_x)]
     effect = min(distance(*pair) for pair in must_differ)
     must_match = [(base, zero), (base, base_again), (alone_x, one_x), (alone_y, one_y)]
@@ -148,15 +180,11 @@ async def _prove_mixing(engine: Engine, loaded: _Loaded) -> Proof:
 
 
 async def _prove_functions(
-    engine: Engine, loaded: _Loaded, both: LoraAdapter, modules: list[str], proof: Proof
+    engine: Engine, probe: RunProbe, loaded: _Loaded, table: torch.Tensor, proof: Proof
 ) -> Proof:
     """Weights by module and rank component against an ordinary adapter, and by position against a longer prompt, also
-    when that is known.
+    when that is known; on the engine that `probe` asks.
     """
-    table = torch.rand(len(modules), 2 * RANK, generator=torch.Generator().manual_seed(3)) * 2 - 0.5
-    await loaded.load(
-        "table", _scale(both, {name: table[row] for row, name in enumerate(modules) if name in both.modules})
-    )
     x, y = [1.0, 0.0], [0.0, 1.0]
     longer = (*PROMPT, PROMPT[0])  # the token that every probe is held to
     work = [
@@ -167,10 +195,10 @@ async def _prove_functions(
         (longer, loaded.function(Phase(FROM_PROMPT, x), Phase(0, y))),
         (PROMPT, loaded.function(Phase(FROM_PROMPT, [0.0, 0.0]), Phase(len(longer), x))),
     ]
-    base, by_module, only_x, switched, sooner, idle = await asyncio.gather(*(engine.probe(*item) for item in work))
-    again = await engine.probe(*work[4])  # its prompt is known up to the last position (`tails`)
-    alone = await engine.probe(PROMPT, loaded.requests["table"])
-    base_alone = await engine.probe(PROMPT, None)
+    base, by_module, only_x, switched, sooner, idle = await asyncio.gather(*(probe(*item) for item in work))
+    again = await probe(*work[4])  # its prompt is known up to the last position (`tails`)
+    alone = await probe(PROMPT, loaded.requests["table"])
+    base_alone = await probe(PROMPT, None)
     tables = _compare(
         [(by_module, alone), (base, base_alone)], [(by_module, base), (by_module, only_x)], _max_error(engine)
     )

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service.engine.weights import MAX_PHASES, Table
+from adapters import MAX_PHASES
+from service.engine.weights import Table
 
 ZEROS, ONES = 0, 1
 """The rows of the base and of ordinary adapters."""

@@ -155,6 +155,23 @@ def zero_new_blocks() -> None:
     KVCacheConfig.needs_kv_cache_zeroing = property(lambda self: True)  # type: ignore[method-assign]  # replaced on purpose
 
 
+def patch_cpu_stages(runner: Any) -> None:
+    """Have a pipeline stage on CPUs make what it receives from the stage before it; vLLM makes it in a warm-up that it
+    leaves out with LoRA.
+    """
+    require(runner, "sync_and_gather_intermediate_tensors")
+    gather: Callable[..., Any] = runner.sync_and_gather_intermediate_tensors
+
+    def sync_and_gather_intermediate_tensors(self: Any, *args: Any, **kw: Any) -> Any:
+        if self.intermediate_tensors is None:
+            self.intermediate_tensors = self.model.make_empty_intermediate_tensors(
+                batch_size=self.max_num_tokens, dtype=self.model_config.dtype, device=self.device
+            )
+        return gather(self, *args, **kw)
+
+    runner.sync_and_gather_intermediate_tensors = sync_and_gather_intermediate_tensors
+
+
 def install(*, cpu: bool) -> None:
     """Patch the runners of this process; `cpu` says on which platform."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -166,6 +183,7 @@ def install(*, cpu: bool) -> None:
 
         patch_cpu_zeroing(CPUModelRunner)
         patch_cpu_seeds(GPUModelRunner)
+        patch_cpu_stages(GPUModelRunner)
     else:  # the V2 runner's modules need Triton to import
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
         from vllm.v1.worker.gpu.sample import sampler

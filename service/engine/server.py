@@ -27,11 +27,12 @@ from vllm.platforms import current_platform
 from service.engine import patches, routes, special
 from service.engine.bodies import bound_text, bound_validation
 from service.engine.core import Core, start_core
-from service.engine.flags import EngineOptions, parse_flags, prepare_cpu
+from service.engine.flags import EngineOptions, count_ranks, parse_flags, prepare_cpu
 from service.engine.grammars import GrammarChecker
 from service.engine.names import SERVER_PID, SLOT_WAIT_S
 from service.engine.overflow import Overflows
 from service.engine.probe import probe_sampling
+from service.engine.ranks import Ranks
 from service.engine.spare_rows import SpareRows
 from service.engine.supported import VERSIONS, check_version, public_version
 from service.engine.templates import SWITCHED_OFF, TemplateError, TemplateRenderer
@@ -68,6 +69,7 @@ class Engine:
         grammars: GrammarChecker,
     ) -> None:
         self.client = core.client
+        self._ranks = Ranks(core.client)
         self.overflows = overflows
         self.app = app
         self.args = args
@@ -141,18 +143,20 @@ class Engine:
         return request
 
     async def _check_loaded(self, request: LoRARequest) -> None:
-        layers = await self.layers(request)
+        id_ = request.lora_int_id
         staged = self.config.parallel_config.pipeline_parallel_size > 1
-        if not (any(layers) if staged else all(layers)):
-            raise RuntimeError("a worker loaded none of the adapter's layers; check its target_modules")
-        if special.has_head(name for worker in layers for name in worker):
-            self._heads.add(request.lora_int_id)
-        missing = await self.client.collective_rpc("fusion_missing_layers", args=(request.lora_int_id,))
-        if lost := set.intersection(*map(set, missing)):
-            raise RuntimeError(f"no worker has a LoRA layer for the adapter's {min(lost)!r}")
-        infinite = await self.client.collective_rpc("fusion_infinite_layers", args=(request.lora_int_id,))
-        if any(infinite):
-            raise RuntimeError(f"the adapter's numbers overflow {self.dtype} in {next(filter(None, infinite))[0]!r}")
+        for layers in await self._ranks.call("fusion_adapter_layers", id_):
+            if not (any(layers) if staged else all(layers)):
+                raise RuntimeError("a worker loaded none of the adapter's layers; check its target_modules")
+            if special.has_head(name for worker in layers for name in worker):
+                self._heads.add(id_)
+        for missing in await self._ranks.call("fusion_missing_layers", id_):
+            if lost := set.intersection(*map(set, missing)):
+                raise RuntimeError(f"no worker has a LoRA layer for the adapter's {min(lost)!r}")
+        for infinite in await self._ranks.call("fusion_infinite_layers", id_):
+            if any(infinite):
+                layer = next(filter(None, infinite))[0]
+                raise RuntimeError(f"the adapter's numbers overflow {self.dtype} in {layer!r}")
 
     async def _drop(self, request: LoRARequest) -> None:
         with contextlib.suppress(Exception):
@@ -179,26 +183,34 @@ class Engine:
 
     async def number_modules(self, names: Sequence[str]) -> None:
         """Have row i of every table be for module `names[i]`, as adapters spell it; once, before any is used."""
-        await self.client.collective_rpc("fusion_number_modules", args=(list(names),))
-        spare = [rows for rows in await self.client.collective_rpc("fusion_spare_rows") if rows is not None]
-        self._spare_rows.count = min(spare, default=None)
+        await self._ranks.call("fusion_number_modules", list(names))
+        # Where a request will run is not known before: its rows are held in all engines.
+        spare = [rows for workers in await self._ranks.call("fusion_spare_rows") for rows in workers]
+        self._spare_rows.count = min((rows for rows in spare if rows is not None), default=None)
         self._spare_rows.modules = len(names)
         self.modules = tuple(names)
 
     async def special_layers(self) -> dict[str, str]:
         """The layers besides dense ones that vLLM adapts: their kind (`names.HEAD`, …) by its name."""
-        workers = await self.client.collective_rpc("fusion_special_layers")
-        return {name: kind for worker in workers for name, kind in worker.items()}
+        engines = await self._ranks.call("fusion_special_layers")
+        return {name: kind for workers in engines for worker in workers for name, kind in worker.items()}
 
     async def layers(self, request: LoRARequest) -> list[dict[str, int]]:
-        """Per worker: the layers the adapter fills, with their rank."""
-        layers: list[dict[str, int]] = await self.client.collective_rpc(
-            "fusion_adapter_layers", args=(request.lora_int_id,)
-        )
-        return layers
+        """Per worker of every engine: the layers the adapter fills, with their rank."""
+        engines = await self._ranks.call("fusion_adapter_layers", request.lora_int_id)
+        return [layers for workers in engines for layers in workers]
 
-    async def probe(self, prompt: Sequence[int], lora: LoRARequest | None) -> list[dict[int, float]]:
-        """Log-probabilities of the likeliest tokens after `prompt`, one dict per step: prefill, then decodes."""
+    @property
+    def engines(self) -> int:
+        """How many engines of vLLM answer requests here (`--data-parallel-size`)."""
+        return self._ranks.engines
+
+    async def probe(
+        self, prompt: Sequence[int], lora: LoRARequest | None, engine: int | None = None
+    ) -> list[dict[int, float]]:
+        """Log-probabilities of the likeliest tokens after `prompt`, one dict per step: prefill, then decodes; by the
+        `engine` with this number, None for the one with the least to do.
+        """
         sampling = probe_sampling(prompt[0], min(20, max(0, self.config.model_config.max_logprobs)))
         final = None
         async for output in self.client.generate(
@@ -206,6 +218,7 @@ class Engine:
             sampling,
             request_id=f"fusion-probe-{next(self._requests)}",
             lora_request=lora,
+            data_parallel_rank=engine if self.engines > 1 else None,
         ):
             final = output
         assert final is not None
@@ -239,10 +252,10 @@ async def start_engine(options: EngineOptions) -> Engine:
     # As vLLM's own server does: a process with threads must not fork.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_MAX_N_SEQUENCES", str(MAX_N))
-    prepare_cpu(options.extra)
     return_freed_memory()
     os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # development routes are never mounted
     args = parse_flags(options)
+    prepare_cpu(options.extra, count_ranks(args))
     patches.install()
     core = await start_core(args)
     grammars = GrammarChecker(args.structured_outputs_config)

@@ -21,6 +21,11 @@ from service.engine.models import Generate
 current_client: ContextVar[str | None] = ContextVar("fusion_client", default=None)
 """Who has sent the request at hand; None: the server itself, which waits for nobody."""
 
+current_priority: ContextVar[int] = ContextVar("fusion_priority", default=0)
+"""How urgent the request at hand is, as a router says: larger goes first."""
+PRIORITY_STEP = 64
+"""Above what a client's own requests add up to, in bits."""
+
 
 class Turns:
     """The sequences of each client among the `slots` that the engine computes at once."""
@@ -84,7 +89,8 @@ def take_turns(generate: Generate, turns: Turns) -> Generate:
         if name is not None:
             turns.check(params.n)
         async with nullcontext(0) if name is None or dry_run.get() else turns.hold(name, params.n) as others:
-            kwargs["priority"] = others.bit_length()  # first come, first served among clients with about as many
+            # Smaller goes first; first come, first served among clients with about as many.
+            kwargs["priority"] = others.bit_length() - PRIORITY_STEP * current_priority.get()
             async with aclosing(generate(prompt, params, *args, **kwargs)) as outputs:
                 async for output in outputs:
                     yield output

@@ -23,13 +23,11 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from adapters import MAX_PHASES, PROMPT
 from service.engine.names import PREFIX, mix_name, weight_row
 
-PROMPT = -1
-"""Where the phase of the prompt starts."""
 FAR = 2**62
 """A position that no request reaches."""
-MAX_PHASES = 8
 MAX_BYTES = 2 * 2**20
 """Of all numbers of one function, float32."""
 FUNCTION = "~function/"

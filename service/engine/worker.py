@@ -5,6 +5,7 @@ model and its LoRA layers are made.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ from service.logs import escape_records
 from service.process import end_with_parent, exit_when_gone, return_freed_memory
 
 escape_records()
-if server := os.environ.get(SERVER_PID):
+ray = sys.modules.get("ray")
+# The parent of a worker that Ray has started is Ray's own, on whatever machine; it ends with the engine's actors.
+if (server := os.environ.get(SERVER_PID)) and not (ray is not None and ray.is_initialized()):
     end_with_parent(os.getppid())
     exit_when_gone(int(server))  # where the kernel does not do it
 record_errors()

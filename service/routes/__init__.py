@@ -108,7 +108,7 @@ async def get_service(request: Request) -> "FusionService":
 async def get_client(request: Request) -> str:
     """Who sends the request."""
     service: FusionService = request.app.state.service
-    return identify_client(request.scope, keyed=service.engine.keys is not None)
+    return identify_client(request.scope, keyed=service.engine.keys is not None, fair=service.settings.fairness_id)
 
 
 Client = Annotated[str, Depends(get_client)]

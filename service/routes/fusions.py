@@ -39,13 +39,14 @@ def damaged_card(service: "FusionService", name: str) -> Damaged:
 
 
 @router.post("/plan", response_model_exclude_unset=True)
-async def plan_fusion(body: PlanBody, service: Service) -> Plan:
+async def plan_fusion(body: PlanBody, service: Service, client: Client) -> Plan:
     """Say how a fusion would be served and what that costs, without building it."""
     fusion = service.names.resolve_field(body.fusion)
     if fusion is None:
         raise ApiError(400, "The base model alone is not a fusion; name a recipe or a profile.", param="fusion")
     placement = service.pool.place(fusion)
     async with service.files.hold(fusion.parents.values()):
+        await service.pool.check_weights(fusion, placement, client)
         plan = await service.threads.plans.run(service.materializer.plan, fusion, placement)
     return Plan(stack=service.pool.home_key(fusion), **plan)
 

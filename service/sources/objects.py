@@ -4,6 +4,7 @@ obstore knows the rules by which requests are signed and where credentials lie; 
 others are, so that addresses, sizes and pace are checked here, too.
 """
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -37,12 +38,24 @@ async def find_files(location: Location, credentials: Credentials, client: Clien
 async def _sign(scheme: str, bucket: str, key: str, credentials: Credentials) -> str:
     config, endpoint = dict(credentials.options), credentials.endpoint
     is_open = bool(config.pop("skip_signature", False))
-    options: Any = {"allow_http": endpoint.startswith("http://")}
     if scheme == "gs":
         if is_open:
             return f"{endpoint or GCS}/{bucket}/{key}"
         place: Any = config | ({"base_url": endpoint} if endpoint else {})
+        options: Any = {"allow_http": endpoint.startswith("http://")}
         return await obstore.sign_async(GCSStore(bucket, config=place, client_options=options), "GET", key, VALID)
-    place = config | ({"endpoint": endpoint} if endpoint else {}) | (ANONYMOUS if is_open else {})
-    url = await obstore.sign_async(S3Store(bucket, config=place, client_options=options), "GET", key, VALID)
+    if is_open:
+        credentials = replace(credentials, options=config | ANONYMOUS)
+    url = await obstore.sign_async(open_s3(bucket, credentials), "GET", key, VALID)
     return url.partition("?")[0] if is_open else url
+
+
+def open_s3(bucket: str, credentials: Credentials, *, client_options: Any = None, **options: Any) -> S3Store:
+    """obstore's store of a bucket, for these credentials, or those of the environment; further `options` are its own.
+
+    Plain HTTP is used where the endpoint says so.
+    """
+    endpoint = credentials.endpoint
+    config: Any = dict(credentials.options) | ({"endpoint": endpoint} if endpoint else {})
+    client: Any = {"allow_http": endpoint.startswith("http://"), **(client_options or {})}
+    return S3Store(bucket, config=config, client_options=client, **options)

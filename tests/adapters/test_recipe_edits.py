@@ -36,7 +36,7 @@ def test_a_recipe_without_an_adapter_is_valid_and_names_the_others(recipe: Recip
         ("safe_merge(0.6*a + b, safety=s, threshold=0.3)", "a", "safe_merge(b, safety=s, threshold=0.3)"),
         ("safe_merge(0.6*a + b, safety=s, threshold=0.3)", "s", "0.6*a + 1*b"),
         ("safe_project(0.6*a, direction=d)", "d", "0.6*a"),
-        ("answer(0.6*a + steps(0: 1)*b)", "a", "answer(steps(0: 1)*b)"),
+        ("answer(0.6*a + steps(0: 1)*b)", "a", "answer(b)"),
         ("answer(safe_merge(0.6*a, safety=s, threshold=0.3))", "s", "answer(0.6*a)"),
         ("gate(answer(1*a + 0.5*b), by=g, a in 0..1, b in 0..1)", "b", "gate(answer(a), by=g, a in 0..1)"),
         ("gate(answer(1*a + 0.5*b), by=g, b in 0..1)", "b", "answer(a)"),

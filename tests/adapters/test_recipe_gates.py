@@ -182,7 +182,7 @@ def test_the_digest_covers_gate_bounds_and_what_is_around() -> None:
         "gate(1*task + 0.8*safety, by=risk, task in 0..1)",
         "gate(answer(1*task + 0.8*safety), by=risk, safety in 0..0.8)",
         "1*task + fade(1..0.8, 8)*safety",
-        "1*task + steps(prompt: 0.8)*safety",
+        "1*task + steps(prompt: 0.8, 4: 0)*safety",
         "1*task + [0.8, 0.8]*safety",
     ]
     digests = {digest(text) for text in texts}

@@ -6,7 +6,7 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from adapters import MAX_PHASES, PROMPT, Components, Recipe, RecipeError, from_json, parse
+from adapters import MAX_PHASES, PROMPT, Components, Recipe, RecipeError, from_json, fusion_digest, parse
 from adapters.recipes.weights import Fade, Ramp, Steps, Weight, freeze, list_numbers, list_parts
 from tests.adapters.recipe_strategies import recipes
 
@@ -39,7 +39,7 @@ def show(recipe: Recipe) -> dict[int, str]:
         ("{x.*: steps(0: 1), *: 0.5}*a", {PROMPT: "{x.*: 0, *: 0.5}*a", 0: "{x.*: 1, *: 0.5}*a"}),
         (
             "steps(prompt: 1, 2: 0)*a + {x: fade(1..0, 2), *: 1}*b",
-            {PROMPT: "1*a + {x: 1, *: 1}*b", 1: "1*a + {x: 0, *: 1}*b", 2: "0*a + {x: 0, *: 1}*b"},
+            {PROMPT: "1*a + 1*b", 1: "1*a + {x: 0, *: 1}*b", 2: "0*a + {x: 0, *: 1}*b"},
         ),
     ],
 )
@@ -62,6 +62,32 @@ def test_a_fade_over_any_number_of_tokens_fits_and_keeps_both_ends(tokens: int, 
     assert (weights[0], weights[-1]) == (1.0, 0.25)
     assert weights == sorted(weights, reverse=True)
     assert phases[-1][0] < tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "simple"),
+    [
+        ("steps(prompt: 0.5, 0: 0.5)*a", "0.5*a"),
+        ("steps(prompt: 0.5, 0: 0.5, 4: 0.2)*a", "steps(prompt: 0.5, 4: 0.2)*a"),
+        ("steps(prompt: 0, 4: 0.2)*a", "steps(4: 0.2)*a"),
+        ("steps(0: 0)*a", "0*a"),
+        ("fade(0.5..0.5, 8)*a", "0.5*a"),
+        ("answer(steps(0: 0.5)*a)", "answer(0.5*a)"),
+        ("{*: 0.5}*a", "0.5*a"),
+        ("{*: 0.5, *.mlp.*: 0.1}*a", "0.5*a"),
+        ("{*.attn.*: 0.1, *.mlp.*: steps(prompt: 0.5, 0: 0.5), *: 0.5}*a", "{*.attn.*: 0.1, *: 0.5}*a"),
+        ("{*: steps(prompt: 0.5, 4: 0.2)}*a", "steps(prompt: 0.5, 4: 0.2)*a"),
+    ],
+)
+def test_equal_functions_have_one_text_and_one_digest(text: str, simple: str) -> None:
+    assert parse(text).format() == simple
+    digests = {fusion_digest(parse(recipe), base="b", parents={"a": "0" * 64}) for recipe in (text, simple)}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("text", ["steps(0: 0.5)*a", "{*.mlp.*: 0.5}*a", "{*.k.*: 0.5, *.mlp.*: 0.1, *: 0.5}*a"])
+def test_what_is_not_constant_stays_a_function(text: str) -> None:
+    assert parse(text).format() == text
 
 
 def value_at(weight: Weight, token: int, *, answer: bool) -> Weight:

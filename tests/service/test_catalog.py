@@ -24,6 +24,7 @@ from service.catalog import Catalog
 from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.edge.clients import Shares
+from service.effect import Effects
 from service.errors import ApiError
 from service.front import answer_error
 from service.layers import BaseLayers
@@ -51,6 +52,7 @@ class Engine:
 
     effect: float = 1.0
     noise: float = 0.0
+    base: float = 0.0
     probes: int = 0
     gate: asyncio.Event | None = None
 
@@ -69,7 +71,7 @@ class Engine:
 
     async def probe(self, prompt: Sequence[int], lora: object) -> list[dict[int, float]]:
         self.probes += 1
-        return [{0: self.effect if lora is not None else self.noise * self.probes}]
+        return [{0: self.effect if lora is not None else self.base + self.noise * self.probes}]
 
 
 @dataclass
@@ -104,7 +106,9 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
         clients=ClientPlaces(metrics, limit=9, max_waiting=9),
         checks=ClientTurns("checks", settings.wait_timeout_s),
     )
-    catalog = Catalog(settings, registry, names, pool, engine, BaseLayers(samples.SHAPES), files, writing)
+    catalog = Catalog(
+        settings, registry, names, pool, Effects(pool, engine), BaseLayers(samples.SHAPES), files, writing
+    )
     profiles = Profiles(settings, registry, names, pool, metrics, files, writing)
     for seed, name in enumerate(("wide", "narrow", "third", "fourth")):
         save(samples.adapter(seed, 3), root / name)
@@ -128,6 +132,15 @@ async def test_an_adapter_without_effect_is_refused_and_leaves_no_files(shop: Sh
         await shop.catalog.add("wide", shop.root / "wide")
     assert not shop.catalog.registry.adapters
     assert not shop.sources.entries()
+
+
+async def test_the_base_is_run_once_for_each_adapter_and_again_when_it_has_moved(shop: Shop) -> None:
+    counts = []
+    for name, base in (("wide", 0.0), ("narrow", 0.0), ("third", 0.5)):
+        shop.engine.base = base
+        record, _ = await shop.catalog.add(name, shop.root / name)
+        counts.append((shop.engine.probes, record.info["effect"]))
+    assert counts == [(3, 1.0), (5, 1.0), (9, 0.5)]
 
 
 async def test_what_this_server_cannot_serve_is_refused(shop: Shop) -> None:

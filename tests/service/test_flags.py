@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from service.engine.flags import EngineOptions, parse_flags, prepare_cpu
+from service.engine import flags
+from service.engine.flags import EngineOptions, count_ranks, parse_flags, prepare_cpu
 
 
 def options(*extra: str) -> EngineOptions:
@@ -128,3 +129,38 @@ def test_where_nothing_can_be_compiled_nothing_is_and_the_log_says_so(
     assert environment.get("TORCH_COMPILE_DISABLE") == ("1" if lacks else given)
     assert ("there is no" in caplog.text) == (lacks is not None)
     assert (lacks or "") in caplog.text
+
+
+@pytest.mark.parametrize(("ranks", "threads", "bind"), [(1, "8", None), (2, "4", "nobind"), (16, "1", "nobind")])
+def test_ranks_share_the_cores_of_a_machine_with_one_numa_node(
+    ranks: int, threads: str, bind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment: dict[str, str] = {"TORCH_COMPILE_DISABLE": "0"}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(flags, "get_visible_memory_node", lambda: [0])
+    prepare_cpu((), ranks)
+    assert environment["OMP_NUM_THREADS"] == threads
+    assert environment.get("VLLM_CPU_OMP_THREADS_BIND") == bind
+    environment["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+    prepare_cpu((), ranks)
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks"),
+    [
+        ("", 1),
+        ("--tensor-parallel-size 2 --pipeline-parallel-size 3", 6),
+        ("--data-parallel-size 2 --tensor-parallel-size 2", 4),
+        ("--data-parallel-size 4 --data-parallel-size-local 1", 1),
+    ],
+)
+def test_flags_say_how_many_workers_there_are(given: str, ranks: int) -> None:
+    assert count_ranks(parse_flags(options(*given.split()))) == ranks
+
+
+@pytest.mark.parametrize("flag", ["--distributed-executor-backend", "--data-parallel-backend"])
+def test_ray_is_refused_where_vllm_has_none(flag: str) -> None:
+    with pytest.raises(ValueError, match="current platform cpu does not support ray.*leave"):
+        parse_flags(options(flag, "ray"))

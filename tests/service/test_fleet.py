@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import BASE_NAME, Server
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 1}
+GREEDY = {"prompt": "The oak stool", "max_tokens": 2, "temperature": 0}
 SYSTEM = {"role": "system", "content": "You are terse."}
 
 
@@ -67,6 +68,17 @@ def test_a_render_has_the_tokens_that_an_answer_would_have(http: httpx.Client) -
     unknown = http.post("/v1/chat/completions/render", json={**CHAT, "model": "nobody"})
     assert unknown.status_code == 404
     assert http.post("/v1/chat/completions/derender", json={}).status_code == 404
+
+
+@pytest.mark.parametrize("name", [BASE_NAME, "fleet", "wide", "fleet@1"])
+def test_every_form_of_a_name_is_answered_as_the_name(http: httpx.Client, name: str) -> None:
+    def ask(model: str) -> tuple[str | None, str]:
+        answer = http.post("/v1/completions", json={"model": model, **GREEDY})
+        assert answer.status_code == 200, answer.text
+        return answer.headers.get("x-fusion-digest"), answer.json()["choices"][0]["text"]
+
+    assert len({ask(form) for form in (name, f"{BASE_NAME}:{name}", f"publishers/team/models/{name}")}) == 1
+    assert http.get(f"/v1/models/publishers/team/models/{name}").status_code == 200
 
 
 def test_models_say_their_parent(http: httpx.Client) -> None:

@@ -138,6 +138,7 @@ class Load:
                 self.sources[answer.headers["x-fusion-source"]] += 1
                 for line in answer.iter_lines():
                     text = line.removeprefix("data: ")
+                    assert not text.startswith('{"error"'), text
                     is_whole = is_whole or text == "[DONE]"
                     if text.startswith("{") and not has_begun:
                         has_begun = True

@@ -29,7 +29,7 @@ from service.resolve import Names
 from service.scorecards import Scorecards
 from service.settings import Settings
 from tests.conftest import ROOT
-from tests.service.conftest import adapter_info, fill
+from tests.service.conftest import IDLE_POOL, adapter_info, fill
 
 JSON = {"content-type": "application/json"}
 KEY = {"authorization": "Bearer right"}
@@ -61,7 +61,7 @@ def service(tmp_path: Path) -> Any:
         registry=registry,
         fetches=SimpleNamespace(names=set, get=lambda name: None),
         names=Names("base", registry, max_weight=16, max_norm=math.inf),
-        pool=SimpleNamespace(state=lambda fusion: ("evicted", None), home_key=lambda fusion: "e" * 64),
+        pool=IDLE_POOL,
         metrics=Metrics(CollectorRegistry()),
         settings=Settings(),
         scorecards=Scorecards(Settings(), registry, asyncio.Lock()),

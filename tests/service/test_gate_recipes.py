@@ -181,11 +181,13 @@ def test_a_gate_in_the_wrong_place_is_refused(model: str, message: str, server: 
 
 def test_a_profile_keeps_its_gate(server: Server, gate: str) -> None:
     with server.http() as http:
+        rank = sum(load(server.adapters[name]).rank for name in ("narrow", "wide"))
         made = http.put("/v1/fusions/tilted", json={"fusion": RECIPE})
         assert made.status_code == 201, made.text
         assert "tilt" in made.json()["parents"]
         answer = http.post("/v1/completions", json={"model": "tilted", "prompt": "x", "max_tokens": 1})
         assert answer.headers["x-fusion-gate"] == "chose"
+        assert int(answer.headers["x-fusion-rank"]) == http.get("/v1/models/tilted").json()["fusion"]["rank"] == rank
         assert http.delete("/v1/adapters/tilt").status_code == 409
         plan = http.post("/v1/fusions/plan", json={"fusion": "tilted"}).json()
         assert plan["mode"] == "mixed"

@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from adapters import parse
+from service.clients import OBJECTIVE
 from service.engine.dry_run import NO_LORA
 from service.engine.models import LoRARequest, ServedModel, count_usage, mix_request, served_model
 from service.engine.names import weight_row
@@ -277,3 +278,11 @@ def test_trace_context_reaches_vllm(setup: Setup) -> None:
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
     assert setup.post({"model": "short", "messages": []}, traceparent=trace).status_code == 200
     assert seen == [trace.encode()]
+
+
+def test_a_routers_objective_has_the_priority_that_the_operator_gave_it(tmp_path: Path) -> None:
+    setup = make_setup(tmp_path, priorities={"chat": 10})
+    setup.post({"model": "a"})
+    for objective in ("chat", "invented"):
+        setup.post({"model": "a"}, **{OBJECTIVE: objective})
+    assert setup.vllm.priorities == [0, 10, 0]

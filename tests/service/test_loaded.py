@@ -129,6 +129,9 @@ async def test_other_forms_are_listed_where_the_operator_wants_them(names: Names
         *("c", "base:c"),
         *("third", "base:third", "third@1", "third@2"),
     }
+    assert Router(names, w, "publishers/team").read()["loaded"] == {
+        *("c", "publishers/team/models/c", "third", "publishers/team/models/third")
+    }
 
 
 async def test_without_an_engine_nothing_is_said(names: Names, world: Callable[..., World]) -> None:

@@ -4,9 +4,13 @@ from typing import Any
 
 import pytest
 import uvicorn.config
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -22,7 +26,7 @@ HTTP = "bentoml._internal.server.http"
 PLACES = {
     name: f"{HTTP}.{room}.{name}"
     for name, room in ((patches.METRICS, "instruments"), (patches.TIMEOUT, "traffic"), (patches.ACCESS, "access"))
-}
+} | {patches.TRACES: f"opentelemetry.instrumentation.asgi.{patches.TRACES}"}
 
 
 def built_app() -> Starlette:
@@ -67,9 +71,24 @@ def test_a_bentoml_that_never_shows_its_app_is_refused() -> None:
 
 
 def test_metrics_may_be_off_in_bentomls_configuration() -> None:
-    app = Starlette(middleware=[Middleware(patches.NoTimeout, timeout=1)])
+    traces: Any = patches.replaced[patches.TRACES][1]
+    app = Starlette(middleware=[Middleware(patches.NoTimeout, timeout=1), Middleware(traces)])
     app.middleware_stack = app.build_middleware_stack()
     patches.check_effect(app)
+
+
+def test_a_stream_is_one_span_however_many_messages_it_has() -> None:
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for more in (True, True, False):
+            await send({"type": "http.response.body", "body": b"x", "more_body": more})
+
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    traced = patches.replaced[patches.TRACES][1](stream, tracer_provider=provider)
+    assert TestClient(traced).get("/").text == "xxx"
+    assert len(spans.get_finished_spans()) == 1
 
 
 def test_metrics_in_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,20 @@ async def test_a_busy_stack_is_joined_and_of_idle_ones_the_smallest_serves(world
     assert len(w.engine.loaded) == 2
 
 
+@pytest.mark.parametrize("groups", [(), ("a+b+c",)])
+async def test_a_plan_refuses_weights_that_a_request_is_refused_for(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, groups: tuple[str, ...]
+) -> None:
+    w = world(groups=groups)
+    small, large = w.fusion("1*a + 1*b"), w.fusion("{*.mlp.*: 0.5, *: 1}*a + 1*b")
+    monkeypatch.setattr("service.engine.weights.MAX_BYTES", 16)
+    await w.pool.check_weights(small, w.pool.place(small), None)
+    with pytest.raises(ApiError, match="bytes of weights, the limit is 16"):
+        await w.pool.check_weights(large, w.pool.place(large), None)
+    with pytest.raises(ApiError, match="bytes of weights, the limit is 16"):
+        await w.pool.acquire(large)
+
+
 @pytest.mark.parametrize(
     ("text", "mixing"), [("1*a + 1*d", True), ("svd(1*a + 1*b, rank=2)", True), ("1*a + 1*b", False)]
 )

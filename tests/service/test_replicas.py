@@ -98,13 +98,16 @@ async def test_a_replica_that_dies_while_it_makes_something_keeps_nobody_waiting
     with engine.begin() as connection:
         row = "INSERT INTO leases VALUES (:key, 'killed', now() + interval '1 second')"
         connection.execute(text(row), {"key": key})
-    engine.dispose()
+        connection.execute(text("INSERT INTO leases VALUES ('old', 'killed', now() - interval '2 hours')"))
     await until(lambda: "b" in two.registry.adapters)
     began = time.monotonic()
     lease = await two.lease(TIES)
     assert lease.source == "built"
     assert 0.5 < time.monotonic() - began < 5
     assert (await one.lease(TIES)).source == "loaded"
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM leases")).scalar() == 0, "no row is left"
+    engine.dispose()
 
 
 async def test_a_lease_is_kept_as_long_as_its_holder_works(

@@ -12,13 +12,13 @@ import torch
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.request import LoRARequest
 
+from adapters import PROMPT
 from service.engine import rows as rows_module, slices
 from service.engine.rows import ONES, ZEROS, RowStore, choose_capacity, weigh
 from service.engine.spare_rows import RowsBusyError, SpareRows, hold_rows
-from service.engine.weights import PROMPT, Phase, Table, Weights, function_name, make_table
+from service.engine.weights import Phase, Table, Weights, function_name, make_table
 
-RANK = 4
-MODULES = ("q", "k", "v")
+RANK, MODULES = 4, ("q", "k", "v")
 
 
 def uniform(value: float) -> Table:

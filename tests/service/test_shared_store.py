@@ -1,6 +1,7 @@
 """The place that replicas share: within its budget, cleared of what nothing needs, of one registry."""
 
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from adapters import Store
 from service import shared_store
 from service.settings import Settings, SettingsError
-from service.shared_store import FolderRemote, SharedStore, open_remotes
+from service.shared_store import FolderRemote, SharedStore, SharedStoreError, claim_folder
 
 
 def write_bytes(count: int, folder: Path) -> None:
@@ -26,35 +27,57 @@ def test_what_nothing_needs_goes_from_the_shared_place_after_a_while(
         store.publish(key)
     for key in keys[:2]:
         os.utime(tmp_path / "shared" / key, (0, 0))
-    assert store.collect(keys[0].__eq__) == [keys[1]]  # one is needed, one is young
+    assert store.tend(keys[0].__eq__) == [keys[1]]  # one is needed, one is young
+    store.withdraw(keys[:2])
     assert not (tmp_path / "shared" / keys[1]).exists()
     assert store.get(keys[1]) is not None
+    assert store.tend(keys[0].__eq__) == []
+    assert (tmp_path / "shared" / keys[0]).exists(), "what went by mistake comes back"
+    assert not (tmp_path / "shared" / keys[1]).exists()
     monkeypatch.setattr(shared_store, "GRACE_S", -10)
-    assert store.collect(lambda _: False) == [keys[0], keys[2]]
+    assert store.tend(lambda _: False) == [keys[2], keys[0]]
 
 
-def test_the_shared_place_keeps_its_budget(tmp_path: Path) -> None:
+def test_the_shared_place_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_store, "EVICT_S", 0)
     store = SharedStore(tmp_path / "own", FolderRemote(tmp_path / "shared", budget_bytes=2000), budget_bytes=2**40)
     for number in range(4):
         store.land(f"{number:064x}", partial(write_bytes, 800))
         store.publish(f"{number:064x}")
         os.utime(tmp_path / "shared" / f"{number:064x}", (number, number))
-    store.evict(())
     shared = Store(tmp_path / "shared", budget_bytes=0)
     assert shared.nbytes <= 2000
     assert shared.entries()[-1].key == f"{3:064x}"
     assert len(store.entries()) == 4
 
 
+def test_a_folder_that_fails_is_no_folder_without_the_entry(tmp_path: Path) -> None:
+    store = SharedStore(tmp_path / "own", FolderRemote(tmp_path / "shared", budget_bytes=2**40), budget_bytes=2**40)
+    store.land("0" * 64, partial(write_bytes, 7))
+    assert store.fetch("1" * 64) is None
+    shutil.rmtree(tmp_path / "shared")
+    assert store.fetch("0" * 64) is not None, "what is here is served"
+    with pytest.raises(
+        SharedStoreError, match="failed: its folder is not mounted; try again, or see that ever"
+    ) as info:
+        store.fetch("1" * 64)
+    assert info.value.status == 503
+    (tmp_path / "shared").write_text("in the way")
+    with pytest.raises(SharedStoreError, match="The store that replicas share failed: .*") as info:
+        store.publish("0" * 64)
+
+
 def test_a_store_has_one_registry(tmp_path: Path) -> None:
-    open_remotes(str(tmp_path / "shared"), "1" * 32, builds_bytes=1)
-    open_remotes(str(tmp_path / "shared"), "1" * 32, builds_bytes=1)
-    with pytest.raises(RuntimeError, match="belongs to another registry"):
-        open_remotes(str(tmp_path / "shared"), "2" * 32, builds_bytes=1)
-    open_remotes(str(tmp_path / "shared"), "1" * 32, builds_bytes=1)
+    claim_folder(str(tmp_path / "shared"), "1" * 32)
+    claim_folder(str(tmp_path / "shared"), "1" * 32)
+    with pytest.raises(
+        RuntimeError, match=f"belongs to another registry \\({'1' * 32}\\): choose another place, or th"
+    ):
+        claim_folder(str(tmp_path / "shared"), "2" * 32)
+    claim_folder(str(tmp_path / "shared"), "1" * 32)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/lock").touch()
     with pytest.raises(RuntimeError, match="is the data folder of a server: choose a folder of its own"):
-        open_remotes(str(tmp_path / "data"), "1" * 32, builds_bytes=1)
+        claim_folder(str(tmp_path / "data"), "1" * 32)
     with pytest.raises(SettingsError, match="FUSION_STORE is set, but FUSION_DATABASE is not a postgresql:// URL"):
         Settings(store="shared")

@@ -10,11 +10,12 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.worker.gpu.lora_utils import LoraState
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
+from adapters import PROMPT
 from service.engine import seam
 from service.engine.names import mix_name
 from service.engine.rows import RowStore
 from service.engine.supported import UnknownVllmError, check_version
-from service.engine.weights import PROMPT, Phase, Weights, function_name, read_mix
+from service.engine.weights import Phase, Weights, function_name, read_mix
 
 
 def mix(*spans: tuple[int, float], id_: int = 7) -> LoRARequest:

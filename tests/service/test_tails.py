@@ -13,9 +13,10 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 from vllm.v1.request import Request, RequestStatus
 
+from adapters import PROMPT
 from service.engine import block_keys
 from service.engine.tails import ShareTails, Tails, make_tails
-from service.engine.weights import PROMPT, Phase, Weights, function_name
+from service.engine.weights import Phase, Weights, function_name
 
 BLOCK, BLOCKS = 4, 12
 NONE, ONE, OTHER = [0.0, 0.0], [0.5, 0.25], [1.0, 0.0]

@@ -126,3 +126,14 @@ async def test_a_client_with_a_key_is_its_key_which_is_not_shown() -> None:
     assert "secret" not in identify(b"secret", "a")
     assert identify(b"secret", "a", b"bEARER ") == identify(b"secret", "a"), "vLLM takes the scheme in any case"
     assert identify_client({"type": "http", "client": None, "headers": []}, keyed=False) == ""
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+async def test_a_routers_tenants_are_clients_where_the_operator_says_so(keyed: bool) -> None:
+    def identify(tenant: bytes, *, fair: bool = True) -> str:
+        headers = [(b"authorization", b"Bearer key")] + ([(b"x-llm-d-inference-fairness-id", tenant)] if tenant else [])
+        return identify_client({"type": "http", "client": ("a", 1), "headers": headers}, keyed=keyed, fair=fair)
+
+    assert len({identify(tenant) for tenant in (b"", b"one", b"two")}) == 3
+    assert identify(b"one") == identify(b"one")
+    assert identify(b"one", fair=False) == identify(b"two", fair=False) == identify(b"", fair=False)

@@ -15,7 +15,7 @@ import pytest
 from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 
-from service.engine.turns import Turns, current_client, take_turns
+from service.engine.turns import Turns, current_client, current_priority, take_turns
 from tests.conftest import BASE_NAME, Server
 from tests.service.own import wait
 
@@ -38,8 +38,9 @@ class Engine:
         finally:
             self.running.remove(entry)
 
-    async def ask(self, name: str | None, n: int = 1) -> None:
+    async def ask(self, name: str | None, n: int = 1, priority: int = 0) -> None:
         current_client.set(name)
+        current_priority.set(priority)
         async for _ in take_turns(self.generate, self.turns)("prompt", SamplingParams(n=n), priority=-99):
             pass
 
@@ -64,6 +65,20 @@ async def test_one_client_takes_three_quarters_of_the_engine_and_the_rest_waits(
     assert not engine.running
     assert not engine.turns._used  # noqa: SLF001 - nothing is kept of clients that have nothing
     assert not engine.turns._lines  # noqa: SLF001 - as above
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("time_limit")
+async def test_what_is_more_urgent_goes_before_clients_with_few() -> None:
+    engine = Engine(1000)
+    tasks = []
+    for name, priority in (("one", 1), ("one", 1), ("other", 0), ("third", -1)):
+        tasks.append(asyncio.create_task(engine.ask(name, priority=priority)))
+        await anyio.sleep(0.01)
+    order = sorted(engine.running, key=lambda entry: entry[2])  # vLLM takes the smallest first
+    assert [name for name, _, _ in order] == ["one", "one", "other", "third"]
+    engine.end.set()
+    await asyncio.gather(*tasks)
 
 
 @pytest.mark.anyio

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from adapters import PROMPT
 from service.engine.names import mix_name
 from service.engine.weights import (
     FUNCTION,
     MAX_BYTES,
-    PROMPT,
     Mix,
     MixReader,
     Phase,

@@ -83,9 +83,11 @@ def check_error(answer: httpx.Response) -> None:
         assert (answer.status_code, error["message"], error["type"]) == (500, MESSAGE, "InternalServerError")
 
 
-def hold_against_poison(clients: Clients, rounds: int) -> float:
-    """Largest difference between an answer alone and the same in a batch with poison, or after it."""
-    models = [MODELS[i % len(MODELS)] for i in range(3 * len(LENGTHS))]
+def hold_against_poison(clients: Clients, rounds: int, prompts: int) -> float:
+    """Largest difference between an answer alone and the same in a batch with poison, or after it; so many `prompts` of
+    each length.
+    """
+    models = [MODELS[i % len(MODELS)] for i in range(prompts * len(LENGTHS))]
     cases = [(model, make_prompt(LENGTHS[i % len(LENGTHS)], i)) for i, model in enumerate(models)]
     alone = {case: clients.values(case) for case in cases}
     worst = 0.0
@@ -108,12 +110,12 @@ def hold_against_poison(clients: Clients, rounds: int) -> float:
 
 
 def test_answers_beside_and_after_poison_are_those_alone(clients: Clients) -> None:
-    assert hold_against_poison(clients, rounds=1) < ROUNDING
+    assert hold_against_poison(clients, rounds=1, prompts=1) < ROUNDING
 
 
 @pytest.mark.soak
 def test_hundreds_of_answers_beside_and_after_poison_are_those_alone(clients: Clients) -> None:
-    assert hold_against_poison(clients, rounds=8) < ROUNDING
+    assert hold_against_poison(clients, rounds=8, prompts=3) < ROUNDING
 
 
 BODIES: dict[str, dict[str, Any]] = {
