@@ -83,7 +83,8 @@ def fleet() -> str:
         f"{run['requests']:,} requests with {run['recipes']} recipes on {run['stacks']} stacks, {run['wrong']} wrong, "
         f"{run['lost']} lost, {run['streams_cut']} streams cut (`{run['command']}`, {run['date']})."
     )
-    return "\n".join([*lines, "", f"`{content['command']}`, {content['date']}.", "", restart])
+    asked = [restore(row).line() for row in read_records("fleet-metrics.json")]
+    return "\n".join([*lines, "", f"`{content['command']}`, {content['date']}.", "", restart, "", MEASUREMENTS, *asked])
 
 
 SOAK = {
