@@ -124,7 +124,7 @@ class Bucket:
                     raise RuntimeError(f"{message}: it writes over what is there (it must know If-None-Match)")
                 found = bytes(obstore.get(store, OWNER).bytes())[:64].decode(errors="replace")
         except FileNotFoundError as error:
-            raise RuntimeError(f"{message}: there is no such bucket; make it, or correct the name") from error
+            raise RuntimeError(f"{message}: the bucket does not exist; create it or correct its name") from error
         except BucketError as error:
             raise RuntimeError(f"{message}: {error}") from error
         if found != identity:

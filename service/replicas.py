@@ -22,7 +22,7 @@ from service.waits import enter
 COLLECT_S = 900.0
 """How often each replica looks for files in the shared place that nothing needs."""
 BUCKET = "://"
-"""In a FUSION_STORE that is no folder."""
+"""Marks a FUSION_STORE that is not a folder."""
 log = logging.getLogger("fusion")
 
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ MAX_STACKS = 4096
 LOOKUP_S = 2.0
 """A request goes to any replica when its stack is not known by then."""
 HELD_BYTES = 4 * 2**20
-"""So much of an answer that is no stream of events waits for its end, so that another replica may give it instead."""
+"""An answer that is not an event stream is held to its end, up to this size; until then another replica can give it."""
 PAUSES_S = (0.0, 0.2, 1.0, 3.0)
 """Before each further try."""
 
@@ -89,14 +90,15 @@ class Stacks:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._keys: OrderedDict[str, str] = OrderedDict()
+        self._keys: OrderedDict[bytes, str] = OrderedDict()
+        """By the digest of the model's text: a recipe may be long."""
 
     async def find(self, call: Call) -> str:
         """Key of the stack that serves `call`, empty where there is none or no replica says it in time."""
         model = call.find_model()
-        if model in self._keys:
-            self._keys.move_to_end(model)
-            return self._keys[model]
+        if (name := _digest(model)) in self._keys:
+            self._keys.move_to_end(name)
+            return self._keys[name]
         if not model or model.startswith("{"):  # a recipe as an object has no address; its first answer tells
             return ""
         try:
@@ -127,10 +129,15 @@ class Stacks:
 
     def _keep(self, model: str, key: str) -> None:
         if model:
-            self._keys[model] = key
-            self._keys.move_to_end(model)
+            name = _digest(model)
+            self._keys[name] = key
+            self._keys.move_to_end(name)
             while len(self._keys) > MAX_STACKS:
                 self._keys.popitem(last=False)
+
+
+def _digest(model: str) -> bytes:
+    return sha256(model.encode(errors="surrogatepass")).digest()
 
 
 async def answer(call: Call, send: Send, stacks: Stacks) -> tuple[Head, AsyncIterator[bytes]]:

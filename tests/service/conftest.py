@@ -234,6 +234,23 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    from tests.service.buckets import run_s3  # most tests need none
+
+    with run_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3: str) -> Iterator[Any]:
+    """boto3's client, with an empty bucket on the server `s3`."""
+    from tests.service.buckets import make_bucket
+
+    with make_bucket(s3) as client:
+        yield client
+
+
 def make_functions(materializer: Materializer, threads: Threads, wait_timeout_s: float) -> Functions:
     turns = ClientTurns("functions", wait_timeout_s)
     return Functions(materializer.open, sorted(samples.SHAPES), threads.functions.run, lambda *_: None, turns)

@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,11 @@ from service import bucket as buckets, shared_store
 from service.bucket import Bucket, BucketRemote
 from service.settings import Settings, SettingsError
 from service.shared_store import SharedStore, SharedStoreError
-from tests.service.buckets import BUCKET, list_keys, make_bucket, run_s3, write_table
+from tests.service.buckets import BUCKET, list_keys, write_table
 from tests.service.source_servers import serve
 
 KEY, OTHER = "1" * 64, "2" * 64
 PLACE = "s3://shared/team/replicas"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with run_s3() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def client(s3: str) -> Iterator[Any]:
-    with make_bucket(s3) as client:
-        yield client
 
 
 def open_store(folder: Path, endpoint: str, *, budget_bytes: int = 2**40, place: str = PLACE) -> SharedStore:
@@ -58,12 +46,12 @@ def read_entry(folder: Path | None) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def names(client: Any) -> set[str]:
-    return {key.removeprefix("team/replicas/") for key in list_keys(client)}
+def names(bucket: Any) -> set[str]:
+    return {key.removeprefix("team/replicas/") for key in list_keys(bucket)}
 
 
 def test_what_one_publishes_the_other_gets_to_the_last_byte(
-    tmp_path: Path, s3: str, client: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: str, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "PART_BYTES", 5 * 2**20)  # the least that S3 takes
     one, two = open_store(tmp_path / "1", s3), open_store(tmp_path / "2", s3)
@@ -72,14 +60,14 @@ def test_what_one_publishes_the_other_gets_to_the_last_byte(
     path = one.land(KEY, partial(write_entry, content=content))
     one.publish(KEY)
     sums = {hashlib.sha256(data).hexdigest() for data in read_entry(path).values()}
-    assert names(client) == {f"builds/{KEY}/{name}" for name in (*sums, "manifest")}
+    assert names(bucket) == {f"builds/{KEY}/{name}" for name in (*sums, "manifest")}
     assert read_entry(two.fetch(KEY)) == read_entry(path)
-    assert f"builds/{KEY}/used" in names(client)
+    assert f"builds/{KEY}/used" in names(bucket)
     two.publish(KEY)  # is there
     assert read_entry(open_store(tmp_path / "3", s3).fetch(KEY)) == read_entry(path)
 
 
-def test_two_that_publish_at_once_leave_the_entry_of_one(tmp_path: Path, s3: str, client: Any) -> None:
+def test_two_that_publish_at_once_leave_the_entry_of_one(tmp_path: Path, s3: str, bucket: Any) -> None:
     stores = [open_store(tmp_path / str(number), s3) for number in range(4)]
     for number, store in enumerate(stores):
         store.land(KEY, partial(write_entry, content=bytes([number]), count=10_000))
@@ -99,17 +87,17 @@ def test_two_that_publish_at_once_leave_the_entry_of_one(tmp_path: Path, s3: str
     assert got[0] in [read_entry(store.get(KEY)) for store in stores]
 
 
-def test_what_is_half_there_is_not_there(tmp_path: Path, s3: str, client: Any) -> None:
+def test_what_is_half_there_is_not_there(tmp_path: Path, s3: str, bucket: Any) -> None:
     one, two = open_store(tmp_path / "1", s3), open_store(tmp_path / "2", s3)
     one.land(KEY, write_entry)
     one.publish(KEY)
     manifest = f"team/replicas/builds/{KEY}/manifest"
-    content = client.get_object(Bucket=BUCKET, Key=manifest)["Body"].read()
-    client.delete_object(Bucket=BUCKET, Key=manifest)  # as of a replica that is killed before it
+    content = bucket.get_object(Bucket=BUCKET, Key=manifest)["Body"].read()
+    bucket.delete_object(Bucket=BUCKET, Key=manifest)  # as of a replica that is killed before it
     assert two.fetch(KEY) is None
     assert not list((tmp_path / "2/own").iterdir())
     one.publish(KEY)
-    assert client.get_object(Bucket=BUCKET, Key=manifest)["Body"].read() == content
+    assert bucket.get_object(Bucket=BUCKET, Key=manifest)["Body"].read() == content
     assert two.fetch(KEY) is not None
 
 
@@ -141,19 +129,19 @@ DAMAGE: dict[str, Callable[[Any, Callable[[str, bytes], object]], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_damaged_is_removed_and_made_again(tmp_path: Path, s3: str, client: Any, damage: str) -> None:
+def test_what_is_damaged_is_removed_and_made_again(tmp_path: Path, s3: str, bucket: Any, damage: str) -> None:
     one, two = open_store(tmp_path / "1", s3), open_store(tmp_path / "2", s3)
     one.land(KEY, write_entry)
     one.publish(KEY)
     folder = f"team/replicas/builds/{KEY}/"
 
     def put(name: str, content: bytes) -> None:
-        client.put_object(Bucket=BUCKET, Key=folder + name, Body=content)
+        bucket.put_object(Bucket=BUCKET, Key=folder + name, Body=content)
 
-    manifest = json.loads(client.get_object(Bucket=BUCKET, Key=f"{folder}manifest")["Body"].read())
+    manifest = json.loads(bucket.get_object(Bucket=BUCKET, Key=f"{folder}manifest")["Body"].read())
     DAMAGE[damage](manifest, put)
     assert two.fetch(KEY) is None
-    assert not names(client)
+    assert not names(bucket)
     assert [path.name for path in tmp_path.iterdir()] in (["1", "2"], ["2", "1"])
     assert not list((tmp_path / "2/own").iterdir())
     two.land(KEY, write_entry)
@@ -162,7 +150,7 @@ def test_what_is_damaged_is_removed_and_made_again(tmp_path: Path, s3: str, clie
 
 
 def test_a_bucket_keeps_its_budget_and_loses_what_nothing_needs(
-    tmp_path: Path, s3: str, client: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: str, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_store, "EVICT_S", 0)
     store = open_store(tmp_path / "1", s3, budget_bytes=10_000)
@@ -171,19 +159,19 @@ def test_a_bucket_keeps_its_budget_and_loses_what_nothing_needs(
         store.land(key, partial(write_entry, content=b"1", count=4000))
         store.publish(key)
         time.sleep(1.01 if key == keys[0] else 0)  # the resolution of S3's times
-    left = {name.split("/")[1] for name in names(client)}
+    left = {name.split("/")[1] for name in names(bucket)}
     assert left == set(keys[1:])
     monkeypatch.setattr(shared_store, "GRACE_S", -10)
     assert store.tend(lambda key: key == keys[1]) == [keys[2]]
     store.withdraw([keys[2]])
-    assert {name.split("/")[1] for name in names(client) if "/" in name[7:]} == {keys[1]}
+    assert {name.split("/")[1] for name in names(bucket) if "/" in name[7:]} == {keys[1]}
     monkeypatch.setattr(shared_store, "GRACE_S", 3600)
     assert store.tend(lambda _: False) == []
-    client.delete_object(Bucket=BUCKET, Key=f"team/replicas/builds/{keys[1]}/manifest")
+    bucket.delete_object(Bucket=BUCKET, Key=f"team/replicas/builds/{keys[1]}/manifest")
 
 
 def test_a_bucket_that_does_not_answer_is_named_and_not_waited_for_again(
-    tmp_path: Path, s3: str, client: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: str, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(tmp_path / "1", s3)
     store.land(KEY, write_entry)
@@ -204,7 +192,7 @@ def test_a_bucket_that_does_not_answer_is_named_and_not_waited_for_again(
     time.sleep(1)
     assert store.fetch(OTHER) is None
     store.publish(KEY)
-    assert f"builds/{KEY}/manifest" in names(client)
+    assert f"builds/{KEY}/manifest" in names(bucket)
     table.write_text("[")
     with pytest.raises(SharedStoreError, match="it does not answer as a bucket does .SettingsError"):
         store.fetch(OTHER)
@@ -257,7 +245,7 @@ def test_while_one_waits_for_a_bucket_the_others_do_not(tmp_path: Path, monkeypa
         thread.join(10)
 
 
-def test_a_bucket_has_one_registry(tmp_path: Path, s3: str, client: Any) -> None:
+def test_a_bucket_has_one_registry(tmp_path: Path, s3: str, bucket: Any) -> None:
     def claim(place: str, identity: str) -> None:
         Bucket(place, credentials_file=str(write_table(tmp_path, s3)), timeout_s=2).claim(identity)
 
@@ -269,14 +257,14 @@ def test_a_bucket_has_one_registry(tmp_path: Path, s3: str, client: Any) -> None
         claim(PLACE, "2" * 32)
     claim("s3://shared", "2" * 32)
     claim("s3://shared/other/", "2" * 32)
-    with pytest.raises(RuntimeError, match="cannot be used: there is no such bucket; make it, or correct the name"):
+    with pytest.raises(RuntimeError, match="cannot be used: the bucket does not exist; create it or correct its name"):
         make_table = write_table(tmp_path, s3).read_text().replace(BUCKET, "none")
         (tmp_path / "credentials.toml").write_text(make_table)
         Bucket("s3://none/x", credentials_file=str(tmp_path / "credentials.toml"), timeout_s=2).claim("1" * 32)
 
 
 def test_a_server_that_writes_over_what_is_there_is_refused(
-    tmp_path: Path, s3: str, client: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: str, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = obstore.put
 

@@ -1,6 +1,6 @@
 """Replicas that share a bucket: the same bytes, what they do without it, and who clears it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,12 @@ import pytest
 
 from service import bucket as buckets, replicas, shared_store
 from service.errors import ApiError
-from tests.service.buckets import BUCKET, list_keys, make_bucket, run_s3, write_table
+from tests.service.buckets import BUCKET, list_keys, write_table
 from tests.service.conftest import Postgres
 from tests.service.replicas import Replica, run_replica, write_samples
 from tests.service.test_replicas import TIES, read_bytes, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with run_s3() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def client(s3: str) -> Iterator[Any]:
-    with make_bucket(s3) as client:
-        yield client
 
 
 @asynccontextmanager
@@ -40,12 +28,12 @@ async def run_pair(postgres: Postgres, folder: Path, s3: str) -> AsyncIterator[t
             yield one, two
 
 
-def keys(client: Any) -> set[str]:
+def keys(bucket: Any) -> set[str]:
     """Of all adapters."""
-    return {key.split("/")[2] for key in list_keys(client, "x/adapters/")}
+    return {key.split("/")[2] for key in list_keys(bucket, "x/adapters/")}
 
 
-@pytest.mark.usefixtures("client")
+@pytest.mark.usefixtures("bucket")
 async def test_all_replicas_get_the_same_bytes_from_a_bucket(postgres: Postgres, tmp_path: Path, s3: str) -> None:
     async with run_pair(postgres, tmp_path, s3) as (one, two):
         await one.add("a")
@@ -61,7 +49,7 @@ async def test_all_replicas_get_the_same_bytes_from_a_bucket(postgres: Postgres,
 
 
 async def test_without_its_bucket_a_replica_makes_what_it_can(
-    postgres: Postgres, tmp_path: Path, s3: str, client: Any, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, tmp_path: Path, s3: str, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "RETRY_S", 0.5)
     async with run_pair(postgres, tmp_path, s3) as (one, two):
@@ -82,11 +70,11 @@ async def test_without_its_bucket_a_replica_makes_what_it_can(
         await anyio.sleep(0.6)
         await two.add("c")
         assert (await two.lease(TIES)).source == "built"
-        assert two.registry.adapters["c"].digest in keys(client)
+        assert two.registry.adapters["c"].digest in keys(bucket)
 
 
 async def test_a_bucket_gets_back_what_it_lost_and_loses_what_nothing_needs(
-    postgres: Postgres, tmp_path: Path, s3: str, client: Any, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, tmp_path: Path, s3: str, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replicas, "COLLECT_S", 0.2)
     monkeypatch.setattr(shared_store, "GRACE_S", -10)
@@ -94,9 +82,9 @@ async def test_a_bucket_gets_back_what_it_lost_and_loses_what_nothing_needs(
         for name in ("a", "b"):
             await one.add(name)
         a, b = (one.registry.adapters[name].digest for name in ("a", "b"))
-        assert keys(client) == {a, b}
-        for key in list_keys(client, f"x/adapters/{b}"):
-            client.delete_object(Bucket=BUCKET, Key=key)
+        assert keys(bucket) == {a, b}
+        for key in list_keys(bucket, f"x/adapters/{b}"):
+            bucket.delete_object(Bucket=BUCKET, Key=key)
         await one.catalog.remove("a")
-        await until(lambda: keys(client) == {b}, 5)
+        await until(lambda: keys(bucket) == {b}, 5)
         assert (await two.lease("ties(1*b, density=0.5)")).source == "built", "from a copy of b"

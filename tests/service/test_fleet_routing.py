@@ -209,7 +209,7 @@ def test_a_client_that_goes_ends_its_request() -> None:
     async def run() -> None:
         _, body = await answer(post(), fleet.send, Stacks(fleet.send))
         await anext(body)
-        await body.aclose()  # type: ignore[attr-defined]
+        await body.aclose()  # type: ignore[attr-defined]  # a generator, which the type does not say
 
     asyncio.run(run())
     assert fleet.closed == 2

@@ -87,7 +87,7 @@ def test_a_profile_without_its_adapter_is_damaged_until_that_is_back(registry: R
     assert models.states()["p"] == "evicted"
 
 
-def test_other_forms_are_listed_with_the_name_that_they_are_forms_of(registry: Registry) -> None:
+def test_every_other_form_follows_its_name_in_the_list(registry: Registry) -> None:
     models = Models(registry, ("aliases", "versions", "publishers/team"))
     for _ in range(2):  # the second time what is kept
         roots = {card["id"]: card["root"] for card in models.http.get("/v1/models").json()["data"]}
