@@ -108,16 +108,26 @@ def replicas() -> str:
     return "\n".join([*lines, "", f"`{content['command']}`, {content['base']}."])
 
 
+def ray() -> str:
+    """What two replicas on Ray Serve did while one, and an engine, were killed."""
+    run = read_result("ray-serve")
+    warm = run["sources_before_kill"]["warm"] / sum(run["sources_before_kill"].values())
+    return (
+        f"Two replicas on 2 cores, one killed under load and then one's engine: {run['requests']} requests with "
+        f"{run['recipes']} recipes on {run['stacks']} stacks, {run['wrong']} wrong, {run['lost']} lost, "
+        f"{run['streams_cut']} streams cut; before the kill {warm:.0%} found their stack resident. The second was "
+        f"ready {run['scaled_up_s']} s after the load began (`{run['command']}`, Ray {run['ray']}, {run['date']})."
+    )
+
+
 def ranks() -> str:
     """How far answers of several ranks lie from the reference."""
     record = read_result("ranks")
     lines = ["| flag | engines | workers | difference |", "| --- | --- | --- | --- |"]
     for row in record.values():
         lines.append(f"| `{row['flags']}` | {row['engines']} | {row['ranks']} | {row['largest_difference']:.0e} |")
-    sources = sorted(
-        {f"`{row['command']}`, {row['date']}, vLLM {row['vllm']}, {row['device']}" for row in record.values()}
-    )
-    return "\n".join([*lines, "", *sources])
+    sources = {f"`{row['command']}`, {row['date']}, vLLM {row['vllm']}, {row['device']}" for row in record.values()}
+    return "\n".join([*lines, "", *sorted(sources)])
 
 
 FIRST = (
@@ -239,6 +249,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/evaluation.md": {"quality": quality_table, "positions": positions},
     "docs/gates.md": {"gates": gates},
     "docs/fleet.md": {"fleet": fleet},
+    "docs/ray.md": {"ray": ray},
     "docs/replicas.md": {"replicas": replicas},
     "docs/distribution.md": {"ranks": ranks},
     "docs/settings.md": {"settings": reference.settings},

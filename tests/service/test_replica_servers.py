@@ -141,7 +141,10 @@ def test_replicas_share_everything_and_lose_nothing(fleet: Fleet) -> None:
     assert ask(again, BUILT).headers["x-fusion-source"] == "loaded"
     fleet.report("files_compared", compare_builds(again, two))
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    results |= {"command": "make soak", "base": f"{BASE_NAME}, float32"}
+    results |= {
+        "command": "python -m pytest -m soak tests/service/test_replica_servers.py",
+        "base": f"{BASE_NAME}, float32",
+    }
     results[fleet.place] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **fleet.figures}
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
 
