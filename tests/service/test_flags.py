@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from vllm.platforms.interface import UnspecifiedPlatform
 
 from service.engine import flags
 from service.engine.flags import EngineOptions, count_ranks, parse_flags, prepare_cpu
@@ -40,6 +41,12 @@ def test_flags_that_rule_mixing_out_are_named(flag: list[str], named: str | None
 def test_a_flag_that_vllm_does_not_know_is_named() -> None:
     with pytest.raises(ValueError, match="FUSION_ENGINE_ARGS='--no-such-flag'"):
         parse_flags(options("--no-such-flag"))
+
+
+def test_the_build_for_gpus_without_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags, "current_platform", UnspecifiedPlatform())
+    with pytest.raises(ValueError, match="finds none that it can use .*`make serve GPU=`"):
+        parse_flags(options())
 
 
 def test_another_scheduler_is_refused_since_ours_ends_overflows() -> None:
