@@ -3,7 +3,7 @@
 import re
 
 from adapters import METHODS
-from service.settings import describe
+from service.setting_tables import describe
 from training.config import list_settings
 from training.rows.formats import FORMATS
 
@@ -43,13 +43,18 @@ def training_settings() -> str:
 
 
 def routes() -> str:
-    """Every route of our own, as the OpenAPI document has it; vLLM's are left out, so no engine is asked."""
+    """Every route of our own, as the OpenAPI document has it, with the role that it takes; vLLM's are left out, so no
+    engine is asked.
+    """
+    from service.roles import LEAST
     from service.routes.openapi import OWN_ROUTERS, build_document
 
     own = [route for router in OWN_ROUTERS for route in router.routes]
-    rows = ["| route | description |", "| --- | --- |"]
+    roles = {(method, re.sub(":[a-z]+}", "}", path)): role for (method, path), role in LEAST.items()}
+    rows = ["| route | role | description |", "| --- | --- | --- |"]
     for path, methods in build_document(own, [])["paths"].items():
         for method, operation in methods.items():
             text = operation.get("description") or f"{operation['summary']}."
-            rows.append(f"| `{method.upper()} {path}` | {text.splitlines()[0]} |")
+            role = roles.get((method.upper(), path), "none")
+            rows.append(f"| `{method.upper()} {path}` | {role} | {text.splitlines()[0]} |")
     return "\n".join(rows)

@@ -217,14 +217,16 @@ def run_sweep(args: argparse.Namespace, endpoint: Endpoint) -> int:
     )
     tasks, readings = build_tasks(), show_sets(sets)
     paths = {name: one.path for name, one in sets.items()}
-    prepare_folder(args.out, args.resume, identify_run(args, endpoint.base(), paths))
+    identity = identify_run(args, endpoint.base(), paths)
+    prepare_folder(args.out, args.resume, identity)
     check_prompts(args.out, tasks)
     write_readings(args.out, readings)
     report = run_study(endpoint, study)
     sweep, best = report.sweep, report.best
     if best is not None:
         if args.publish:
-            provenance = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": args.invocation, "tasks": args.tasks}
+            date, data = f"{datetime.now(UTC):%Y-%m-%d}", identity["content"]
+            provenance = {"date": date, "command": args.invocation, "tasks": args.tasks, "data": data}
             count = publish_scorecards(endpoint, sweep, provenance)
             print(f"{count} scorecards attached", file=sys.stderr)
         if args.json:

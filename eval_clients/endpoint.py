@@ -114,16 +114,18 @@ class Endpoint:
         body = response.json()
         return Plan(body["digest"], body["mode"] == "mixed", body["recipe"], body.get("error", 0.0))
 
-    def publish(self, plan: Plan, provenance: Mapping[str, str], measures: Mapping[str, Any]) -> bool:
-        """Attach a scorecard to a fusion's digest, unless one with these measures exists. Returns True if attached.
+    def publish(self, plan: Plan, provenance: Mapping[str, Any], measures: Mapping[str, Any]) -> bool:
+        """Attach a scorecard to a fusion's digest, unless one that says the same exists. Returns True if attached.
 
         EndpointError when the service rejects it.
         """
         path = f"/scorecards/{plan.digest}"
-        if any(measures.items() <= card.items() for card in self._entries(path)):
+        own = {**provenance, **measures}
+        same = {key: value for key, value in own.items() if key != "command"}  # which says how often it was resumed
+        if any(same.items() <= card.items() for card in self._entries(path)):
             return False
         # The service keeps scorecards of fusions that it can name: the recipe says which this is.
-        response = self.request("POST", path, json={**provenance, **measures, "fusion": plan.recipe})
+        response = self.request("POST", path, json={**own, "fusion": plan.recipe})
         if response.is_error:
             raise EndpointError(f"the service rejected the scorecard of {plan.digest[:12]}: {error_message(response)}")
         return True

@@ -90,7 +90,7 @@ def _serve_ray(argv: Sequence[str]) -> int:
 
 def _settings(argv: Sequence[str]) -> int:
     """Print the settings of the service."""
-    from service.settings import describe, describe_json
+    from service.setting_tables import describe, describe_json
 
     parser = argparse.ArgumentParser(prog="lora-fusion settings", description=_settings.__doc__)
     parser.add_argument("--json", action="store_true", help="as JSON instead of a Markdown table")
@@ -116,7 +116,22 @@ COMMANDS = {
     "serve-ray": Command(
         _serve_ray, "start replicas of the service on Ray Serve", "cpu,ray", ("bentoml", "vllm", "ray")
     ),
+    "verify": Command(
+        _forward("service.receipt_cli", prog="lora-fusion verify"),
+        "verify a receipt offline, or make its keys",
+        "service",
+        ("cryptography", "pydantic"),
+    ),
     "settings": Command(_settings, "list the settings of the service"),
+    "keys": Command(
+        _forward("service.keys_cli", prog="lora-fusion keys"),
+        "make, list, rotate and revoke API keys",
+        "cpu",
+        ("sqlalchemy",),
+    ),
+    "audit": Command(
+        _forward("service.audit_cli", prog="lora-fusion audit"), "check the audit of changes", "cpu", ("sqlalchemy",)
+    ),
     "fuse": Command(_forward("adapters.cli", "fuse"), "fuse adapters into one, according to a recipe"),
     "plan": Command(_forward("adapters.cli", "plan"), "report what a recipe would cost, without writing anything"),
     "convert": Command(_forward("adapters.cli", "convert"), "make a plain adapter of one in another form"),

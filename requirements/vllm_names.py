@@ -30,6 +30,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "block_keys.owner": ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool"),
     "bodies.field": (),  # pydantic's
     "bodies.renderer": (_RENDERER,),
+    "budgets.processor": ("vllm.v1.engine.output_processor.OutputProcessor",),
+    "budgets.state": ("vllm.v1.engine.output_processor.RequestState",),
     "cli.cli": ("{cli}",),
     "core.client": (_CLIENT,),
     "core.client.engine_core": (_MP_CLIENT,),

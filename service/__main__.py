@@ -5,8 +5,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from service.policy_rules import read_rules
 from service.process import run_tree
-from service.settings import START_FAILURE, Settings, SettingsError, describe, read_settings
+from service.receipt_keys import read_receipt_key
+from service.setting_tables import describe
+from service.settings import START_FAILURE, Settings, SettingsError, read_settings
 from service.temporary import hold_temporary_folder
 
 KILL_AFTER_S = 5.0
@@ -28,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         settings = read_settings()
+        read_rules(settings.policy)
+        read_receipt_key(settings.receipt_key)
         _prepare_data(settings)
         # A cache, which is to outlive the server; torch would put it into the temporary folder.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from adapters import Recipe
 from service.errors import ApiError
 from service.validation import MAX_PATH, MAX_QUOTED
 
@@ -181,3 +182,18 @@ def check_arguments(body: Mapping[str, Any], reserved: frozenset[str]) -> None:
     if isinstance(extras, dict) and (wrong := sorted(extras.keys() & TRANSFERS)):
         message = f"'vllm_xargs' may not hold {wrong[0]!r}, which is a key of the body itself."
         raise ApiError(400, message, param="vllm_xargs")
+
+
+def check_fusion_keys(body: Mapping[str, Any], recipe: Recipe, *, strict: bool) -> bool:
+    """Whether the request is strict, by default `strict`; 400 for what does not go together with a fusion."""
+    strict = body.get("strict", strict)
+    if not isinstance(strict, bool):
+        raise ApiError(400, f"'strict' must be true or false, got {json.dumps(strict)[:100]}.", param="strict")
+    if body.get("use_beam_search") and not recipe.is_constant:
+        # vLLM gives each step of a beam as a prompt of its own.
+        message = "'use_beam_search' works with weights that are the same at all positions and prompts only."
+        raise ApiError(400, message, param="use_beam_search")
+    if body.get("background"):
+        # vLLM would go on after the answer, when the adapters under it may be unloaded.
+        raise ApiError(400, "'background' works with the base model only.", param="background")
+    return strict

@@ -2,28 +2,28 @@
 
 import asyncio
 import dataclasses
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from weakref import WeakValueDictionary
 
 from adapters import LoraAdapter, Recipe, check_name, load
-from adapters.files import SHIPPED, adapter_path
 from service.adapter_files import AdapterFiles
+from service.adapter_roots import find_folder
 from service.base_model import read_fitting
+from service.conditions import UNCONDITIONAL, Condition
 from service.effect import Effects
-from service.errors import ApiError
+from service.errors import ApiError, public_entry
 from service.layers import BaseLayers
 from service.pool import Pool
 from service.records import AdapterRecord, now
 from service.registry import Registry
 from service.resolve import Names
 from service.settings import BaseMatch, Settings
-from service.validation import MAX_QUOTED
+from service.tenants import join_key
 from service.waits import enter, finish
 
 MISMATCH = "base_mismatch"
@@ -35,9 +35,15 @@ PROBE_TIMEOUT_S = 300.0
 """How long an adapter's place and its probes may take; a busy engine takes seconds."""
 
 
-def _not_in_roots(text: str) -> ApiError:
-    message = f"{text[:MAX_QUOTED]!r} is not a folder inside FUSION_ADAPTER_ROOTS; use one there, or upload a .tar."
-    return ApiError(400, message, param="path")
+class Options(TypedDict, total=False):
+    """How an adapter is registered: see `Catalog.add_read`."""
+
+    tenant: str
+    client: str | None
+    replace: bool
+    base_match: BaseMatch | None
+    answer_only: bool | None
+    condition: Condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,69 +66,46 @@ class Catalog:
     """Digests of adapters of which the database did not say whether it has them; their files wait for that."""
 
     def resolve_path(self, text: str) -> Path:
-        """The folder `text` names: in `FUSION_ADAPTER_ROOTS`, symlinks resolved, or `shipped:NAME`; else 400.
-
-        What is outside the roots and what does not exist get one answer. Outside them nothing is looked at.
-        """
-        if text.startswith(SHIPPED):
-            return adapter_path(text)
-        roots = [Path(root).resolve() for root in self.settings.adapter_roots]
-        named = Path(os.path.abspath(text)) if "\0" not in text else Path("/")
-        spelled = [Path(os.path.abspath(root)) for root in self.settings.adapter_roots]
-        if not any(named.is_relative_to(root) for root in (*roots, *spelled)):
-            raise _not_in_roots(text)
-        try:
-            path = named.resolve(strict=True)
-            inside = list(path.iterdir()) if any(path.is_relative_to(root) for root in roots) else None
-        except (OSError, ValueError, RuntimeError):
-            inside = None
-        if inside is None:
-            raise _not_in_roots(text)
-        for file in inside:
-            if file.is_symlink() and not any(root in file.resolve().parents for root in roots):
-                message = f"{file.name!r} in {text[:MAX_QUOTED]!r} is a link out of FUSION_ADAPTER_ROOTS."
-                raise ApiError(400, message, param="path")
-            if not os.access(file, os.R_OK):
-                message = f"The server's user may not read {file.name!r} in {text[:MAX_QUOTED]!r}; change its mode."
-                raise ApiError(400, message, param="path")
-        return path
+        """See `adapter_roots.find_folder`."""
+        return find_folder(text, self.settings.adapter_roots)
 
     async def add(
         self,
         name: str,
         path: Path,
-        *,
-        client: str | None = None,
-        replace: bool = False,
-        base_match: BaseMatch | None = None,
-        answer_only: bool | None = None,
+        **options: Unpack[Options],
     ) -> tuple[AdapterRecord, bool]:
-        """Register the adapter folder at `path`; returns the record and whether the name is new.
+        """Register the adapter folder at `path` as the `tenant`'s, or a public one; returns the record and whether the
+        name is new.
 
         The files are copied into the store, so the source may go; the probe takes a place of `client`. With `replace`
         an adapter of that name makes way once the new one is ready, and the new one may have no effect, as before the
         first step of a training; requests in progress and profiles keep the old one. Raises `ApiError` 409 when the
-        name is taken, 503 when no place becomes free in time, `AdapterError` when the folder does not hold an adapter
-        of this base, or one that overflows the served dtype or has no effect.
+        name is taken, 412 when the `condition` does not hold of the adapter that has it, 503 when no place becomes free
+        in time, `AdapterError` when the folder does not hold an adapter of this base, or one that overflows the served
+        dtype or has no effect.
         """
-        keys: dict[str, Any] = {"replace": replace, "base_match": base_match, "answer_only": answer_only}
-        return await self.add_read(name, partial(load, path), client=client, **keys)
+        return await self.add_read(name, partial(load, path), **options)
 
     async def add_read(
         self,
         name: str,
         read: Callable[[], LoraAdapter],
         *,
+        tenant: str = "",
         client: str | None = None,
         replace: bool = False,
         base_match: BaseMatch | None = None,
         answer_only: bool | None = None,
+        condition: Condition = UNCONDITIONAL,
     ) -> tuple[AdapterRecord, bool]:
         """As `add`, of what `read` returns; it runs in a thread, once more when the disk was full. `base_match` goes
         before the setting, `answer_only` before what the adapter says.
         """
         check_name(name)
         await self.registry.settle()  # nothing is read and stored for a database that does not answer
+        key = join_key(tenant, name)
+        condition.check(self.registry.tag_adapter(key))
         timeout_s = self.settings.wait_timeout_s
         async with AsyncExitStack() as holds:
             own = self.client_locks.setdefault(client or "", asyncio.Lock())
@@ -132,35 +115,39 @@ class Catalog:
             ):
                 read_all = partial(read_fitting, read, self.layers, self.settings, base_match, answer_only)
                 adapter, mismatch = await self.files.read(read_all)
-                known = self.registry.adapters.get(name)
+                known = self.registry.adapters.get(key)
                 is_known = known is not None and known.digest == adapter.digest
                 if not is_known:
-                    self.check_new(name, replace=replace)
+                    self.check_new(name, tenant=tenant, replace=replace)
                 self._check_rank(adapter)
                 norm = await self.files.measure(adapter, max_weight=self.settings.max_weight)
                 await holds.enter_async_context(self.files.hold([adapter.digest]))
                 await self.files.add(adapter)  # a known one too: damaged files are mended
                 if known is not None and is_known:
+                    condition.check(self.registry.tag_adapter(key))
                     extra = {} if mismatch is None else {MISMATCH: mismatch}
                     return dataclasses.replace(known, info={**known.info, **extra}), False
-                record = _describe(name, adapter, norm, mismatch, self.layers.list_built(adapter))
+                record = _describe(tenant, name, adapter, norm, mismatch, self.layers.list_built(adapter))
                 del adapter
             try:
                 proved = await self._prove_effect(record, client, required=not replace)
-                return await finish(self._register(proved, replace=replace))
+                return await finish(self._register(proved, condition, replace=replace))
             except BaseException:
                 if not self.registry.is_current:
                     self.orphans.add(record.digest)
                 self._forget(record.digest)
                 raise
 
-    async def _register(self, record: AdapterRecord, *, replace: bool) -> tuple[AdapterRecord, bool]:
+    async def _register(
+        self, record: AdapterRecord, condition: Condition, *, replace: bool
+    ) -> tuple[AdapterRecord, bool]:
         async with self.files.hold([record.digest]):
             async with self._write():
-                known = self.registry.adapters.get(record.name)
+                condition.check(self.registry.tag_adapter(record.key))
+                known = self.registry.adapters.get(record.key)
                 if known is not None and known.digest == record.digest:
                     return known, False
-                self.check_new(record.name, replace=replace)
+                self.check_new(record.name, tenant=record.tenant, replace=replace)
                 if known is not None:
                     self.orphans.add(known.digest)
                 await self.files.publish(record.digest)  # nobody clears it away until the record is there
@@ -171,33 +158,44 @@ class Catalog:
             await self._delete_unneeded()
             return record, False
 
-    async def remove(self, name: str, *, even_pinned: bool = False) -> None:
+    async def remove(
+        self, name: str, *, tenant: str = "", even_pinned: bool = False, condition: Condition = UNCONDITIONAL
+    ) -> None:
         """Remove an adapter's name, and its files when no other name and no profile needs them.
 
-        409 while a profile names the adapter and it has no other name, unless `even_pinned`: the profile keeps the
-        content, and what its record says. Running requests finish first.
+        409 while a profile names the adapter and the tenant has no other name for it, unless `even_pinned`: the profile
+        keeps the content, and what its record says. 403 for a public one of which `tenant` is not the owner, 412 when
+        the `condition` does not hold. Running requests finish first.
         """
-        await finish(self._remove(name, even_pinned=even_pinned))
+        await finish(self._remove(tenant, name, condition, even_pinned=even_pinned))
 
-    async def _remove(self, name: str, *, even_pinned: bool) -> None:
+    async def _remove(self, tenant: str, name: str, condition: Condition, *, even_pinned: bool) -> None:
         async with self._write():
-            if name in self.registry.snapshot.damaged_adapters:
-                await self.registry.remove_adapter(name)
-                return
-            record = self.registry.adapters.get(name)
+            key, snapshot = join_key(tenant, name), self.registry.snapshot
+            record = snapshot.adapters.get(key)
+            if record is None and key not in snapshot.damaged_adapters:
+                raise self._no_adapter(tenant, name)
+            condition.check(self.registry.tag_adapter(key))
             if record is None:
-                if (owner := self.names.owner(name)) is None:
-                    raise self.names.not_found("adapter", name, self.registry.adapters, "name")
-                message = f"{name!r} is not an adapter but {owner}; GET /v1/adapters lists adapters."
-                raise ApiError(404, message, param="name")
-            users = [] if even_pinned else self.registry.profiles_that_name(name)
-            if users and self.registry.snapshot.is_last(record):
-                message = f"Adapter {name!r} is used by {', '.join(users[:5])}; delete these profiles first."
+                await self.registry.remove_adapter(key)
+                return
+            users = [] if even_pinned else snapshot.list_users(record)
+            if users and snapshot.is_last(record, within=tenant):
+                named = ", ".join(user.removeprefix(join_key(tenant, "")) for user in users[:5])
+                message = f"Adapter {name!r} is used by {named}; delete these profiles first."
                 raise ApiError(409, message, param="name")
             self.orphans.add(record.digest)
-            await self.registry.remove_adapter(name)
+            await self.registry.remove_adapter(key)
         self._forget(record.digest)
         await self._delete_unneeded()
+
+    def _no_adapter(self, tenant: str, name: str) -> ApiError:
+        names = self.names.view(tenant)
+        if (owner := names.owner(name)) is None:
+            return names.not_found("adapter", name, names.seen.adapters, "name")
+        if name in names.seen.adapters or name in names.seen.damaged_adapters:
+            return public_entry(name, owner)
+        return ApiError(404, f"{name!r} is not an adapter but {owner}; GET /v1/adapters lists adapters.", param="name")
 
     def _forget(self, digest: str) -> None:
         """Unload the stacks of an adapter, unless a record names it."""
@@ -219,19 +217,22 @@ class Catalog:
             self.orphans.clear()
             await self.files.delete_unneeded(digests)
 
-    def check_new(self, name: str, *, replace: bool) -> None:
+    def check_new(self, name: str, *, tenant: str = "", replace: bool) -> None:
         """Raise 409 unless `name` is free, that of a damaged record, or with `replace` an adapter's, and there is room
-        for what is added, or kept for profiles.
+        for what is added, or kept for profiles; 403 for what is public and not `tenant`'s.
         """
-        snapshot = self.registry.snapshot
-        is_adapter, is_damaged = name in snapshot.adapters, name in snapshot.damaged_adapters
-        if (owner := self.names.owner(name)) is not None and not (is_damaged or (is_adapter and replace)):
+        snapshot, key, names = self.registry.snapshot, join_key(tenant, name), self.names.view(tenant)
+        is_adapter, is_damaged = key in snapshot.adapters, key in snapshot.damaged_adapters
+        if (owner := names.owner(name)) is not None and not (is_damaged or (is_adapter and replace)):
+            if replace and names.seen.is_public(name):
+                raise public_entry(name, owner)
             way = ", or pass 'replace': true" if is_adapter else ""
             raise ApiError(409, f"{name!r} is already {owner}; choose another name{way}.", param="name")
-        if is_adapter and snapshot.will_keep(name) is None:
+        if is_adapter and snapshot.will_keep(key) is None:
             return
         if len(snapshot.adapters) + len(snapshot.nameless) >= self.settings.max_names:
-            others = f" ({len(snapshot.nameless)} without a name, for profiles)" if snapshot.nameless else ""
+            kept = len(snapshot.nameless) if not tenant else 0
+            others = f" ({kept} without a name, for profiles)" if kept else ""
             message = f"There are already {self.settings.max_names} adapters{others}, the limit; delete one first."
             raise ApiError(409, message)
 
@@ -255,10 +256,12 @@ class Catalog:
             raise ApiError(503, message) from None
         digest = self.names.bind(record.recipe, [record]).digest
         info: Mapping[str, Any] = {"fusion_digest": digest, "effect": effect}
-        return AdapterRecord(record.name, record.digest, {**record.info, **info}, record.created)
+        return dataclasses.replace(record, info={**record.info, **info})
 
 
-def _describe(name: str, adapter: LoraAdapter, norm: float, mismatch: str | None, built: str) -> AdapterRecord:
+def _describe(
+    tenant: str, name: str, adapter: LoraAdapter, norm: float, mismatch: str | None, built: str
+) -> AdapterRecord:
     info: dict[str, Any] = {
         "rank": adapter.rank,
         "modules": len(adapter.modules),
@@ -276,4 +279,4 @@ def _describe(name: str, adapter: LoraAdapter, norm: float, mismatch: str | None
         info[MISMATCH] = mismatch
     if adapter.notes:  # one text, which servers of earlier versions can read
         info["notes"] = "\n".join(adapter.notes[:MAX_NOTES])
-    return AdapterRecord(name, adapter.digest, info, now())
+    return AdapterRecord(name, adapter.digest, info, now(), tenant)

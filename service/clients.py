@@ -8,6 +8,7 @@ from hashlib import sha256
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from service.callers import find_caller
 from service.edge.clients import client_name
 from service.errors import ApiError
 from service.metrics import Metrics
@@ -16,16 +17,13 @@ FAIRNESS_ID, OBJECTIVE = "x-llm-d-inference-fairness-id", "x-llm-d-inference-obj
 """Headers of the Gateway API's inference extension: whose queue a request is in, and what it is for."""
 
 
-def identify_client(scope: Scope, *, keyed: bool, fair: bool = False) -> str:
-    """Who sent a request: its API key, hashed, on a server that has keys, else its peer's address; with `fair` together
-    with the id by which a router takes tenants apart, hashed.
+def identify_client(scope: Scope, *, fair: bool = False) -> str:
+    """Who sent a request: its tenant, however many keys that has; without one its API key's id, on a server without
+    keys its peer's address; with `fair` together with the id by which a router takes tenants apart, hashed.
     """
-    headers = Headers(scope=scope)
-    client = client_name(scope)
-    if keyed:
-        _, _, key = headers.get("authorization", "").partition(" ")  # its scheme is in any case of letters
-        client = "key " + sha256(key.encode()).hexdigest()
-    if fair and (tenant := headers.get(FAIRNESS_ID)):
+    caller = find_caller(scope)
+    client = f"tenant {caller.tenant}" if caller.tenant else f"key {caller.key}" if caller.key else client_name(scope)
+    if fair and (tenant := Headers(scope=scope).get(FAIRNESS_ID)):
         client += " tenant " + sha256(tenant.encode()).hexdigest()
     return client
 

@@ -45,6 +45,10 @@ class Decisions:
         """Whether the weights are known of all prompts whose gate has been asked."""
         return 0 < self._begun == len(self._made)
 
+    def outcomes(self) -> list[dict[str, object]]:
+        """The weights of each prompt that are known, and why they are the default ones, empty where the gate chose."""
+        return [{"weights": dict(weights), "default": reason} for _, (weights, reason) in sorted(self._made.items())]
+
     def begin(self) -> Choose:
         """What decides for the next prompt."""
         self._begun += 1

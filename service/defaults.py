@@ -45,11 +45,13 @@ def with_defaults(body: dict[str, Any], defaults: Mapping[str, Any], path: str) 
 
 def _add_system(body: dict[str, Any], system: str, path: str) -> None:
     """Give a body its system turn, as its route spells it, where it has neither a system nor a developer turn."""
-    is_responses = path.endswith("/responses")
-    turns = body.get("input" if is_responses else "messages")
-    if key := "instructions" if is_responses else "system" if "/v1/messages" in path else "":
-        if body.get(key) is None and not _has_system(turns):
-            body[key] = system
+    if path.endswith("/responses"):
+        _add_turn(body, system)
+        return
+    turns = body.get("messages")
+    if "/v1/messages" in path:
+        if body.get("system") is None and not _has_system(turns):
+            body["system"] = system
     elif isinstance(turns, list):
         turn = {"role": "system", "content": system}
         if path.endswith("/batch"):  # a list of conversations
@@ -58,6 +60,18 @@ def _add_system(body: dict[str, Any], system: str, path: str) -> None:
             ]
         elif not _has_system(turns):
             body["messages"] = [turn, *turns]
+
+
+def _add_turn(body: dict[str, Any], system: str) -> None:
+    """As a turn: `instructions` would be in the answer, which not everybody may see. What an answer before this one
+    was asked with has the turn.
+    """
+    turns = body.get("input")
+    is_first = body.get("instructions") is None and body.get("previous_response_id") is None
+    if isinstance(turns, str):
+        turns = [{"role": "user", "content": turns}]
+    if is_first and isinstance(turns, list) and not _has_system(turns):
+        body["input"] = [{"role": "system", "content": system}, *turns]
 
 
 def _has_system(turns: Any) -> bool:

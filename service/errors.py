@@ -20,6 +20,7 @@ TYPES = {
     404: "NotFoundError",
     408: "TimeoutError",
     409: "ConflictError",
+    412: "PreconditionFailedError",
     413: "TooLargeError",
     414: "TooLargeError",
     415: "UnsupportedMediaTypeError",
@@ -58,6 +59,22 @@ class ApiError(Exception):
         self.headers = {name.lower(): value for name, value in (headers or {}).items()}
         if status in (429, 503):
             self.headers.setdefault("retry-after", str(RETRY_AFTER_S))
+
+
+def damaged_adapter(name: str, reason: str) -> ApiError:
+    """The 500 for an adapter whose row of the registry cannot be read."""
+    return ApiError(500, f"The record of adapter {name!r} is damaged: {reason}; delete and re-register it.")
+
+
+def damaged_profile(name: str, reason: str) -> ApiError:
+    """The 500 for a profile, or a version of it, that cannot be read or served."""
+    return ApiError(500, f"Profile {name!r} is damaged: {reason}; PUT or roll it back to a good version, or delete it.")
+
+
+def public_entry(name: str, owner: str) -> ApiError:
+    """The 403 for a tenant that would change or delete what is public; `owner` says what it is ('a profile')."""
+    message = f"{name!r} is {owner} that is public: only the operator may change or delete it; choose another name."
+    return ApiError(403, message, param="name")
 
 
 def api_error(error: Exception, *, param: str | None = None) -> ApiError:

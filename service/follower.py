@@ -13,11 +13,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.audit import Entry, append_entry, current_actor
+from service.audit_file import AuditFile
 from service.database import LOCK_WAIT_S, Database, ExpiredError, OwnedError
 from service.errors import ApiError
 from service.migrations import NewerSchemaError
@@ -51,8 +54,9 @@ class Outage:
 class Follower:
     """A snapshot and its database. Made in a thread; its other methods belong to one event loop."""
 
-    def __init__(self, url: str, *, timeout_s: float, shared: bool = False) -> None:
+    def __init__(self, url: str, *, timeout_s: float, shared: bool = False, folder: Path | None = None) -> None:
         """Read the registry at `url`, `shared` with replicas; no call to its database takes over `timeout_s` (seconds).
+        The audit's file is in `folder`.
 
         RuntimeError when another server has it, a newer version has migrated it, or it cannot be read.
         """
@@ -64,6 +68,7 @@ class Follower:
         self._busy = threading.Lock()
         """Held while the database's connection is in use."""
         self._changed = asyncio.Event()
+        self._audit_file = None if folder is None else AuditFile(folder)
         self.outage: Outage | None = None
         """What is wrong with the database, until it answers again."""
         self.on_change: Callable[[Snapshot, Snapshot], None] = lambda before, after: None
@@ -71,6 +76,7 @@ class Follower:
         try:
             self._database.connect(wait_s=LOCK_WAIT_S)
             self.snapshot, self._changes = read_snapshot(self._database)
+            self._write_audit_file()
         except OwnedError as error:
             message = f"{error}; stop it, or set FUSION_DATABASE, or set FUSION_STORE to the same place on both"
             raise RuntimeError(message) from error
@@ -115,6 +121,7 @@ class Follower:
                 self._database.disconnect()
                 self._database.connect()
             snapshot, self._changes = read_snapshot(self._database)
+            self._threads.start(self._write_audit_file)
             loop.call_soon_threadsafe(self._replace, snapshot, connected)
 
         try:
@@ -182,20 +189,26 @@ class Follower:
         await self.settle()
         return await self._run(run)
 
-    async def write(self, write: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
-        """Run `write` in one transaction and then `apply`, on the event loop, on what it returned.
+    async def write(
+        self, write: Callable[[Connection], T], apply: Callable[[T], None], entry: Callable[[T], Entry | None]
+    ) -> T:
+        """Run `write` in one transaction and then `apply`, on the event loop, on what it returned. What `entry` makes
+        of that goes to the audit in the same transaction, with the `current_actor`; None: nothing has changed.
 
         Applied even when the caller has left meanwhile: the snapshot follows the database.
         """
-        loop = asyncio.get_running_loop()
+        loop, actor = asyncio.get_running_loop(), current_actor.get()
 
         def call(within_s: float) -> T:
             with self._database.transaction(within_s) as connection:
                 result = write(connection)
+                if (change := entry(result)) is not None:
+                    append_entry(connection, change, actor)
                 changes = self._database.record_change(connection)
             if changes == self._changes + 1:  # else all is read again
                 self._changes = changes
             loop.call_soon_threadsafe(apply, result)
+            self._threads.start(self._write_audit_file)  # nobody waits for it
             return result
 
         try:
@@ -226,6 +239,15 @@ class Follower:
                 raise
             raise ApiError(503, f"The registry's database does not answer; {_SERVED}") from error
 
+    def _write_audit_file(self) -> None:
+        """In the database's thread: bring the audit's file up to date, if there is one."""
+        if self._audit_file is not None:
+            try:
+                with self._busy:
+                    self._audit_file.follow(lambda: self._database.transaction(self._timeout_s))
+            except (SQLAlchemyError, ExpiredError, OSError) as error:  # the next change tries again
+                log.error("the audit's file is not up to date: %s", type(error).__name__)
+
     def _replace(self, snapshot: Snapshot, connected: bool) -> None:
         if not connected:
             log.warning("the registry was read again after its connection was lost")
@@ -241,3 +263,5 @@ class Follower:
         if self._busy.acquire(timeout=self._timeout_s):
             self._database.close()
             self._busy.release()
+        if self._audit_file is not None:
+            self._audit_file.close()

@@ -20,6 +20,7 @@ from service.edge.access import ASSETS_PATH, BENTOML_PATHS, Access, allowed_host
 from service.edge.clients import Shares
 from service.engine.routes import OPTIONAL
 from service.errors import ApiError, error_response
+from service.roles import check_role
 from service.validation import describe_union_fault
 
 log = logging.getLogger("fusion")
@@ -77,12 +78,17 @@ class RouteFilter:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 404 or 405."""
+        """Pass the request on, or answer 404 or 405, or 403 to a caller without the route's role."""
         child = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        if any(route.matches(child)[0] is Match.FULL for route in self._routes):
-            await self._app(child, receive, send)
+        route = next((route for route in self._routes if route.matches(child)[0] is Match.FULL), None)
+        try:
+            if route is None:
+                raise routing_error(self._routes, scope)
+            check_role(scope, getattr(route, "path", ""))
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
         else:
-            await error_response(routing_error(self._routes, scope))(scope, receive, send)
+            await self._app(child, receive, send)
 
 
 class FinalSlashes:
@@ -135,6 +141,7 @@ def build_app(service: "FusionService") -> FastAPI:
     """The service's own routes; the intake and vLLM's app behind it answer all others."""
     from service.follower import MAX_WAITING
     from service.intake import Intake
+    from service.receipt_keys import read_receipt_key
     from service.routes import docs
     from service.routes.models import ModelList
     from service.routes.openapi import OWN_ROUTERS
@@ -162,12 +169,20 @@ def build_app(service: "FusionService") -> FastAPI:
         service.pool,
         service.metrics,
         strict=service.settings.strict,
-        keyed=service.engine.keys is not None,
         fair=service.settings.fairness_id,
         priorities=service.settings.priorities,
+        policy=service.policy,
+        receipt_key=read_receipt_key(service.settings.receipt_key),
+        limits=service.limits,
     )
     app.router.default = RouteFilter(gate, vllm.routes)
     return app
+
+
+def describe_access(service: "FusionService") -> dict[str, bool]:
+    """Whether requests need a key, and whether they are answered on loopback addresses alone."""
+    keys = service.keys.ring.is_asked
+    return {"keys": keys, "loopback_only": not keys and not service.settings.keyless}
 
 
 class Front:
@@ -187,11 +202,12 @@ class Front:
         """Answer for `service` from now on, as long as its engine lives."""
         app = build_app(service)
         self._routes = [*app.routes, *service.engine.app.routes]
-        keys = service.engine.keys
+        ring = service.keys.ring
         self.access = Access(
             started=True,
             hosts=allowed_hosts(service.settings),
-            verify=None if keys is None else keys.verify_token,
+            identify=ring.identify,
+            keyless=service.settings.keyless,
             cors=service.engine.cors,
             public_metrics=service.settings.public_metrics,
         )
@@ -239,7 +255,8 @@ class Front:
         nonfinite = {"requests": overflows.count, "last": overflows.last}
         outage = self._service.registry.outage
         registry = {"current": outage is None} | ({} if outage is None else asdict(outage))
-        return {"ready": True, "mixing": mixing, "nonfinite": nonfinite, "registry": registry}
+        access = describe_access(self._service)
+        return {"ready": True, "mixing": mixing, "nonfinite": nonfinite, "registry": registry, "access": access}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; BentoML's mount at `/` adds nothing to its path."""

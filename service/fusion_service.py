@@ -10,8 +10,11 @@ from service.catalog import Catalog
 from service.engine.proof import Proof
 from service.engine.server import Engine
 from service.exports import Exports
+from service.keys import Keys
+from service.limits import Limits
 from service.materializer import Materializer
 from service.metrics import Metrics
+from service.policy import Policy
 from service.pool import Pool
 from service.profiles import Profiles
 from service.registry import Registry
@@ -37,7 +40,10 @@ class FusionService:
     fetches: Fetches
     profiles: Profiles
     scorecards: Scorecards
+    policy: Policy
     materializer: Materializer
     files: AdapterFiles
     exports: Exports
     threads: Threads
+    keys: Keys
+    limits: Limits

@@ -19,30 +19,40 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters import Recipe
 from adapters.recipes import NAME_PATTERN
-from service.body import check_arguments, check_counts, parse_body
+from service.admission import TokenBudget, admit
+from service.body import check_arguments, check_counts, check_fusion_keys, parse_body
+from service.callers import find_caller
 from service.clients import OBJECTIVE, identify_client
 from service.decisions import Decisions
 from service.defaults import with_defaults
 from service.edge.bodies import replay
 from service.edge.request_ids import check_id
+from service.engine.budgets import budget
 from service.engine.chat import RESERVED_ARGUMENTS
 from service.engine.dry_run import NO_LORA, RefusedError, try_request
 from service.engine.logprobs import LogprobCount, logprob_count
 from service.engine.models import LoRARequest, ServedModel, meter, mix_request, served_model, start_turns
 from service.engine.turns import current_client, current_priority
 from service.errors import ApiError, api_error, error_response
+from service.hidden import check_hidden
+from service.limits import Account, Limits
 from service.metered import MeteredSend
 from service.metrics import Metrics
+from service.policy import Policy
+from service.policy_rules import Rules
 from service.pool import Check, Lease, Pool
+from service.receipt_keys import Key
+from service.receipts import KEY, Receipts
 from service.resolve import Fusion, Names
 from service.spelling import check_keys
+from service.tenants import join_key
 from service.validation import MAX_QUOTED
 
 log = logging.getLogger("fusion")
 
 MAX_RECIPE_HEADER = 2048
 """Bytes; a longer recipe is left out of the headers."""
-FUSION_KEYS = {"fusion", "strict"}
+FUSION_KEYS = {"fusion", "strict", KEY}
 """Request keys that vLLM does not know."""
 ASKING_KEYS = {"model", "fusion", "messages", "prompt", "input"}
 """Request keys of which one that asks a model has at least one."""
@@ -69,12 +79,13 @@ def fusion_headers(fusion: Fusion, stack: str, lease: Lease | None) -> list[tupl
 
 def public_name(fusion: Fusion, sent: Any) -> str:
     """What events of the key-value cache call a request: the name that it `sent`, else the recipe's canonical text,
-    with commas percent-encoded, which parsers split at; the digest of a text that is longer than any name.
+    with commas percent-encoded, which parsers split at; the digest of a text that is longer than any name. What a
+    tenant calls its own has the tenant before it.
     """
     if isinstance(sent, str) and NAME_PATTERN.fullmatch(sent):
-        return sent
+        return join_key(fusion.tenant, sent)
     text = fusion.recipe.format().replace("%", "%25").replace(",", "%2C")
-    return text if len(text) <= MAX_RECIPE_HEADER else fusion.digest
+    return join_key(fusion.tenant, text) if len(text) <= MAX_RECIPE_HEADER else fusion.digest
 
 
 class Intake:
@@ -88,34 +99,42 @@ class Intake:
         metrics: Metrics,
         *,
         strict: bool,
-        keyed: bool,
         fair: bool = False,
         priorities: Mapping[str, int] | None = None,
+        policy: Policy | None = None,
+        receipt_key: Key | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._app = app
+        self._policy = policy or Policy(Rules(), names.registry, max_rank=0)
+        self._receipts = Receipts(receipt_key, base=names.base, registry=names.registry.identity, policy=self._policy)
         self._names = names
         self._pool = pool
         self._metrics = metrics
         self._strict = strict
-        self._keyed, self._fair = keyed, fair
+        self._fair = fair
         self._priorities = priorities or {}
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what names no model; resolve and lease the rest, or answer with the error."""
         # uvicorn starts a pipelined request in the context of the one before it.
         served_model.set(None)
         meter.set(None)
+        budget.set(None)
         start_turns.set(asyncio.Lock())
         logprob_count.set(LogprobCount())
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        current_client.set(identify_client(scope, keyed=self._keyed, fair=self._fair))
+        current_client.set(identify_client(scope, fair=self._fair))
         current_priority.set(self._priorities.get(Headers(scope=scope).get(OBJECTIVE, ""), 0))
         whole = await receive()  # the edge has read it to its end
         metered = MeteredSend(send, self._metrics, self._names.registry)
         async with AsyncExitStack() as leases:
             try:
+                if self._limits is not None and (account := self._limits.find_account(find_caller(scope))) is not None:
+                    await self._admit(account, metered, leases)
                 body = await self._prepare(scope, whole["body"], metered, leases)
             except RefusedError as refused:
                 await refused.answer(scope, receive, metered)
@@ -127,29 +146,33 @@ class Intake:
                 return
             await self._app(scope, replay({**whole, "body": body}, receive), metered)
 
+    async def _admit(self, account: Account, metered: MeteredSend, leases: AsyncExitStack) -> None:
+        """Have a request count against the limits of its caller until its last generation has ended."""
+        metered.account = account
+        place = await admit(account)
+        leases.callback(metered.call_at_end, partial(place.settle, 0))
+        meter.set(metered)  # it says when the answer begins, whatever the request names
+        budget.set(TokenBudget(account, metered))
+        metered.may_wait = True
+
     async def _prepare(self, scope: Scope, raw: bytes, metered: MeteredSend, leases: AsyncExitStack) -> bytes:
         """Lease what the body's fusion needs, set this request's context and headers, and return the body for vLLM."""
         body = parse_body(raw)
         if isinstance(body, dict):
             _check(body)
         if not isinstance(body, dict) or not {"model", "fusion"} & body.keys():
+            await self._allow(scope, raw, body, None, metered)
             metered.label = None
-            return raw
-        fusion = self._resolve(body)
+            return strip_fusion_keys(body) if isinstance(body, dict) and body.keys() & FUSION_KEYS else raw
+        caller = find_caller(scope)
+        fusion = self._resolve(body, self._names.view(caller.tenant))
         metered.label = "(base)" if fusion is None else fusion.label
+        await self._allow(scope, raw, body, fusion, metered)
         meter.set(metered)  # for this request's task alone: each has a context of its own
         if fusion is None:
             return self._prepare_base(body, raw)
-        strict = body.get("strict", self._strict)
-        if not isinstance(strict, bool):
-            raise ApiError(400, f"'strict' must be true or false, got {json.dumps(strict)[:100]}.", param="strict")
-        if body.get("use_beam_search") and not fusion.recipe.is_constant:
-            # vLLM gives each step of a beam as a prompt of its own.
-            message = "'use_beam_search' works with weights that are the same at all positions and prompts only."
-            raise ApiError(400, message, param="use_beam_search")
-        if body.get("background"):
-            # vLLM would go on after the answer, when the adapters under it may be unloaded.
-            raise ApiError(400, "'background' works with the base model only.", param="background")
+        check_hidden(fusion.profile, caller, scope["path"], body)
+        strict = check_fusion_keys(body, fusion.recipe, strict=self._strict)
         sent = body.get("fusion") or body.get("model")
         changed = bool(fusion.defaults or body.keys() & FUSION_KEYS)
         if body.get("model") is None:
@@ -167,7 +190,9 @@ class Intake:
             self._lease(fusion, metered, strict=strict, client=client, check=check)
         )
         metered.headers = fusion_headers(fusion, self._pool.home_key(fusion), lease)
-        metered.may_wait = self._pool.may_wait(lease)
+        if metered.receipt is not None:
+            metered.receipt.add_lease(lease)
+        metered.may_wait |= self._pool.may_wait(lease)
         public = public_name(fusion, sent)
         lora = mix_request(lease.resident.request, lease.resident.key, lease.weights, public)
         gate = None
@@ -177,6 +202,12 @@ class Intake:
             gate = metered.decisions.gate_pass()
         self._serve(ServedModel(body["model"], lora, template, gate), leases)
         return content
+
+    async def _allow(self, scope: Scope, raw: bytes, body: Any, fusion: Fusion | None, metered: MeteredSend) -> None:
+        """Raise 403 unless the policy lets the fusion answer, and begin the receipt if the request asks for one."""
+        caller = find_caller(scope)
+        verdict = await self._policy.check(fusion, caller, path=scope["path"])
+        metered.receipt = self._receipts.begin(scope, raw, body, fusion, caller, verdict)
 
     def _prepare_base(self, body: dict[str, Any], raw: bytes) -> bytes:
         """The body for vLLM of a request for the base, which knows one name."""
@@ -192,25 +223,26 @@ class Intake:
         weights = await self._pool.weigh(lease, replace(fusion, recipe=recipe, readout=None))
         return mix_request(lease.resident.request, lease.resident.key, weights, public)
 
-    def _resolve(self, body: dict[str, Any]) -> Fusion | None:
-        """The fusion that a body names; None for the base."""
+    def _resolve(self, body: dict[str, Any], names: Names) -> Fusion | None:
+        """The fusion that a body names among `names`; None for the base."""
         model, value = body.get("model"), body.get("fusion")
         if value is None:
-            return None if model is None else self._names.look_up(model)
-        if model not in (None, self._names.base):
+            return None if model is None else names.look_up(model)
+        if model not in (None, names.base):
             raise ApiError(
                 400,
-                f"'fusion' works with the base model {self._names.base!r} only, not with {model!r:.{MAX_QUOTED}}: "
+                f"'fusion' works with the base model {names.base!r} only, not with {model!r:.{MAX_QUOTED}}: "
                 "name the fusion in one place.",
                 param="fusion",
             )
-        return self._names.resolve_field(value)
+        return names.resolve_field(value)
 
     @asynccontextmanager
     async def _lease(
         self, fusion: Fusion, metered: MeteredSend, *, strict: bool, client: str | None, check: Check
     ) -> AsyncIterator[Lease]:
-        lease = await self._pool.acquire(fusion, strict=strict, client=client, check=check)
+        async with self._count_build(fusion, metered.account):
+            lease = await self._pool.acquire(fusion, strict=strict, client=client, check=check)
         gauge = self._metrics.leases.labels(lease.resident.kind)
         gauge.inc()
 
@@ -222,6 +254,21 @@ class Intake:
             yield lease
         finally:
             metered.call_at_end(release)
+
+    @asynccontextmanager
+    async def _count_build(self, fusion: Fusion, account: Account | None) -> AsyncIterator[None]:
+        """Have what the block makes or loads for `fusion` count against the caller's limits."""
+        if account is None or self._pool.is_ready(fusion):
+            yield
+            return
+        hold, used = await account.take("builds"), 1
+        try:
+            yield
+        except (ApiError, RefusedError):  # perhaps before anything was made
+            used = int(self._pool.is_ready(fusion))
+            raise
+        finally:
+            hold.settle(used)
 
 
 def _check(body: dict[str, Any]) -> None:

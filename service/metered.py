@@ -7,7 +7,9 @@ from starlette.types import Message, Send
 
 from service.decisions import Decisions
 from service.errors import RETRY_AFTER_S, ApiError, error_response
+from service.limits import Account
 from service.metrics import Metrics
+from service.receipts import HEADER, Receipt
 from service.registry import Registry
 
 MAX_HELD = 64
@@ -23,8 +25,15 @@ class MeteredSend:
         """What the answer is counted under; None is not counted."""
         self.decisions: Decisions | None = None
         """What a gate chooses; the answer begins when it has."""
+        self.receipt: Receipt | None = None
+        """What is signed when the answer begins."""
         self.may_wait = False
-        """Whether the answer begins with its first token: before that the engine may find that it has no slot."""
+        """Whether the answer begins with its first token: before that the engine may find that it has no slot, or that
+        a limit has too few tokens left.
+        """
+        self.account: Account | None = None
+        """The limits of the caller, which the answer tells."""
+        self._outcomes: list[dict[str, object]] = []
         self._refusal: ApiError | None = None
         self._is_over = False
         self._held: list[Message] = []
@@ -56,6 +65,7 @@ class MeteredSend:
         """Send what was held; in its place the refusal, if there is one."""
         if self.decisions is not None and self.decisions.any:
             self.headers += self.decisions.headers()
+            self._outcomes = self.decisions.outcomes()
         messages, self._held, self.decisions, self.may_wait = self._held, [], None, False
         if self._refusal is not None:
             response, self._is_over = error_response(self._refusal), True
@@ -68,7 +78,11 @@ class MeteredSend:
 
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *self.headers]
+            if self.receipt is not None and message["status"] < 400:
+                self.headers.append((HEADER.encode(), self.receipt.sign(self._outcomes).encode()))
+            limits = {} if self.account is None else self.account.headers()
+            pairs = [(name.encode(), value.encode()) for name, value in limits.items()]
+            message["headers"] = [*message.get("headers", ()), *self.headers, *pairs]
             if message["status"] == 503 and b"retry-after" not in dict(message["headers"]):
                 message["headers"].append((b"retry-after", str(RETRY_AFTER_S).encode()))  # vLLM says none
             if self.label is not None:
@@ -99,13 +113,18 @@ class MeteredSend:
 
     def refuse(self, message: str) -> None:
         """Answer 503 with this message, if the answer has not begun."""
-        self._refusal = ApiError(503, message)
+        self.answer_with(ApiError(503, message))
+
+    def answer_with(self, error: ApiError) -> None:
+        """Answer with this error, if the answer has not begun."""
+        self._refusal = error
 
     def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         """Count a generation of this request that has ended, or was interrupted."""
-        self._metrics.tokens.labels(self._series, "prompt").inc(prompt)
-        self._metrics.tokens.labels(self._series, "completion").inc(completion)
-        if first_token is not None:
+        if self.label is not None:
+            self._metrics.tokens.labels(self._series, "prompt").inc(prompt)
+            self._metrics.tokens.labels(self._series, "completion").inc(completion)
+        if first_token is not None and self.label is not None:
             self._metrics.first_token.labels(self._series).observe(first_token - self._start)
         self._running -= 1
         self._call_if_ended()

@@ -32,7 +32,7 @@ class Metrics:
         self.waiting = Gauge("fusion_waiting_requests", "Requests that wait for a stack or build", registry=registry)
         self.refusals = counter(
             "fusion_refusals",
-            "Requests refused: too many wait (queue), waited too long (timeout), client's limit",
+            "Requests refused: too many wait (queue), waited too long (timeout), too many of a client, over a limit",
             "reason",
         )
         self.requests = counter("fusion_requests", "Requests, by profile and status", "profile", "status")
@@ -57,8 +57,8 @@ class Metrics:
         """Set how many stacks or builds the engine holds."""
         self.resident.labels(kind).set(count)
 
-    def record_refusal(self, reason: Literal["queue", "timeout", "client"]) -> None:
-        """Count a request that got no stack or build."""
+    def record_refusal(self, reason: Literal["queue", "timeout", "client", "limit"]) -> None:
+        """Count a request that was refused because there is no room for it now."""
         self.refusals.labels(reason).inc()
 
     def record_lookup(self, source: str) -> None:

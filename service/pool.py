@@ -134,6 +134,11 @@ class Pool:
             raise
         return lease
 
+    def is_ready(self, fusion: Fusion) -> bool:
+        """Whether `fusion` needs nothing made or loaded that is not being made for others already."""
+        key = self.place(fusion).key
+        return key in self._residency.residents or key in self._residency.making
+
     def check_room(self, fusion: Fusion, client: str | None) -> None:
         """Raise `ApiError` 429 when the `client` may not use what serves `fusion` now, 503 when too many wait."""
         key = self.place(fusion).key

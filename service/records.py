@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from adapters import AdapterError, Readout, Recipe, RecipeError, check_name, parse
+from service.tenants import check_tenant, join_key, split_key
 from service.validation import describe_fault
 
 HexDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -15,12 +16,18 @@ HexDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """A registered adapter; its files lie in the store under `digest`."""
+    """A registered adapter of a tenant, "" for a public one; its files lie in the store under `digest`."""
 
     name: str
     digest: str
     info: Mapping[str, Any]
     created: str
+    tenant: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its registered name."""
+        return join_key(self.tenant, self.name)
 
     @property
     def rank(self) -> int:
@@ -55,7 +62,7 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class ProfileVersion:
-    """One version of a profile: canonical recipe with its parents pinned by digest, and defaults."""
+    """One version of a tenant's profile: canonical recipe with its parents pinned by digest, and defaults."""
 
     name: str
     version: int
@@ -65,9 +72,15 @@ class ProfileVersion:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
     created: str = ""
+    tenant: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its registered name."""
+        return join_key(self.tenant, self.name)
 
     def body(self) -> dict[str, Any]:
-        """JSON form without the name and version."""
+        """JSON form without the name, version and tenant."""
         return {
             "recipe": self.recipe,
             "parents": dict(self.parents),
@@ -142,8 +155,9 @@ def read_adapter(name: object, digest: object, info: object, created: object) ->
         details = _AdapterInfo.model_validate_json(_check_text(info)).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise _damage(error) from error
-    _check_row(row.name, row.created)
-    record = AdapterRecord(row.name, row.digest, details, row.created)
+    tenant, plain = split_key(row.name)
+    _check_row(tenant, plain, row.created)
+    record = AdapterRecord(plain, row.digest, details, row.created, tenant)
     if record.gate:
         try:
             Readout.from_text(record.gate)
@@ -160,8 +174,9 @@ def read_version(name: object, version: object, body: object) -> ProfileVersion:
         raise _damage(error) from error
     if type(version) is not int or version < 1:
         raise DamageError(f"its version is {version!r:.100}, expected 1 or more")
-    profile = ProfileVersion(str(name), version, **content)
-    _check_row(profile.name, profile.created)
+    tenant, plain = split_key(str(name))
+    profile = ProfileVersion(plain, version, **content, tenant=tenant)
+    _check_row(tenant, plain, profile.created)
     try:
         missing = set(parse(profile.recipe, max_weight=float("inf")).parents) - profile.parents.keys()
     except RecipeError as error:
@@ -177,8 +192,9 @@ def _check_text(value: object) -> str:
     return value
 
 
-def _check_row(name: str, created: str) -> None:
+def _check_row(tenant: str, name: str, created: str) -> None:
     try:
+        check_tenant(tenant)
         check_name(name)
         datetime.fromisoformat(created).timestamp()
     except (ValueError, OverflowError) as error:

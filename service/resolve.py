@@ -3,17 +3,20 @@
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 from adapters import Readout, Recipe, RecipeError, check_prompt, from_json, fusion_digest, parse
 from adapters.recipes import find_name, name_text
-from service.errors import ApiError
+from service.errors import ApiError, damaged_adapter, damaged_profile
 from service.forms import plain_name
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
 from service.spelling import is_name, suggest
+from service.tenants import join_key
 from service.validation import MAX_QUOTED
+from service.views import View
 
 MAX_RECENT = 4096
 """Fusions that were asked for lately, to which a result can be attached without its recipe."""
@@ -38,6 +41,8 @@ class Fusion:
     """Layers of its adapters that are served built, not mixed, for messages; empty when there are none."""
     readout: Readout | None = None
     """How the value of its gate is read."""
+    tenant: str = ""
+    """Whose names it has; empty when all of them are public."""
 
     @property
     def rank(self) -> int:
@@ -51,30 +56,46 @@ class Fusion:
 
 
 class Names:
-    """The one namespace of base, profiles and adapters, and the lookups in it."""
+    """The one namespace of base, profiles and adapters as a tenant sees it, and the lookups in it; the operator's, as
+    it is made.
+    """
 
     def __init__(self, base: str, registry: Registry, *, max_weight: float, max_norm: float) -> None:
         self.base = base
         self.registry = registry
         self.max_weight = max_weight
         self.max_norm = max_norm
+        self.tenant = ""
         self._recent: OrderedDict[str, None] = OrderedDict()
+
+    def view(self, tenant: str) -> "Names":
+        """The same as `tenant` sees it."""
+        if tenant == self.tenant:
+            return self
+        names = copy(self)
+        names.tenant = tenant
+        return names
+
+    @property
+    def seen(self) -> View:
+        """What the tenant sees of the registry now."""
+        return View(self.registry.snapshot, self.tenant)
 
     def owner(self, name: str) -> str | None:
         """What already has this name, as words ('a profile'), or None."""
         if name == self.base:
             return "the base model"
-        snapshot = self.registry.snapshot
+        seen = self.seen
         for owner, names in (
-            ("a profile", snapshot.profiles),
-            ("an adapter", snapshot.adapters),
-            ("a damaged profile", snapshot.damaged_profiles),
-            ("a damaged adapter", snapshot.damaged_adapters),
+            ("a profile", seen.profiles),
+            ("an adapter", seen.adapters),
+            ("a damaged profile", seen.damaged_profiles),
+            ("a damaged adapter", seen.damaged_adapters),
         ):
             if name in names:
                 return owner
         plain, at, _ = name.partition("@")
-        if at and (plain in snapshot.profiles or plain in snapshot.damaged_profiles):
+        if at and (plain in seen.profiles or plain in seen.damaged_profiles):
             return f"the form of a version of the profile {plain!r}"
         return None
 
@@ -86,17 +107,17 @@ class Names:
     def profile(self, name: str, *, param: str = "model") -> ProfileVersion:
         """The profile `name`, or one version of it as `name@3`; 404 otherwise."""
         plain, at, version = name.partition("@")
-        snapshot = self.registry.snapshot
-        if not at and plain in snapshot.profiles:
-            return snapshot.profiles[plain]
-        if not at and plain in snapshot.damaged_profiles:
-            raise damaged_profile(plain, snapshot.damaged_profiles[plain])
-        versions = {str(number): pinned for number, pinned in snapshot.versions.get(plain, {}).items()}
-        reasons = {str(number): reason for number, reason in snapshot.damaged_versions.get(plain, {}).items()}
+        seen = self.seen
+        if not at and plain in seen.profiles:
+            return seen.profiles[plain]
+        if not at and plain in seen.damaged_profiles:
+            raise damaged_profile(plain, seen.damaged_profiles[plain])
+        versions = {str(number): pinned for number, pinned in seen.versions.get(plain, {}).items()}
+        reasons = {str(number): reason for number, reason in seen.damaged_versions.get(plain, {}).items()}
         if version in reasons:
             raise damaged_profile(name, reasons[version])
         if not versions and not reasons:
-            raise self.not_found("profile", plain, snapshot.profiles, param)
+            raise self.not_found("profile", plain, seen.profiles, param)
         if version not in versions:
             latest = ", ".join(sorted(versions, key=int)[-8:])
             message = f"Profile {plain!r} has no version {version[:MAX_QUOTED]!r}; it has {latest}."
@@ -115,17 +136,16 @@ class Names:
             raise damaged_profile(version.name, f"no adapter is registered with the content of its {missing!r}")
         ranks = {digest: self.registry.ranks[digest] for digest in version.parents.values()}
         built, readout = self._list_built(ranks), self._read_gate(recipe, version.parents)
-        return Fusion(
-            recipe, version.parents, version.digest, version.name, version, version.defaults, ranks, built, readout
-        )
+        about = (version, version.defaults, ranks, built, readout, version.tenant)
+        return Fusion(recipe, version.parents, version.digest, version.key, *about)
 
     def resolve_recipe(self, recipe: Recipe, *, text: str = "", param: str = "model") -> Fusion:
         """Bind a recipe's names to the adapters registered now; errors say where in its `text` they stand."""
-        adapters = self.registry.adapters
+        adapters, damaged = self.seen.adapters, self.seen.damaged_adapters
         records = []
         for name in recipe.parents:
             self._check_role(recipe, name, text, param)
-            if name in (damaged := self.registry.snapshot.damaged_adapters):
+            if name in damaged:
                 raise damaged_adapter(name, damaged[name])
             if name not in adapters:
                 raise self.not_found("adapter", name, adapters, param)
@@ -143,11 +163,11 @@ class Names:
 
     def _check_role(self, recipe: Recipe, name: str, text: str, param: str) -> None:
         """400 when a recipe has the base, a profile, a gate or an adapter where that cannot be."""
-        record, is_gate = self.registry.adapters.get(name), recipe.gate is not None and recipe.gate.by == name
+        record, is_gate = self.seen.adapters.get(name), recipe.gate is not None and recipe.gate.by == name
         fault = ""
         if name == self.base:
             fault = "is the base model, which has no weight; a recipe combines adapters only."
-        elif name in self.registry.profiles:
+        elif name in self.seen.profiles:
             fault = "is a profile; a recipe combines adapters only."
         elif record is not None and is_gate and not record.gate:
             fault = "is an adapter, not a gate; 'lora-fusion train gate' makes one."
@@ -165,7 +185,8 @@ class Names:
         digest = fusion_digest(recipe, base=self.base, parents=parents)
         built = next((record.built for record in records if record.built), "")
         readout = next((Readout.from_text(record.gate) for record in records if record.gate), None)
-        return Fusion(recipe, parents, digest, "(inline)", ranks=ranks, built=built, readout=readout)
+        tenant = next((record.tenant for record in records if record.tenant), "")
+        return Fusion(recipe, parents, digest, "(inline)", ranks=ranks, built=built, readout=readout, tenant=tenant)
 
     def _read_gate(self, recipe: Recipe, parents: Mapping[str, str]) -> Readout | None:
         return Readout.from_text(self.registry.snapshot.gates[parents[recipe.gate.by]]) if recipe.gate else None
@@ -176,8 +197,10 @@ class Names:
         return next((built[digest] for digest in digests if digest in built), "")
 
     def knows(self, digest: str) -> bool:
-        """Whether a fusion has this digest: an adapter, a version of a profile, or one asked for lately."""
-        return digest in self.registry.snapshot.fusions or digest in self._recent
+        """Whether a fusion that the tenant sees has this digest: an adapter, a version of a profile, or one that it
+        asked for lately.
+        """
+        return self.seen.has_fusion(digest) or join_key(self.tenant, digest) in self._recent
 
     def look_up(self, text: Any, *, param: str = "model") -> Fusion | None:
         """What `text` names: None for the base, else profile, adapter or recipe, in that order."""
@@ -185,8 +208,9 @@ class Names:
 
     def _remember(self, fusion: Fusion | None) -> Fusion | None:
         if fusion is not None:
-            self._recent[fusion.digest] = None
-            self._recent.move_to_end(fusion.digest)
+            key = join_key(self.tenant, fusion.digest)
+            self._recent[key] = None
+            self._recent.move_to_end(key)
             if len(self._recent) > MAX_RECENT:
                 self._recent.popitem(last=False)
         return fusion
@@ -204,11 +228,11 @@ class Names:
         if len(text) > MAX_MODEL_CHARS:
             message = f"{param!r} has {len(text)} characters; the limit is {MAX_MODEL_CHARS}."
             raise ApiError(400, message, param=param)
-        registry = self.registry
-        if text in registry.profiles or text in registry.snapshot.damaged_profiles:
+        seen = self.seen
+        if text in seen.profiles or text in seen.damaged_profiles:
             return self._check_norm(self.resolve_profile(self.profile(text, param=param)), param)
-        if text in registry.adapters or text in registry.snapshot.damaged_adapters:
-            record = registry.adapters.get(text)
+        if text in seen.adapters or text in seen.damaged_adapters:
+            record = seen.adapters.get(text)
             recipe = Recipe.single(text) if record is None else record.recipe
             return self._check_norm(self.resolve_recipe(recipe, param=param), param)
         if "@" in text and is_name(text):
@@ -226,15 +250,15 @@ class Names:
     def _version(self, text: str, param: str) -> ProfileVersion:
         """The profile version `name@3`; 404 for what is none, and for adapters of such a name that are not there."""
         plain, _, version = text.partition("@")
-        snapshot = self.registry.snapshot
-        if plain in snapshot.versions or plain in snapshot.damaged_versions:
+        seen = self.seen
+        if plain in seen.versions or plain in seen.damaged_versions:
             return self.profile(text, param=param)
-        if version.isdecimal() and not suggest(text, self.registry.adapters):
-            raise self.not_found("profile", plain, snapshot.profiles, param)
+        if version.isdecimal() and not suggest(text, seen.adapters):
+            raise self.not_found("profile", plain, seen.profiles, param)
         raise self._no_model(text, param)
 
     def _no_model(self, text: str, param: str) -> ApiError:
-        return self.not_found("model", text, [self.base, *self.registry.profiles, *self.registry.adapters], param)
+        return self.not_found("model", text, [self.base, *self.seen.profiles, *self.seen.adapters], param)
 
     def resolve_field(self, value: Any) -> Fusion | None:
         """What the request key `fusion` names: a name, a recipe, or the JSON form of one."""
@@ -272,13 +296,3 @@ class Names:
                 f"add up to {total:.4g}, but the limit on this server is {self.max_norm:.4g}; use smaller weights."
             )
             raise ApiError(400, message, param=param)
-
-
-def damaged_adapter(name: str, reason: str) -> ApiError:
-    """The 500 for an adapter whose row of the registry cannot be read."""
-    return ApiError(500, f"The record of adapter {name!r} is damaged: {reason}; delete and re-register it.")
-
-
-def damaged_profile(name: str, reason: str) -> ApiError:
-    """The 500 for a profile, or a version of it, that cannot be read or served."""
-    return ApiError(500, f"Profile {name!r} is damaged: {reason}; PUT or roll it back to a good version, or delete it.")

@@ -9,66 +9,87 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select
 
+from service.audit import Entry, digest_text
 from service.errors import ApiError
+from service.evidence import Evidence
 from service.records import now
 from service.registry import Registry, to_json
 from service.settings import Settings
 from service.tables import SCORECARDS
+from service.tenants import join_key
 from service.waits import enter
 
 MAX_SCORECARD_BYTES = 64 * 1024
 MAX_SCORECARDS = 1000
-"""Of one fusion."""
+"""Of one fusion and tenant."""
 MAX_PAGE_BYTES = 2**20
 """A page of scorecards ends with the one that reaches this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scorecards:
-    """The scorecards of one registry."""
+    """The scorecards of one registry. A tenant reads its own and the public ones, of tenant "", and changes its own."""
 
     settings: Settings
     registry: Registry
     write_lock: asyncio.Lock
     """Held by everything that changes the registry, for the change alone."""
+    evidence: Evidence | None = None
+    """What a policy reads of them."""
 
-    async def add(self, digest: str, card: Mapping[str, Any]) -> int:
-        """Attach a measured result to a fusion; returns its id. 413 and 409 when there is no room for it."""
+    async def add(self, digest: str, card: Mapping[str, Any], *, tenant: str = "", key: str = "") -> int:
+        """Attach a measured result to a fusion; returns its id. 413 and 409 when there is no room for it. `key` is the
+        public id of the API key that sent it.
+        """
         body = to_json(card)
         if len(body) > MAX_SCORECARD_BYTES:
             raise ApiError(413, f"A scorecard may have at most {MAX_SCORECARD_BYTES} bytes.")
 
         def write(connection: Connection) -> int:
-            row = insert(SCORECARDS).values(digest=digest, body=body, created=now())
+            row = insert(SCORECARDS).values(digest=digest, body=body, created=now(), tenant=tenant, key=key)
             return int(connection.execute(row).inserted_primary_key[0])  # type: ignore[index]  # one row has one
 
         async with self._write():
-            if self.registry.snapshot.scorecard_counts[digest] >= MAX_SCORECARDS:
+            if self.registry.snapshot.scorecard_counts[join_key(tenant, digest)] >= MAX_SCORECARDS:
                 message = f"This fusion already has {MAX_SCORECARDS} scorecards, the limit; delete some of them first."
                 raise ApiError(409, message)
             self.registry.check_room(len(body), self.settings.registry_bytes)
-            return await self.registry.write(write, lambda _: self.registry.snapshot.add_scorecards(digest, len(body)))
+            try:
+                return await self.registry.write(
+                    write,
+                    lambda _: self.registry.snapshot.add_scorecards(digest, len(body), tenant=tenant),
+                    lambda number: Entry(
+                        "scorecard.add", join_key(tenant, digest), after={"id": number, **digest_text(body)}
+                    ),
+                )
+            finally:
+                self._forget(digest)
 
-    async def read(self, digest: str, *, limit: int, after: int) -> tuple[list[dict[str, Any]], bool]:
+    def _forget(self, digest: str) -> None:
+        if self.evidence is not None:
+            self.evidence.forget(digest)
+
+    async def read(self, digest: str, *, limit: int, after: int, tenant: str = "") -> tuple[list[dict[str, Any]], bool]:
         """Up to `limit` results of a fusion with an id over `after`, oldest first, and whether there are more."""
-        query = select(SCORECARDS).where(SCORECARDS.c.digest == digest, SCORECARDS.c.id > after)
-        query = query.order_by(SCORECARDS.c.id).limit(limit + 1)
+        table = SCORECARDS.c
+        query = select(table.id, table.body, table.created, table.key).where(table.digest == digest, table.id > after)
+        query = query.where(table.tenant.in_({"", tenant})).order_by(table.id).limit(limit + 1)
 
         def read(connection: Connection) -> tuple[list[dict[str, Any]], bool]:
             cards: list[dict[str, Any]] = []
             size = 0
-            for number, _, body, created in connection.execute(query.execution_options(yield_per=10)):
+            for number, body, created, key in connection.execute(query.execution_options(yield_per=10)):
                 if len(cards) == limit or size >= MAX_PAGE_BYTES:
                     return cards, True
-                cards.append(_read_card(body) | {"scorecard_id": number, "created": str(created)})
+                cards.append(_read_card(body) | {"scorecard_id": number, "created": str(created), "key": str(key)})
                 size += len(str(body))
             return cards, False
 
         return await self.registry.transact(read)
 
-    async def remove(self, digest: str, number: int | None = None) -> None:
-        """Delete one result of a fusion by its id, or all of them; 404 when there is none."""
-        matches = SCORECARDS.c.digest == digest
+    async def remove(self, digest: str, number: int | None = None, *, tenant: str = "") -> None:
+        """Delete one result of a fusion by its id, or all of them; 404 when the tenant has none of its own."""
+        matches = (SCORECARDS.c.digest == digest) & (SCORECARDS.c.tenant == tenant)
         if number is not None:
             matches &= SCORECARDS.c.id == number
 
@@ -80,13 +101,21 @@ class Scorecards:
 
         def apply(removed: tuple[int, int]) -> None:
             if removed[1]:
-                self.registry.snapshot.remove_scorecards(digest, *removed)
+                self.registry.snapshot.remove_scorecards(digest, *removed, tenant=tenant)
+
+        def tell(removed: tuple[int, int]) -> Entry | None:
+            before = {"id": number, "bytes": removed[0], "count": removed[1]}
+            return Entry("scorecard.remove", join_key(tenant, digest), before) if removed[1] else None
 
         async with self._write():
-            count = (await self.registry.write(write, apply))[1]
+            try:
+                count = (await self.registry.write(write, apply, tell))[1]
+            finally:
+                self._forget(digest)
         if not count:
             what = "no scorecards" if number is None else f"no scorecard {number}"
-            raise ApiError(404, f"This fusion has {what}; GET /v1/scorecards/{digest} lists them.", param="digest")
+            own = " of yours" if tenant else ""
+            raise ApiError(404, f"This fusion has {what}{own}; GET /v1/scorecards/{digest} lists them.", param="digest")
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[None]:

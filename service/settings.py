@@ -1,6 +1,5 @@
 """Settings, read once from `FUSION_*` variables or a TOML file (`FUSION_CONFIG`), failing loudly."""
 
-import json
 import os
 import re
 import tomllib
@@ -11,13 +10,15 @@ from typing import Any, Literal
 
 from adapters.recipes import did_you_mean
 from service.forms import FORMS, is_form
-from service.setting_values import name_type, parse_value, write_value
+from service.setting_values import parse_value
 
 Mixed = Literal["auto", "required", "off"]
 BaseMatch = Literal["shapes", "name"]
 PREFIX = "FUSION_"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank."""
+CLIENT_KEY = "FUSION_API_KEY"
+"""The API key of this project's own clients: a shell may have it that starts a server."""
 START_FAILURE = "start-failure.txt"
 """In the data folder: why the last start failed, for the process that waits for it."""
 
@@ -142,6 +143,15 @@ class Settings:
         "names that a request's `Host` may have besides IP addresses and `localhost`, separated by `,`; `*` allows any "
         "name; if empty, no other name is allowed while `FUSION_HOST` is a loopback address, and any name otherwise",
     )
+    keyless: bool = _say(
+        False, "listen on other addresses than loopback without any API key, so that everybody may do everything"
+    )
+    policy: str = _say(
+        "", "TOML file with the policy on combinations, and the limits of keys and tenants; empty: none of both"
+    )
+    receipt_key: str = _say(
+        "", "file with the key that signs receipts, made by `lora-fusion verify --make-key FILE`; empty: no receipts"
+    )
     public_metrics: bool = _say(False, "answer `/metrics` without the API key")
     max_body_bytes: int = _say(2 * 2**20, "largest body of a request other than an upload, in bytes")
     max_requests: int = _say(
@@ -189,6 +199,11 @@ class Settings:
     def client_places(self) -> int:
         """`max_client_places`, its 0 resolved."""
         return self.max_client_places or max(1, self.max_cpu_loras * 3 // 4)
+
+    @property
+    def registry_url(self) -> str:
+        """`database`, its default resolved."""
+        return self.database or f"sqlite:///{(self.data / 'registry.sqlite').resolve()}"
 
     def __post_init__(self) -> None:
         if not self.base_name:
@@ -251,6 +266,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     Raises `SettingsError` for unknown names (with the nearest known one) and for invalid values.
     """
     env = dict(os.environ if environment is None else environment)
+    env.pop(CLIENT_KEY, None)
     given: dict[str, Any] = {}
     if path := env.pop(PREFIX + "CONFIG", None):
         try:
@@ -271,30 +287,3 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
             shown = "..." if name in _SECRETS else f"{raw!r}"
             raise SettingsError(f"{variable(name)}={shown}: expected {error}") from error
     return Settings(**values)
-
-
-def describe() -> str:
-    """All settings as a Markdown table: variable, default, meaning."""
-    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for setting in fields(Settings):
-        default = write_value(setting.name, setting.default)
-        shown = f"`{default}`" if default else "(empty)"
-        lines.append(f"| `{variable(setting.name)}` | {shown} | {setting.metadata['help']} |")
-    return "\n".join(lines)
-
-
-def describe_json() -> str:
-    """All settings as a JSON list of objects: name, variable, type, default (as the variable's text), help."""
-    return json.dumps(
-        [
-            {
-                "name": setting.name,
-                "variable": variable(setting.name),
-                "type": name_type(setting.type),
-                "default": write_value(setting.name, setting.default),
-                "help": setting.metadata["help"],
-            }
-            for setting in fields(Settings)
-        ],
-        indent=1,
-    )

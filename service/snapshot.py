@@ -9,8 +9,10 @@ from typing import Any
 from sqlalchemy import Select, func, select
 
 from service.database import Database
+from service.key_records import ApiKey, read_key
 from service.records import AdapterRecord, DamageError, ProfileVersion, read_adapter, read_version
-from service.tables import ADAPTERS, NAMELESS, PROFILES, REGISTRY, SCORECARDS, VERSIONS
+from service.tables import ADAPTERS, KEYS, NAMELESS, PROFILES, REGISTRY, SCORECARDS, VERSIONS
+from service.tenants import join_key, split_key
 
 Rows = Callable[[Select[Any]], Iterator[Any]]
 ROW_BYTES = 1024
@@ -19,7 +21,10 @@ ROW_BYTES = 1024
 
 @dataclass(slots=True)
 class Snapshot:
-    """The tables' content. Read and changed on the event loop only, so that no reader sees half a change."""
+    """The tables' content of all tenants, by registered names: `views` has what one tenant sees of it.
+
+    Read and changed on the event loop only, so that no reader sees half a change.
+    """
 
     adapters: dict[str, AdapterRecord] = field(default_factory=dict)
     nameless: dict[str, AdapterRecord] = field(default_factory=dict)
@@ -42,23 +47,33 @@ class Snapshot:
     damaged_versions: dict[str, dict[int, str]] = field(default_factory=dict)
     """Why a version cannot be read, by name and number."""
     scorecard_counts: Counter[str] = field(default_factory=Counter)
-    """By fusion digest."""
+    """By tenant and fusion digest, joined as a registered name."""
     scorecard_bytes: Counter[str] = field(default_factory=Counter)
     pins: dict[str, Counter[str]] = field(default_factory=dict)
     """For every digest of an adapter, the profiles that pin it and in how many versions."""
     fusions: Counter[str] = field(default_factory=Counter)
-    """Fusion digests of adapters alone and of profile versions."""
+    """Fusion digests of adapters alone and of profile versions, by tenant and digest, joined as a registered name."""
+    keys: dict[str, ApiKey] = field(default_factory=dict)
+    """API keys by id, those included that are not taken any more."""
+    damaged_keys: dict[str, str] = field(default_factory=dict)
+    """Why a key's row cannot be read, by id."""
     nbytes: int = 0
     """Bytes of all profile versions and scorecards."""
-    _profile_bytes: Counter[str] = field(default_factory=Counter)
+    profile_bytes: Counter[str] = field(default_factory=Counter)
+    """Of all versions of each profile."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there has ever been a key."""
+        return bool(self.keys or self.damaged_keys)
 
     def add_adapter(self, record: AdapterRecord) -> None:
         """Put a record in, over what had its name."""
-        self.remove_adapter(record.name)
+        self.remove_adapter(record.key)
         self.nameless.pop(record.digest, None)
-        self.adapters[record.name] = record
+        self.adapters[record.key] = record
         self._measure(record)
-        self.fusions[record.info["fusion_digest"]] += 1
+        self.fusions[join_key(record.tenant, record.info["fusion_digest"])] += 1
 
     def keep(self, record: AdapterRecord) -> None:
         """Put in the record of an adapter without a name."""
@@ -71,9 +86,24 @@ class Snapshot:
         """Digests of all adapters that have a name or are pinned by a profile version."""
         return {*self.ranks, *self.pins}
 
-    def is_last(self, record: AdapterRecord) -> bool:
-        """Whether no other name than this record's has its content."""
-        return not any(r.digest == record.digest and r.name != record.name for r in self.adapters.values())
+    def is_last(self, record: AdapterRecord, within: str | None = None) -> bool:
+        """Whether no other name than this record's has its content: of any tenant, or of the one `within`."""
+        others = (r for r in self.adapters.values() if r.digest == record.digest and r.key != record.key)
+        return not any(within in (None, other.tenant) for other in others)
+
+    def list_users(self, record: AdapterRecord) -> list[str]:
+        """Registered names of the profiles with any version whose recipe has this adapter by its name, sorted.
+
+        An adapter of a tenant with the same name and content is not the public one.
+        """
+        name, digest, found = record.name, record.digest, []
+        for key in sorted(self.pins.get(digest, ())):
+            tenant = split_key(key)[0]
+            own = self.adapters.get(join_key(tenant, name))
+            is_meant = record.tenant == tenant or (not record.tenant and (own is None or own.digest != digest))
+            if is_meant and any(v.parents.get(name) == digest for v in self.versions.get(key, {}).values()):
+                found.append(key)
+        return found
 
     def will_keep(self, name: str) -> AdapterRecord | None:
         """The record that is kept when `name` goes: of a content that has no other name and that a profile pins."""
@@ -86,17 +116,17 @@ class Snapshot:
         if (nameless := self.will_keep(name)) is not None:
             self.nameless[nameless.digest] = nameless
         if (record := self.adapters.pop(name, None)) is not None:
-            self._count_off(self.fusions, record.info["fusion_digest"])
+            self._count_off(self.fusions, join_key(record.tenant, record.info["fusion_digest"]))
             if nameless is None and self.is_last(record):  # two names may share files
                 self._forget(record.digest)
 
     def add_version(self, version: ProfileVersion, size: int) -> None:
         """Put a version of `size` bytes in."""
-        self.versions.setdefault(version.name, {})[version.version] = version
-        self.fusions[version.digest] += 1
+        self.versions.setdefault(version.key, {})[version.version] = version
+        self.fusions[join_key(version.tenant, version.digest)] += 1
         for digest in set(version.parents.values()):
-            self.pins.setdefault(digest, Counter())[version.name] += 1
-        self.add_bytes(version.name, size)
+            self.pins.setdefault(digest, Counter())[version.key] += 1
+        self.add_bytes(version.key, size)
 
     def set_current(self, name: str, version: int) -> None:
         """Make a version of a profile the current one."""
@@ -118,31 +148,33 @@ class Snapshot:
         self.damaged_profiles.pop(name, None)
         self.damaged_versions.pop(name, None)
         for version in self.versions.pop(name, {}).values():
-            self._count_off(self.fusions, version.digest)
+            self._count_off(self.fusions, join_key(version.tenant, version.digest))
             for digest in set(version.parents.values()):
                 self._count_off(self.pins[digest], name)
         self.pins = {digest: names for digest, names in self.pins.items() if names}
         for digest in unpinned:
             del self.nameless[digest]
             self._forget(digest)
-        self.nbytes -= self._profile_bytes.pop(name, 0)
+        self.nbytes -= self.profile_bytes.pop(name, 0)
 
     def add_bytes(self, profile: str, size: int) -> None:
         """Count the row of a version of `profile`."""
-        self._profile_bytes[profile] += size + ROW_BYTES
+        self.profile_bytes[profile] += size + ROW_BYTES
         self.nbytes += size + ROW_BYTES
 
-    def add_scorecards(self, digest: str, size: int, count: int = 1) -> None:
-        """Count scorecards of `size` bytes together."""
-        self.scorecard_counts[digest] += count
-        self.scorecard_bytes[digest] += size
+    def add_scorecards(self, digest: str, size: int, count: int = 1, *, tenant: str = "") -> None:
+        """Count a tenant's scorecards of `size` bytes together."""
+        key = join_key(tenant, digest)
+        self.scorecard_counts[key] += count
+        self.scorecard_bytes[key] += size
         self.nbytes += size + count * ROW_BYTES
 
-    def remove_scorecards(self, digest: str, size: int, count: int) -> None:
-        """Count scorecards of `size` bytes together off."""
-        self.add_scorecards(digest, -size, -count)
-        if self.scorecard_counts[digest] <= 0:
-            del self.scorecard_counts[digest], self.scorecard_bytes[digest]
+    def remove_scorecards(self, digest: str, size: int, count: int, *, tenant: str = "") -> None:
+        """Count a tenant's scorecards of `size` bytes together off."""
+        self.add_scorecards(digest, -size, -count, tenant=tenant)
+        key = join_key(tenant, digest)
+        if self.scorecard_counts[key] <= 0:
+            del self.scorecard_counts[key], self.scorecard_bytes[key]
 
     def _measure(self, record: AdapterRecord) -> None:
         self.ranks[record.digest] = record.rank
@@ -174,10 +206,22 @@ def read_snapshot(database: Database) -> tuple[Snapshot, int]:
         _read_adapters(snapshot, rows)
         _read_profiles(snapshot, rows)
         size = func.coalesce(func.sum(func.length(SCORECARDS.c.body)), 0)
-        cards = select(SCORECARDS.c.digest, size, func.count()).group_by(SCORECARDS.c.digest)
-        for digest, nbytes, count in rows(cards):
-            snapshot.add_scorecards(str(digest), nbytes, count)
+        groups = (SCORECARDS.c.tenant, SCORECARDS.c.digest)
+        for tenant, digest, nbytes, count in rows(select(*groups, size, func.count()).group_by(*groups)):
+            snapshot.add_scorecards(str(digest), nbytes, count, tenant=str(tenant))
+        _read_keys(snapshot, rows)
     return snapshot, changes
+
+
+def _read_keys(snapshot: Snapshot, rows: Rows) -> None:
+    columns = [column for column in KEYS.c if column.name != "used"]
+    for row in rows(select(*columns)):
+        try:
+            key = read_key({column.name: value for column, value in zip(columns, row, strict=True)})
+        except DamageError as error:
+            snapshot.damaged_keys[str(row.id)] = str(error)
+        else:
+            snapshot.keys[key.id] = key
 
 
 def _read_adapters(snapshot: Snapshot, rows: Rows) -> None:

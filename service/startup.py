@@ -7,12 +7,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import get_args
 
-from adapters import FusionError
-from adapters.files import adapter_path
 from service.adapter_files import AdapterFiles
 from service.base_model import read_layers
 from service.build_files import BuildFiles
-from service.catalog import MISMATCH, Catalog
+from service.catalog import Catalog
 from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.data_folder import hold_data_folder, scratch_folder
@@ -21,17 +19,22 @@ from service.engine.base_folder import check_folder, has_flag
 from service.engine.flags import EngineOptions
 from service.engine.proof import Proof, prove
 from service.engine.server import Engine, start_engine
-from service.errors import ApiError, api_error, hide_paths
+from service.errors import hide_paths
 from service.exports import Exports
 from service.functions import Functions
 from service.fusion_service import FusionService
 from service.groups import declared_groups, warn_of_idle_groups
+from service.key_ring import KeyRing, check_keyless
+from service.keys import Keys
 from service.layers import BaseLayers, Shapes, refuse_unserved
+from service.limits import Limits as CallerLimits, open_limits
 from service.loaded import LoadedNames
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.norms import Headroom
 from service.placement import Kind, Limits
+from service.policy import Policy
+from service.policy_rules import read_rules
 from service.pool import Pool
 from service.profiles import Profiles
 from service.registry import Registry
@@ -40,9 +43,9 @@ from service.residency import Residency
 from service.resolve import Names
 from service.scorecards import Scorecards
 from service.settings import Settings
+from service.shipped import register_shipped, warm
 from service.sources.fetch import Sources
-from service.sources.fetches import Fetch, Fetches, Order
-from service.sources.locations import is_remote
+from service.sources.fetches import Fetches
 from service.threads import Threads
 
 log = logging.getLogger("fusion")
@@ -64,9 +67,10 @@ def open_registry(settings: Settings) -> Iterator[Registry]:
     """
     check_folder(settings.base, settings.engine_args)
     with hold_data_folder(settings.data):
-        database = settings.database or f"sqlite:///{(settings.data / 'registry.sqlite').resolve()}"
-        registry = Registry(database, timeout_s=settings.database_timeout_s, shared=bool(settings.store))
+        shared, timeout_s = bool(settings.store), settings.database_timeout_s
+        registry = Registry(settings.registry_url, timeout_s=timeout_s, shared=shared, folder=settings.data)
         try:
+            check_keyless(settings, has_keys=registry.snapshot.has_keys)
             claim_store(settings, registry.identity)
             yield registry
         finally:
@@ -81,6 +85,7 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
     registered; ValueError for flags vLLM does not take and bases it cannot serve.
     """
     sources = Sources.open(settings)
+    limits = open_limits(settings, registry, metrics)
     async with AsyncExitStack() as stack:
         trust_code = has_flag(settings.engine_args, "--trust-remote-code")
         layers_task = asyncio.create_task(asyncio.to_thread(read_layers, settings.base, trust_code=trust_code))
@@ -88,15 +93,16 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
         engine = await start_engine(_engine_options(settings))
         stack.push_async_callback(engine.close)
         stack.callback(setattr, metrics.loaded, "source", None)
-        for watch in (engine.watch(ENGINE_PATIENCE * settings.loop_timeout_s), registry.watch()):
+        for watch in (engine.watch(ENGINE_PATIENCE * settings.loop_timeout_s), registry.watch(), limits.watch()):
             stack.callback(asyncio.create_task(watch).cancel)
         threads = Threads.start(waiting=settings.max_waiting, wait_timeout_s=settings.wait_timeout_s)
         stack.callback(threads.close)
         try:
             layers = refuse_unserved(await layers_task, await engine.special_layers(), engine.why_no_head)
             proof = await _prove(settings, engine, layers.dense)
-            service = _assemble(settings, registry, metrics, engine, layers, proof, threads, sources)
+            service = _assemble(settings, registry, metrics, engine, layers, proof, threads, sources, limits)
             stack.push_async_callback(service.fetches.close)
+            stack.callback(asyncio.create_task(service.keys.ring.record()).cancel)
             await _fill(service)
         except Exception as error:
             raise (
@@ -114,8 +120,8 @@ async def _fill(service: FusionService) -> None:
     await share(service)
     await delete_orphans(service)
     service.fetches.resume()
-    await _register_shipped(service)
-    await _warm(service)
+    await register_shipped(service)
+    await warm(service)
     warn_of_idle_groups(service.settings, service.registry)
 
 
@@ -162,6 +168,7 @@ def _assemble(
     proof: Proof,
     threads: Threads,
     sources: Sources,
+    limits: CallerLimits,
 ) -> FusionService:
     metrics.registry.set_function(lambda: registry.outage is None)
     for kind in get_args(Kind):
@@ -176,7 +183,8 @@ def _assemble(
     metrics.loaded.source = LoadedNames(names, pool, settings.model_forms, settings.max_loras).survey
     catalog = Catalog(settings, registry, names, pool, Effects(pool, engine), layers, files, write_lock)
     fetches = Fetches(sources, catalog, max_fetches=settings.max_fetches)
-    profiles = Profiles(settings, registry, names, pool, metrics, files, write_lock)
+    policy = Policy(read_rules(settings.policy), registry, max_rank=settings.max_lora_rank)
+    profiles = Profiles(settings, registry, names, pool, metrics, files, policy, write_lock)
     exports = Exports(settings.data, materializer, files, threads)
     return FusionService(
         settings,
@@ -189,11 +197,14 @@ def _assemble(
         catalog,
         fetches,
         profiles,
-        Scorecards(settings, registry, write_lock),
+        Scorecards(settings, registry, write_lock, policy.evidence),
+        policy,
         materializer,
         files,
         exports,
         threads,
+        Keys(settings, registry, write_lock, KeyRing(registry, engine.api_keys)),
+        limits,
     )
 
 
@@ -241,55 +252,3 @@ async def delete_orphans(service: FusionService) -> None:
     if not snapshot.damaged_adapters and not snapshot.damaged_versions:  # a row that cannot be read may name them
         entries = await service.threads.files.run(service.materializer.sources.entries)
         await service.files.delete_unneeded([entry.key for entry in entries])
-
-
-async def _register_shipped(service: FusionService) -> None:
-    """Register the adapters and profiles that the settings name, where their names are free."""
-    pairs = [pair.partition("=") for pair in service.settings.adapters]
-    free = [
-        (name, source) for name, _, source in pairs if service.names.owner(name) is None or _is_damaged(service, name)
-    ]
-    fetches: dict[str, Fetch] = {}
-    for name, source in free:
-        with _naming(f"{name}={source}"):
-            if is_remote(source):  # all at once
-                fetches[name] = service.fetches.start(Order(name, source))
-    for name, source in free:
-        with _naming(f"{name}={source}"):
-            fetch = fetches.get(name)
-            record, _ = await (fetch.wait() if fetch else service.catalog.add(name, adapter_path(source)))
-            if (mismatch := record.info.get(MISMATCH)) is not None:
-                log.warning("adapter %r names the base %r; it is served since every shape fits", name, mismatch)
-    for pair in service.settings.profiles:
-        name, _, recipe = pair.partition("=")
-        if service.names.owner(name) is not None:
-            continue
-        try:
-            await service.profiles.put(name, recipe, only_new=True)  # another replica may start, too
-        except Exception as error:
-            if api_error(error).status != 404:
-                raise RuntimeError(f"FUSION_PROFILES names {pair!r}: {error}") from error
-            log.warning("profile %r waits for its adapters: %s", name, error)
-
-
-@contextmanager
-def _naming(pair: str) -> Iterator[None]:
-    """Say in an error which pair of FUSION_ADAPTERS it is about."""
-    try:
-        yield
-    except (FusionError, ApiError, OSError) as error:
-        raise RuntimeError(f"FUSION_ADAPTERS names {pair!r}: {error}") from error
-
-
-def _is_damaged(service: FusionService, name: str) -> bool:
-    return name in service.registry.snapshot.damaged_adapters
-
-
-async def _warm(service: FusionService) -> None:
-    """Load the stacks of the first profiles, so that their first requests find them."""
-    for profile in list(service.registry.profiles.values())[: service.settings.max_loras]:
-        try:
-            async with service.pool.lease(service.names.resolve_profile(profile)):
-                pass
-        except Exception as error:
-            log.warning("profile %r cannot be served now: %s", profile.name, error)

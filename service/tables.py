@@ -5,11 +5,14 @@ from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Integer, MetaDa
 from adapters.recipes import MAX_NAME
 
 METADATA = MetaData()
+MAX_TENANT = 32
+MAX_KEY = MAX_TENANT + 1 + MAX_NAME
+"""Characters of a name together with the tenant it belongs to."""
 
 ADAPTERS = Table(
     "adapters",
     METADATA,
-    Column("name", String(MAX_NAME), primary_key=True),
+    Column("name", String(MAX_KEY), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("info", Text, nullable=False),
     Column("created", String(32), nullable=False),
@@ -18,7 +21,7 @@ NAMELESS = Table(
     "nameless_adapters",
     METADATA,
     Column("digest", String(64), primary_key=True),
-    Column("name", String(MAX_NAME), nullable=False),
+    Column("name", String(MAX_KEY), nullable=False),
     Column("info", Text, nullable=False),
     Column("created", String(32), nullable=False),
 )
@@ -26,13 +29,13 @@ NAMELESS = Table(
 PROFILES = Table(
     "profiles",
     METADATA,
-    Column("name", String(MAX_NAME), primary_key=True),
+    Column("name", String(MAX_KEY), primary_key=True),
     Column("current", Integer, nullable=False),
 )
 VERSIONS = Table(
     "profile_versions",
     METADATA,
-    Column("name", String(MAX_NAME), ForeignKey("profiles.name"), primary_key=True),
+    Column("name", String(MAX_KEY), ForeignKey("profiles.name"), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("body", Text, nullable=False),
 )
@@ -43,7 +46,10 @@ SCORECARDS = Table(
     Column("digest", String(64), index=True, nullable=False),
     Column("body", Text, nullable=False),
     Column("created", String(32), nullable=False),
+    Column("tenant", String(MAX_TENANT), nullable=False, server_default=""),
+    Column("key", String(32), nullable=False, server_default=""),
 )
+"""`key` is the public id of the API key that a scorecard was added with."""
 REGISTRY = Table(
     "registry",
     METADATA,
@@ -60,3 +66,38 @@ LEASES = Table(
     Column("until", DateTime(timezone=True), nullable=False),
 )
 """Which replica makes a stack or build, and until when the others leave it to that one."""
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("hash", String(64), nullable=False),
+    Column("old_hash", String(64)),
+    Column("old_until", String(32)),
+    Column("role", String(16), nullable=False),
+    Column("tenant", String(MAX_TENANT), nullable=False),
+    Column("info", Text, nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("expires", String(32)),
+    Column("revoked", String(32)),
+    Column("used", String(32)),
+)
+"""API keys, hashed; `old_hash` is taken, too, until `old_until`, after a rotation; `used` is when one was last, to the
+minute. Times are ISO 8601, UTC."""
+AUDIT = Table(
+    "audit",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("body", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+"""Every change, in order; `hash` is that of the entry before and this one's body."""
+LIMIT_SHARES = Table(
+    "limit_shares",
+    METADATA,
+    Column("subject", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("holder", String(32), primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+    Column("until", DateTime(timezone=True), nullable=False),
+)
+"""How much of a limit each replica may use; `holder` is the replica, whose share nobody else has until `until`."""

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from benchmarks import servers
+from service.receipt_keys import make_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -135,6 +136,8 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose limits are small and whose patience is short, to be attacked; it must stay healthy."""
     folder = tmp_path_factory.mktemp("small-server")
     log = folder / "server.log"
+    policy = folder / "policy.toml"
+    policy.write_text('apart = [{id = "kept-apart", adapters = ["task", "kept-apart"]}]\n')
     process, url = launch(
         folder / "data",
         ROOT / "examples/adapters",
@@ -149,6 +152,8 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         FUSION_LOOP_TIMEOUT_S="8",
         FUSION_STOP_TIMEOUT_S="10",
         FUSION_CLIENT_TEMPLATES="true",
+        FUSION_POLICY=str(policy),
+        FUSION_RECEIPT_KEY=str(make_key(folder / "receipts.pem")[0]),
         VLLM_CPU_KVCACHE_SPACE="1",
     )
     try:

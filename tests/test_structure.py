@@ -34,7 +34,7 @@ ROOMS = {
         *("adapters.files", "adapters.adapter", "adapters.module_names", "adapters.readout", "adapters.errors")
     },
     "service.engine": {"service.engine", "service.logs", "service.process", "adapters"},
-    "service.edge": {"service.edge", "service.errors", "service.settings", "service.validation"},
+    "service.edge": {"service.callers", "service.edge", "service.errors", "service.settings", "service.validation"},
     "eval_clients.scoring": {"eval_clients.scoring", "eval_clients.shares"},
 }
 """What the rooms that everything else rests on may import of ours."""

@@ -102,7 +102,7 @@ def test_the_command_checks_training_data(installation: Installation) -> None:
 def test_every_command_has_help(installation: Installation) -> None:
     overview = installation.run("lora-fusion", "--help")
     assert overview.returncode == 0
-    commands = ("serve", "settings", "fuse", "plan", "diff", "show", "methods", "train", "eval", "sweep")
+    commands = ("serve", "settings", "verify", "fuse", "plan", "diff", "show", "methods", "train", "eval", "sweep")
     with ThreadPoolExecutor(2) as pool:
         helps = list(pool.map(lambda command: installation.run("lora-fusion", command, "--help"), commands))
     for command, said in zip(commands, helps, strict=True):

@@ -108,11 +108,11 @@ def save_points(folder: Path, points: Sequence[Point]) -> None:
     path.write_text(json.dumps([*rows.values()], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def publish_scorecards(endpoint: Endpoint, sweep: Sweep, provenance: Mapping[str, str]) -> int:
+def publish_scorecards(endpoint: Endpoint, sweep: Sweep, provenance: Mapping[str, object]) -> int:
     """Attach the scores of each point with all its answers to its fusion digest; returns how many were attached.
 
-    `provenance` says when, by which command and on which sets. `half_report` of a card is what was measured on the half
-    that no weight was chosen on. The same measures are attached once.
+    `provenance` says when, by which command and on which sets, with their digests. `half_report` of a card is what was
+    measured on the half that no weight was chosen on. The same is attached once a day.
     """
     count, incomplete = 0, {gap.model for gap in sweep.answers.missing}
     reported = sweep.scores("report")

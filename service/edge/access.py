@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from service.callers import Caller
 from service.settings import Settings
 
 BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
@@ -24,8 +25,10 @@ class Access:
     started: bool = False
     hosts: frozenset[str] | None = None
     """Names that `Host` may have besides IP addresses, in lower case; None: any."""
-    verify: Callable[[Headers], bool] | None = None
-    """Whether a request has an API key; None: none is needed."""
+    identify: Callable[[Headers], Caller | None] = lambda headers: Caller()
+    """Who sends a request with these headers: None for a missing or wrong API key."""
+    keyless: bool = True
+    """Whether a server without any key answers on other addresses than loopback."""
     cors: Mapping[str, Any] = field(default_factory=dict)
     """Options of Starlette's `CORSMiddleware`, from vLLM's flags."""
     public_metrics: bool = False
@@ -42,13 +45,15 @@ class Access:
 def allowed_hosts(settings: Settings) -> frozenset[str] | None:
     """The names that `Host` may have, None for any: see `FUSION_ALLOWED_HOSTS`."""
     names = [name.lower().removesuffix(".") for name in settings.allowed_hosts]
-    if "*" in names or (not names and not _is_loopback(settings.host)):
+    if "*" in names or (not names and not is_loopback(settings.host)):
         return None
     return frozenset({"localhost", settings.host.lower(), *names})
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address, or the name `localhost`, is one of this machine alone."""
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return host.lower() == "localhost"

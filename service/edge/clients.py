@@ -6,6 +6,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.callers import find_caller
 from service.errors import ApiError, error_response
 
 DRAIN = "fusion.drain"
@@ -75,7 +76,8 @@ class LimitRequests:
         if scope["type"] != "http" or (scope["path"] in self._exempt and scope["method"] in READS):
             await self.app(scope, receive, send)
             return
-        client = client_name(scope)
+        tenant = find_caller(scope).tenant
+        client = f"tenant {tenant}" if tenant else client_name(scope)  # behind a gateway all have its address
         if not self._shares.take(client):
             message = "Too many requests are in progress (FUSION_MAX_REQUESTS); try again."
             await error_response(ApiError(429, message))(scope, receive, send)

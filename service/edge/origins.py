@@ -18,9 +18,11 @@ EXPOSED = (
         "X-Fusion-Stack",
         "X-Fusion-Weights",
         "X-Fusion-Gate",
+        "X-Fusion-Receipt",
         "X-Request-Id",
         "X-Session-Id",
         "Retry-After",
+        *(f"X-RateLimit-{part}-{kind}" for part in ("Limit", "Remaining", "Reset") for kind in ("Requests", "Tokens")),
         "Content-Disposition",
     ),
 )

@@ -102,13 +102,17 @@ def _find_lack() -> str | None:
     return None if header.exists() else f"{str(header)!r} (Debian's package python3-dev has it)"
 
 
+def _check_device() -> None:
+    if current_platform.is_unspecified():
+        message = "this vLLM is the one for GPUs and finds none that it can use (`nvidia-smi` shows them)"
+        raise ValueError(f"{message}; `make serve GPU=` serves on the CPU")
+
+
 def parse_flags(options: EngineOptions) -> Any:
     """vLLM's parsed and validated arguments; ValueError for flags without effect, unknown, or at odds with mixing, and
     where this build of vLLM finds no device.
     """
-    if current_platform.is_unspecified():
-        message = "this vLLM is the one for GPUs and finds none that it can use (`nvidia-smi` shows them)"
-        raise ValueError(f"{message}; `make serve GPU=` serves on the CPU")
+    _check_device()
     for given in options.extra:
         for flag, instead in LISTENING.items():
             if given.replace("_", "-").startswith(flag):

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.launchers.api_server import app_state
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.entrypoints.serve.tokenize.serving import TokenizerInfo
 from vllm.renderers import hf
 from vllm.v1.engine import output_processor
@@ -23,6 +24,7 @@ from vllm.v1.structured_output import backend_guidance
 
 from service.engine import slot_waits, tags, tokens
 from service.engine.bodies import bound_grammars
+from service.engine.budgets import reserve_tokens, watch_sequences
 from service.engine.chat import choose_format, open_template, render_apart
 from service.engine.core_process import run_engine_core
 from service.engine.dry_run import input_check, stop_dry_runs
@@ -113,6 +115,13 @@ def remove_cors(app: FastAPI) -> None:
     app.middleware_stack = None  # vLLM has built it already; it is built again at the first request
 
 
+def remove_key_check(app: FastAPI) -> None:
+    """Take vLLM's check of API keys away: the edge has made it, and knows keys that vLLM does not."""
+    check: object = AuthenticationMiddleware
+    app.user_middleware[:] = [middleware for middleware in app.user_middleware if middleware.cls is not check]
+    app.middleware_stack = None
+
+
 def watch_client(
     client: Any,
     grammars: GrammarChecker,
@@ -120,20 +129,23 @@ def watch_client(
     spare_rows: SpareRows,
     gate_timeout_s: float,
 ) -> Overflows:
-    """Have the engine client's `generate` wait for its client's turn and for the rows of its phases, ask the request's
-    gate first, bound each request's grammar and log-probabilities, report its tokens to the request it runs for, raise
-    when its numbers overflowed, and compute nothing in a dry run; returns the count of overflows.
+    """Have the engine client's `generate` reserve tokens, wait for its client's turn and for the rows of its phases,
+    ask the request's gate first, bound each request's grammar and log-probabilities, report its tokens to the request
+    it runs for, raise when its numbers overflowed, and compute nothing in a dry run; returns the count of overflows.
     """
-    require(client, "generate", "model_config", "vllm_config")
+    require(client, "generate", "model_config", "vllm_config", "output_processor")
+    watch_sequences(client.output_processor)
     overflows = Overflows()
     vocabulary = client.model_config.get_vocab_size()
     generate = stop_dry_runs(hold_rows(client.generate, spare_rows), input_check(client, tasks))
     bounded = bound_logprobs(bound_grammars(generate, grammars), vocabulary)
-    turns = Turns(client.vllm_config.scheduler_config.max_num_seqs * Ranks(client).engines)
+    config, engines = client.vllm_config, Ranks(client).engines
+    turns = Turns(config.scheduler_config.max_num_seqs * engines, config.lora_config.max_loras * engines)
     ends: Ends = {STOP_REASON: overflows.end, slot_waits.STOP_REASON: _end_slot_wait}
     reader = GateReader(raise_ends(bounded, {STOP_REASON: overflows.end}), gate_timeout_s)
     gated = ask_gates(count_usage(bounded), reader)
-    client.generate = raise_ends(take_turns(gated, turns), ends)
+    in_turn = raise_ends(take_turns(gated, turns), ends)
+    client.generate = reserve_tokens(in_turn, client.model_config.max_model_len)
     return overflows
 
 

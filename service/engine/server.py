@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from fastapi import FastAPI
 from vllm import envs
 from vllm.entrypoints.launchers.api_server import app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
@@ -91,11 +89,10 @@ class Engine:
         """vLLM's full configuration."""
         return self.client.vllm_config
 
-    @cached_property
-    def keys(self) -> AuthenticationMiddleware | None:
-        """The check of API keys (`--api-key`, `VLLM_API_KEY`); None when the server asks for none."""
-        known = [key for key in (self.args.api_key or [envs.VLLM_API_KEY]) if key]
-        return AuthenticationMiddleware(self.app, known) if known else None
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """vLLM's own API keys (`--api-key`, `VLLM_API_KEY`), which the edge asks for."""
+        return tuple(key for key in (self.args.api_key or [envs.VLLM_API_KEY]) if key)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -272,6 +269,7 @@ async def start_engine(options: EngineOptions) -> Engine:
         app = build_app(args, tasks, core.client.model_config)
         routes.keep_served(app)
         patches.remove_cors(app)
+        patches.remove_key_check(app)
         await app_state.init_app_state(core.client, app.state, args, tasks)
         app.state.server = _Server()
         bound_validation(app.routes)

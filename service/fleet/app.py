@@ -24,7 +24,9 @@ from service.errors import ApiError, error_response
 from service.fleet.environment import keep_on_loopback
 from service.fleet.routing import Call, Head, ReplicaLostError, Stacks, answer
 from service.fleet.server import ReplicaServer, hold_folder
-from service.settings import PREFIX, Settings, SettingsError, read_settings
+from service.key_ring import check_keyless
+from service.registry import Registry
+from service.settings import CLIENT_KEY, PREFIX, Settings, SettingsError, read_settings
 
 keep_on_loopback()  # replicas import this before they listen
 
@@ -147,6 +149,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     settings = read_settings()
     scale.check(settings)
     environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    environment.pop(CLIENT_KEY, None)
     scaling = {"min_replicas": scale.min_replicas, "max_replicas": scale.max_replicas}
     replicas = serve.deployment(
         name="Fusion",
@@ -165,11 +168,26 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     return ingress.bind(replicas.bind(environment, settings.max_cpu_loras), limit)
 
 
+def check_keys(settings: Settings) -> None:
+    """Raise `SettingsError` when the ingress would let everybody in: each replica sees a loopback address alone."""
+    has_keys = False
+    if settings.database:  # else each replica has a registry of its own
+        shared = bool(settings.store)
+        registry = Registry(settings.registry_url, timeout_s=settings.database_timeout_s, shared=shared)
+        has_keys = registry.snapshot.has_keys
+        registry.close()
+    try:
+        check_keyless(settings, has_keys=has_keys)
+    except RuntimeError as error:
+        raise SettingsError(str(error)) from error
+
+
 def run(args: Mapping[str, Any], address: str | None) -> None:
     """Serve on FUSION_HOST:FUSION_PORT until SIGTERM or SIGINT, on the Ray cluster at `address`, or else one that
     starts and ends with this process, as `prepare_ray` said before Ray was imported.
     """
     settings, application = read_settings(), build(args)
+    check_keys(settings)
     ray.init(address=address, **({} if address else {"include_dashboard": False}))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))

@@ -108,7 +108,7 @@ class Stacks:
             return ""
 
     async def _ask(self, model: str, call: Call) -> str:
-        kept = [pair for pair in call.headers if pair[0] in (b"authorization", b"host")]
+        kept = [pair for pair in call.headers if pair[0] in (b"authorization", b"x-api-key", b"host")]
         status, body = 0, b""
         async with aclosing(self._send(Call("GET", f"/v1/models/{quote(model, safe='')}", kept), "")) as parts:
             async for part in parts:

@@ -1,20 +1,27 @@
 """The service's own HTTP routes, one file per noun; vLLM's are behind the gate."""
 
 import json
+import secrets
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.routing import APIRoute
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Match
 from starlette.types import Scope
 
+from service.audit import Actor, current_actor
 from service.body import parse_body
+from service.callers import Caller, find_caller
 from service.clients import identify_client
+from service.conditions import Condition, read_tags
 from service.errors import ApiError
 from service.profiles import PROFILE_ROUTES
+from service.resolve import Names
+from service.roles import check_role
 from service.routes.state_schemas import ErrorAnswer
+from service.tenants import check_tenant, is_operator
 
 if TYPE_CHECKING:
     from service.fusion_service import FusionService
@@ -66,8 +73,8 @@ class JsonRequest(Request):
 
 
 class OwnRoute(APIRoute):
-    """A route whose body must be good JSON; GET answers HEAD too. One client gets a share of what all of them wait
-    for: the database, the threads, the registry's lock.
+    """A route whose body must be good JSON, for callers with its role; GET answers HEAD too. One client gets a share of
+    what all of them wait for: the database, the threads, the registry's lock.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -75,12 +82,18 @@ class OwnRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
+            check_role(request.scope, self.path)
             shares, client = request.app.state.shares, await get_client(request)
             if not shares.take(client):
                 message = "Too many management requests are in progress, or most are from this client; try again."
                 raise ApiError(429, message)
+            # uvicorn starts a pipelined request in the context of the one before it.
+            current_actor.set(actor := find_actor(request))
             try:
-                return await handle(JsonRequest(request.scope, request.receive))
+                response = await handle(JsonRequest(request.scope, request.receive))
+                if request.method not in ("GET", "HEAD"):
+                    response.headers.setdefault("x-request-id", actor.request)
+                return response
             finally:
                 shares.free(client)
 
@@ -99,6 +112,14 @@ def make_router(tag: str, prefix: str = "") -> APIRouter:
     return APIRouter(prefix=prefix, tags=[tag], route_class=OwnRoute, responses=ERRORS)
 
 
+def find_actor(request: Request) -> Actor:
+    """Who makes what this request changes, for the audit; a request without an id gets one."""
+    caller = find_caller(request.scope)
+    address = request.client.host if request.client else ""
+    id_ = request.headers.get("x-request-id") or secrets.token_hex(8)
+    return Actor(caller.key, caller.role, caller.tenant, address, id_)
+
+
 async def get_service(request: Request) -> "FusionService":
     """The service that the app answers for."""
     service: FusionService = request.app.state.service
@@ -108,8 +129,51 @@ async def get_service(request: Request) -> "FusionService":
 async def get_client(request: Request) -> str:
     """Who sends the request."""
     service: FusionService = request.app.state.service
-    return identify_client(request.scope, keyed=service.engine.keys is not None, fair=service.settings.fairness_id)
+    return identify_client(request.scope, fair=service.settings.fairness_id)
+
+
+async def get_tenant(
+    request: Request,
+    tenant: Annotated[str | None, Query(description="whose things are meant; for the operator's admins alone")] = None,
+) -> str:
+    """Whose things the request is about: its caller's, or what an admin of the operator asks for."""
+    caller = find_caller(request.scope)
+    if tenant is None or tenant == caller.tenant:
+        return caller.tenant
+    if not is_operator(caller):
+        raise ApiError(403, "Only an admin of the operator may name a tenant; leave it out.", param="tenant")
+    try:
+        return check_tenant(tenant)
+    except ValueError as error:
+        raise ApiError(400, f"{error}.", param="tenant") from error
+
+
+async def get_caller(request: Request) -> Caller:
+    """Who sends the request, as its key says."""
+    return find_caller(request.scope)
+
+
+async def get_names(request: Request, tenant: Annotated[str, Depends(get_tenant)]) -> Names:
+    """The names that the tenant sees."""
+    service: FusionService = request.app.state.service
+    return service.names.view(tenant)
+
+
+async def get_condition(
+    if_match: Annotated[list[str] | None, Header(description="change only what has one of these ETags")] = None,
+    if_none_match: Annotated[list[str] | None, Header(description="`*`: create only, change nothing there is")] = None,
+) -> Condition:
+    """What must hold for the request's change; 400 for what is no condition."""
+    texts = [None if values is None else ", ".join(values) for values in (if_match, if_none_match)]
+    for text, header in zip(texts, ("If-Match", "If-None-Match"), strict=True):
+        if text is not None:
+            read_tags(text, header)
+    return Condition(*texts)
 
 
 Client = Annotated[str, Depends(get_client)]
+Sender = Annotated[Caller, Depends(get_caller)]
+When = Annotated[Condition, Depends(get_condition)]
+SeenNames = Annotated[Names, Depends(get_names)]
 Service = Annotated["FusionService", Depends(get_service)]
+Tenant = Annotated[str, Depends(get_tenant)]

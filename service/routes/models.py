@@ -13,9 +13,10 @@ from service.errors import ApiError
 from service.forms import list_forms
 from service.placement import Group, Home
 from service.records import AdapterRecord, ProfileVersion
-from service.resolve import Fusion
-from service.routes import Service, make_router
+from service.resolve import Fusion, Names
+from service.routes import SeenNames, Service, make_router
 from service.routes.schemas import DamagedState, FusionState, Listing, Model
+from service.views import View
 
 if TYPE_CHECKING:
     from service.fusion_service import FusionService
@@ -35,12 +36,12 @@ class _Status:
     scorecards: int
 
 
-def _find_status(service: "FusionService", fusion: Fusion, home: Home) -> _Status:
+def _find_status(service: "FusionService", seen: View, fusion: Fusion, home: Home) -> _Status:
     state, reason = service.pool.home_state(home)
     damage = service.materializer.damage
     if state != "warm" and damage and (damaged := next((digest for digest in fusion.ranks if digest in damage), None)):
         state, reason = "damaged", f"the stored files of an adapter: {damage[damaged]}"
-    return _Status(state, reason, service.registry.snapshot.scorecard_counts.get(fusion.digest, 0))
+    return _Status(state, reason, seen.count_scorecards(fusion.digest))
 
 
 def _describe(fusion: Fusion, home: Home, status: _Status) -> FusionState:
@@ -85,7 +86,9 @@ def damaged_card(service: "FusionService", name: str, reason: str) -> Model:
 
 @dataclass(slots=True)
 class _Listed:
-    """What stands for an adapter or a version of a profile, and its JSON text in the state that it had last."""
+    """What stands for an adapter or a version of a profile, and its JSON text in the state that it had last, as its
+    owner sees it.
+    """
 
     source: AdapterRecord | ProfileVersion
     fusion: Fusion
@@ -95,18 +98,21 @@ class _Listed:
 
 
 class ModelList:
-    """Everything a request may name. What has not changed since is not made again: routers ask all the time."""
+    """Everything a request may name. What has not changed since is not made again: routers ask all the time. Tenants
+    share what is kept of public things.
+    """
 
     def __init__(self, service: "FusionService") -> None:
         self._service = service
         self._forms = service.settings.model_forms
         self._groups: list[Group] = []
         self._listed: dict[str, _Listed] = {}
+        """By registered name, with the number of a version."""
 
-    async def write(self) -> AsyncIterator[str]:
-        """The answer of `GET /v1/models`, in parts."""
+    async def write(self, names: Names) -> AsyncIterator[str]:
+        """The answer of `GET /v1/models` to whom sees `names`, in parts."""
         part, comma = '{"object":"list","data":[', ""
-        for text in self._texts():
+        for text in self._texts(names):
             part += comma + text
             comma = ","
             if len(part) > PART_BYTES:
@@ -115,45 +121,66 @@ class ModelList:
                 part = ""
         yield part + "]}"
 
-    def _texts(self) -> Iterator[str]:
+    def _texts(self, names: Names) -> Iterator[str]:
         """All names, when the first one is asked for and still when its turn comes."""
-        service, snapshot = self._service, self._service.registry.snapshot
+        service, seen = self._service, names.seen
         if self._groups != (groups := service.pool.groups):
             self._groups, self._listed = groups, {}
         listed: dict[str, _Listed] = {}
-        yield self._write(_make_card(service, service.names.base, "", None), is_named=True)
-        for name in sorted({*snapshot.adapters, *snapshot.damaged_adapters}):
-            if name in snapshot.damaged_adapters:
-                yield self._write(damaged_card(service, name, snapshot.damaged_adapters[name]))
-            elif (record := snapshot.adapters.get(name)) is not None and not record.gate:
-                yield self._find_text(name, name, record, listed)
-        for name in sorted({*snapshot.profiles, *snapshot.damaged_profiles}):
-            if name in snapshot.damaged_profiles:
-                yield self._write(damaged_card(service, name, snapshot.damaged_profiles[name]))
-            elif (profile := snapshot.profiles.get(name)) is not None:
-                yield self._find_text(name, name, profile, listed)
+        yield self._write(_make_card(service, names.base, "", None), is_named=True)
+        adapters, damaged = seen.adapters, seen.damaged_adapters
+        for name in sorted({*adapters, *damaged}):
+            if name in damaged:
+                yield self._write(damaged_card(service, name, damaged[name]))
+            elif (record := adapters.get(name)) is not None and not record.gate:
+                yield self._find_text(seen, name, record, listed)
+        profiles, damaged = seen.profiles, seen.damaged_profiles
+        for name in sorted({*profiles, *damaged}):
+            if name in damaged:
+                yield self._write(damaged_card(service, name, damaged[name]))
+            elif (profile := profiles.get(name)) is not None:
+                yield self._find_text(seen, name, profile, listed)
                 if "versions" in self._forms:
-                    for number, version in sorted(snapshot.versions[name].items()):
-                        yield self._find_text(f"{name}@{number}", name, version, listed)
-        self._listed = listed
+                    for number, version in sorted(seen.versions[name].items()):
+                        yield self._find_text(seen, name, version, listed, f"@{number}")
+        self._keep(listed)
+
+    def _keep(self, listed: dict[str, _Listed]) -> None:
+        """Take in what one list had; when there is more than the registry has, forget what it had not."""
+        snapshot = self._service.registry.snapshot
+        most = len(snapshot.adapters) + len(snapshot.profiles)
+        if "versions" in self._forms:
+            most += sum(map(len, snapshot.versions.values()))
+        self._listed |= listed
+        if len(self._listed) > most:
+            self._listed = listed
 
     def _find_text(
-        self, name: str, root: str, source: AdapterRecord | ProfileVersion, listed: dict[str, _Listed]
+        self,
+        seen: View,
+        name: str,
+        source: AdapterRecord | ProfileVersion,
+        listed: dict[str, _Listed],
+        version: str = "",
     ) -> str:
         try:
-            entry = self._find(name, source)
+            entry = self._find(source, version)
         except ApiError as error:  # an adapter of it has no record
-            return self._write(damaged_card(self._service, name, error.message))
-        listed[name] = entry
-        status = _find_status(self._service, entry.fusion, entry.home)
-        if status != entry.status:
-            card = _make_card(self._service, name, source.created, _describe(entry.fusion, entry.home, status))
-            card.root = root
-            entry.status, entry.text = status, self._write(card, is_named=name == root)
-        return entry.text
+            return self._write(damaged_card(self._service, name + version, error.message))
+        listed[source.key + version] = entry
+        status = _find_status(self._service, seen, entry.fusion, entry.home)
+        if status == entry.status:
+            return entry.text
+        fusion = _describe(entry.fusion, entry.home, status)
+        card = _make_card(self._service, name + version, source.created, fusion)
+        card.root = name
+        text = self._write(card, is_named=not version)
+        if status.scorecards == View(seen.snapshot, source.tenant).count_scorecards(entry.fusion.digest):
+            entry.status, entry.text = status, text
+        return text
 
-    def _find(self, name: str, source: AdapterRecord | ProfileVersion) -> _Listed:
-        names, entry = self._service.names, self._listed.get(name)
+    def _find(self, source: AdapterRecord | ProfileVersion, version: str) -> _Listed:
+        names, entry = self._service.names, self._listed.get(source.key + version)
         if isinstance(source, AdapterRecord):
             if entry is not None and entry.source is source:
                 return entry
@@ -171,22 +198,22 @@ class ModelList:
 
 
 @router.get("", response_class=Response, responses={200: {"model": Listing[Model]}})
-async def list_models(request: Request) -> Response:
+async def list_models(request: Request, names: SeenNames) -> Response:
     """List everything a request may name."""
     models: ModelList = request.app.state.models
-    return StreamingResponse(models.write(), media_type="application/json")
+    return StreamingResponse(models.write(names), media_type="application/json")
 
 
 @router.get("/{name:path}", response_model_exclude_unset=True)
-async def show_model(name: str, service: Service) -> Model:
+async def show_model(name: str, service: Service, names: SeenNames) -> Model:
     """Show what a name or a recipe stands for."""
-    snapshot = service.registry.snapshot
-    for damaged in (snapshot.damaged_profiles, snapshot.damaged_adapters):
+    seen = names.seen
+    for damaged in (seen.damaged_profiles, seen.damaged_adapters):
         if name in damaged:
             return damaged_card(service, name, damaged[name])
-    fusion = service.names.look_up(name)
+    fusion = names.look_up(name)
     if fusion is None:
         return _make_card(service, name, "", None)
     home = service.pool.find_home(fusion)
-    state = _describe(fusion, home, _find_status(service, fusion, home))
+    state = _describe(fusion, home, _find_status(service, seen, fusion, home))
     return _make_card(service, name, "" if fusion.profile is None else fusion.profile.created, state)

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute, Match
 
-from service.routes import adapters, fusions, models, scorecards
+from service.routes import adapters, audit, fusions, keys, models, policy, scorecards
 from service.routes.schemas import FusionKeys
 from service.routes.state_schemas import Readiness
 
@@ -24,14 +24,17 @@ DESCRIPTION = """\
 OpenAI's API for any weighted combination of LoRA adapters. A request names a fusion in `model`, as a recipe
 (`0.6*task + 0.4*safety`) or a profile (`balanced`, `balanced@3`), or in `fusion` beside the base model.
 Errors have OpenAI's shape. With an API key set, every route requires it except the health checks and this
-description. Bodies must have the content type `application/json`.
+description; its role says what it may do. Bodies must have the content type `application/json`.
 """
-OWN_ROUTERS = (adapters.router, fusions.router, models.router, scorecards.router)
+OWN_ROUTERS = tuple(noun.router for noun in (adapters, fusions, models, policy, scorecards, keys, audit))
 TAGS = [
     {"name": "Adapters", "description": "Register, inspect and remove LoRA adapters."},
     {"name": "Fusions", "description": "Profiles, which are named and versioned recipes, and dry runs."},
     {"name": "Models", "description": "What a request may name."},
+    {"name": "Policy", "description": "Which combinations may answer whom."},
     {"name": "Scorecards", "description": "Measured results of a fusion."},
+    {"name": "Keys", "description": "API keys and their roles."},
+    {"name": "Audit", "description": "Who changed what."},
     {"name": "Inference", "description": "vLLM's routes that run a model; all of them take a fusion."},
     {"name": "Engine", "description": "vLLM's other routes."},
     {"name": "Health", "description": "For load balancers, without an API key, and for Prometheus."},
@@ -44,6 +47,7 @@ FUSION_HEADERS = {
     "x-fusion-rank": "rank of the fusion",
     "x-fusion-error": "relative Frobenius error; 0 when mixed",
     "x-fusion-weights": "weights that a gate chose, by adapter, as JSON; a list of them for many prompts",
+    "x-fusion-receipt": "what answers, signed, when the request has `receipt` or this header as `true`",
     "x-fusion-gate": "`chose`, or `default` and why the gate's own weights were not used",
 }
 KEYLESS = ("/health", "/ping")

@@ -35,6 +35,7 @@ class FusionKeys(BaseModel):
 
     fusion: FusionValue | None = None
     strict: bool | None = Field(default=None, description="refuse a fusion that would lose any of its update")
+    receipt: bool | None = Field(default=None, description="state what answers, signed, in `x-fusion-receipt`")
 
 
 BaseMatchKey = Annotated[
@@ -173,11 +174,34 @@ class Profile(BaseModel):
     parents: dict[str, str] = Field(description="digest of each adapter when the version was made")
     digest: Digest
     defaults: dict[str, Any]
+    hidden: list[str] = Field(
+        default=[], description="defaults that it has, too, shown only to those who may change the profile"
+    )
     description: str
     created: Created
     versions: list[int] = Field(default=[], description="all versions there are")
     state: Literal["", "damaged"] = Field(default="", description="only of profiles that cannot be served")
     reason: str = Field(default="", description="of the damage")
+
+
+class PolicyVerdict(BaseModel):
+    """Whether the policy allows a fusion to answer whoever asks for this."""
+
+    id: Digest = Field(description="of the policy")
+    allowed: bool
+    rule: str = Field(description="id of the rule that refuses it; empty when it is allowed")
+    reason: str = Field(description="what was found and what is required")
+
+
+class PolicyState(BaseModel):
+    """The policy on combinations."""
+
+    object: Literal["policy"]
+    id: Digest = Field(description="sha256 of its content, the same however its file is written")
+    name: str
+    exempt: str = Field(description="the least role that no rule is about")
+    rules: list[dict[str, Any]] = Field(description="each with its `id` and `kind`, and what the file says")
+    adapters: dict[str, str | None] = Field(description="digests of the adapters of rules; null: not registered")
 
 
 class Plan(BaseModel):
@@ -190,6 +214,7 @@ class Plan(BaseModel):
     mode: Literal["mixed", "built"]
     stack: Digest = Field(description="as the header `x-fusion-stack` of its answers")
     reason: str | None = Field(description="why it cannot be mixed")
+    policy: PolicyVerdict
     rank: int | None = Field(default=None, description="of what follows, absent when there are phases")
     error: float | None = Field(default=None, description="relative Frobenius error")
     bytes: int | None = None

@@ -32,6 +32,13 @@ class RegistryState(BaseModel):
     reason: str = Field(default="", description="how it fails")
 
 
+class AccessState(BaseModel):
+    """Who may send requests."""
+
+    keys: bool = Field(description="whether requests need an API key; else everybody may do everything")
+    loopback_only: bool = Field(description="whether, without a key, loopback addresses alone are answered")
+
+
 class Readiness(BaseModel):
     """Whether requests are answered."""
 
@@ -43,6 +50,7 @@ class Readiness(BaseModel):
     mixing: Mixing | None = Field(default=None, description="when ready")
     nonfinite: Nonfinite | None = Field(default=None, description="when ready")
     registry: RegistryState | None = Field(default=None, description="when ready")
+    access: AccessState | None = Field(default=None, description="when ready")
 
 
 class ErrorDetail(BaseModel):

@@ -7,26 +7,26 @@ import logging
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from adapters import check_name
 from service.catalog import Catalog
 from service.client_turns import ClientTurns
+from service.conditions import Condition
 from service.edge.clients import Shares
 from service.errors import ApiError, api_error, hide_paths
 from service.records import AdapterRecord
 from service.settings import BaseMatch
 from service.sources.fetch import Sources, read_fetched
 from service.sources.locations import Location, parse_location
+from service.sources.loop_thread import LoopThread
 from service.sources.transfer import Progress
+from service.tenants import join_key
 from service.validation import MAX_QUOTED
 
-T = TypeVar("T")
 State = Literal["queued", "fetching", "registering", "failed"]
 MAX_FETCHES = 256
 """Queued and in progress; one client may have three quarters of them."""
@@ -48,6 +48,19 @@ class Order:
     replace: bool = False
     base_match: BaseMatch | None = None
     answer_only: bool | None = None
+    tenant: str = ""
+    if_match: str | None = None
+    if_none_match: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The registered name that the adapter is to have."""
+        return join_key(self.tenant, self.name)
+
+    @property
+    def condition(self) -> Condition:
+        """What must hold of the adapter that has the name."""
+        return Condition(self.if_match, self.if_none_match)
 
 
 @dataclass(slots=True)
@@ -103,16 +116,16 @@ class Fetches:
         self._fetches: dict[str, Fetch] = {}
         self._downloads: dict[str, Download] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
-        self._loop = _LoopThread()
+        self._loop = LoopThread()
         self._closing = False
 
-    def get(self, name: str) -> Fetch | None:
-        """The fetch of `name` that is in progress, or failed."""
-        return self._fetches.get(name)
+    def get(self, name: str, tenant: str = "") -> Fetch | None:
+        """The tenant's fetch of `name` that is in progress, or failed."""
+        return self._fetches.get(join_key(tenant, name))
 
-    def names(self) -> list[str]:
-        """All that `get` knows."""
-        return list(self._fetches)
+    def names(self, tenant: str = "") -> list[str]:
+        """All of the tenant's that `get` knows."""
+        return [fetch.order.name for fetch in self._fetches.values() if fetch.order.tenant == tenant]
 
     def start(self, order: Order, folder: str = "") -> Fetch:
         """Begin a fetch, or join the one that is in progress for the same order.
@@ -123,30 +136,31 @@ class Fetches:
         location = parse_location(order.source)
         self._sources.allowed.check(location)
         check_name(order.name)
-        known = self._fetches.get(order.name)
+        known = self._fetches.get(order.key)
         if known is not None and not known.reason:
             if asdict(known.order) | {"client": None} == asdict(order) | {"client": None}:
                 return known
             message = f"{order.name!r} is being fetched from {known.download.location.text[:MAX_QUOTED]!r}; wait for it"
             raise ApiError(409, f"{message}, or delete it.", param="name")
-        if order.name not in self._catalog.registry.adapters:
-            self._catalog.check_new(order.name, replace=order.replace)
+        order.condition.check(self._catalog.registry.tag_adapter(order.key))
+        if order.key not in self._catalog.registry.adapters:
+            self._catalog.check_new(order.name, tenant=order.tenant, replace=order.replace)
         if order.client is not None and not self._shares.take(order.client):
             message = "Too many fetches are queued, or most are from this client; try again."
             raise ApiError(429, message)
-        self._fetches.pop(order.name, None)  # a new one is the last of all
-        fetch = self._fetches[order.name] = Fetch(order, self._enter(location, folder or secrets.token_hex(16)))
+        self._fetches.pop(order.key, None)  # a new one is the last of all
+        fetch = self._fetches[order.key] = Fetch(order, self._enter(location, folder or secrets.token_hex(16)))
         self._write(fetch)
         fetch.task = asyncio.create_task(self._run(fetch))
         fetch.task.add_done_callback(partial(self._end, fetch))
         return fetch
 
-    async def cancel(self, name: str) -> bool:
-        """End the fetch of `name`, or forget that it failed; whether there was one."""
-        fetch = self._fetches.pop(name, None)
+    async def cancel(self, name: str, tenant: str = "") -> bool:
+        """End the tenant's fetch of `name`, or forget that it failed; whether there was one."""
+        fetch = self._fetches.pop(join_key(tenant, name), None)
         if fetch is None:
             return False
-        self._file(name).unlink(missing_ok=True)
+        self._file(fetch.order.key).unlink(missing_ok=True)
         if fetch.task is not None and not fetch.task.done():
             fetch.task.cancel()
             await asyncio.wait([fetch.task])
@@ -166,8 +180,8 @@ class Fetches:
             try:
                 self.start(order, known)
             except Exception as error:  # no longer allowed, or the name is taken
-                log.warning("the fetch of adapter %r does not go on: %s", order.name, error)
-                self._file(order.name).unlink(missing_ok=True)
+                log.warning("the fetch of adapter %r does not go on: %s", order.key, error)
+                self._file(order.key).unlink(missing_ok=True)
         kept = {download.folder for download in self._downloads.values()}
         for folder in self._folder.glob("*/"):
             if folder not in kept:
@@ -200,15 +214,17 @@ class Fetches:
             return await self._catalog.add_read(
                 order.name,
                 partial(read_fetched, download.folder, pin, self._catalog.settings.data),
+                tenant=order.tenant,
                 client=order.client,
                 replace=order.replace,
                 base_match=order.base_match,
                 answer_only=order.answer_only,
+                condition=order.condition,
             )
         except Exception as error:
             failure = api_error(error)
             if failure.status == 500:
-                log.exception("the fetch of adapter %r failed", order.name)
+                log.exception("the fetch of adapter %r failed", order.key)
             fetch.reason = hide_paths(failure.message)
             raise ApiError(failure.status, fetch.reason, param="source") from error
 
@@ -224,11 +240,11 @@ class Fetches:
         if not task.cancelled():
             task.exception()  # asyncio would log it when nobody waits
         self._leave(fetch.download)
-        if self._fetches.get(fetch.order.name) is not fetch or self._closing:
+        if self._fetches.get(fetch.order.key) is not fetch or self._closing:
             return
-        self._file(fetch.order.name).unlink(missing_ok=True)
+        self._file(fetch.order.key).unlink(missing_ok=True)
         if not fetch.reason:
-            del self._fetches[fetch.order.name]
+            del self._fetches[fetch.order.key]
         failed = [name for name, other in self._fetches.items() if other.reason]
         for name in failed[:-MAX_FAILURES]:
             del self._fetches[name]
@@ -250,41 +266,12 @@ class Fetches:
             await asyncio.wait([download.task])
         await asyncio.to_thread(shutil.rmtree, download.folder, ignore_errors=True)
 
-    def _file(self, name: str) -> Path:
-        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+    def _file(self, key: str) -> Path:
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     def _write(self, fetch: Fetch) -> None:
         self._folder.mkdir(exist_ok=True)
-        file = self._file(fetch.order.name)
+        file = self._file(fetch.order.key)
         scratch = file.with_suffix(".new")
         scratch.write_text(json.dumps({"folder": fetch.download.folder.name, "order": asdict(fetch.order)}))
         os.replace(scratch, file)
-
-
-class _LoopThread:
-    """An event loop in a thread of its own: what arrives there by the megabyte delays no answer."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._serve, name="fusion-fetches", daemon=True).start()
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns; it is canceled with the caller."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
-
-    async def close(self) -> None:
-        """End what runs in it, and the thread."""
-        ending = asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop)
-        await asyncio.wait([asyncio.wrap_future(ending)], timeout=CLOSE_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-
-    def _serve(self) -> None:
-        self._loop.run_forever()
-        self._loop.close()
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -81,9 +81,9 @@ def test_settings_are_valid_and_no_password_is_written_down(compose: dict[str, A
     settings = read_settings(environment)
     assert settings.database == "postgresql+psycopg://fusion@database/fusion"
     environments = [service.get("environment", {}) for service in compose["services"].values()]
-    secrets = [value for each in environments for name, value in each.items() if "PASSWORD" in name]
-    assert len(secrets) == 3
-    assert all(re.fullmatch(r"\$\{\w+:\?[\w ]+\}", secret) for secret in secrets)
+    secrets = [value for each in environments for name, value in each.items() if re.search("PASSWORD|KEY", name)]
+    assert len(secrets) == 4
+    assert all(re.fullmatch(r"\$\{\w+:\?[\w' ]+\}", secret) for secret in secrets)
 
 
 def test_prometheus_asks_the_service_by_a_name_that_it_answers(compose: dict[str, Any]) -> None:

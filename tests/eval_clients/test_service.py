@@ -15,6 +15,7 @@ from eval_clients.sweeps import search
 from eval_clients.sweeps.controls import build_controls
 from eval_clients.sweeps.points import Point, expand
 from eval_clients.sweeps.random_adapter import register_random_adapter
+from eval_clients.tasks.data import hash_files
 from eval_clients.tasks.logprobs import echo_logprobs, find_faults, find_letter_tokens, letter_logprobs
 from eval_clients.tasks.openings import OPENINGS
 from tests.conftest import BASE, BASE_NAME, ROOT, Server
@@ -127,6 +128,8 @@ def test_a_sweep_is_measured_reported_published_and_resumed(
     cards = endpoint.request("GET", f"/scorecards/{plan.digest}").json()["data"]
     assert cards[-1]["task"]["total"] == 4
     assert cards[-1]["half_report"]["task"]["total"] < 4
+    assert cards[-1]["data"] == {"harmful_csv": hash_files(rows), "harmless": hash_files(rows), "task": hash_files(job)}
+    assert " sweep --base-url" in cards[-1]["command"]
     assert main(command) == 2
     assert "--resume" in capsys.readouterr().err
     before = len(list((out / "logs").iterdir()))

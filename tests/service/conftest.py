@@ -37,6 +37,8 @@ from service.settings import Settings
 from service.threads import Threads
 from tests.adapters import samples
 from tests.conftest import family
+from tests.service.policies import make_policy
+from tests.service.rings import make_keys
 
 RANKS = {"a": 4, "b": 2, "c": 3, "d": 20}
 MAX_RANK = 16
@@ -66,7 +68,7 @@ def make_service(registry: Registry, names: Names, settings: Settings) -> Any:
     """What a service's own routes need of it, without an engine."""
     engine = SimpleNamespace(
         app=FastAPI(),
-        keys=None,
+        api_keys=(),
         cors={},
         alive=True,
         config=SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048)),
@@ -80,10 +82,13 @@ def make_service(registry: Registry, names: Names, settings: Settings) -> Any:
         metrics=Metrics(CollectorRegistry()),
         settings=settings,
         scorecards=Scorecards(settings, registry, asyncio.Lock()),
+        policy=make_policy(registry),
         materializer=SimpleNamespace(damage={}),
-        fetches=SimpleNamespace(names=set, get=lambda name: None),
+        fetches=SimpleNamespace(names=lambda _: set(), get=lambda *_: None),
         files=None,
         threads=None,
+        keys=make_keys(registry, settings),
+        limits=SimpleNamespace(find_account=lambda _: None),
     )
 
 

@@ -3,16 +3,23 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.callers import Caller
 from service.edge.access import Access
 from service.edge.check import Check
 
 HERE = "http://127.0.0.1:3000"
 SITE = "https://app.example"
 CORS = {"allow_origins": (SITE,), "allow_credentials": False, "allow_methods": ["*"], "allow_headers": ["*"]}
+
+
+def identify_right(headers: Headers) -> Caller | None:
+    """A server with the one key "right"."""
+    return Caller("vllm-1") if headers.get("authorization") == "Bearer right" else None
 
 
 async def answer_ok(scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,7 +16,7 @@ from service.sources.fetch import Sources
 from service.sources.fetches import Fetches, Order
 from service.sources.locations import AllowList
 from service.threads import Threads
-from tests.service.test_catalog import Shop
+from tests.service.shops import Shop
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -60,7 +60,7 @@ async def routed(shop: Shop, fetches: Fetches) -> AsyncIterator[httpx.AsyncClien
         settings=catalog.settings,
         registry=catalog.registry,
         names=catalog.names,
-        engine=SimpleNamespace(keys=None),
+        engine=SimpleNamespace(),
         materializer=SimpleNamespace(damage={}),
         threads=threads,
     )

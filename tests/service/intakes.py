@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
+from service.callers import CALLER, Caller
 from service.client_turns import ClientTurns
 from service.engine.models import LoRARequest, ServedModel, served_model
 from service.engine.turns import current_priority
@@ -47,6 +48,9 @@ class FakePool:
         self.leased, self.strict = self.leased + 1, strict
         resident = Resident("ab" * 32, "stack", Path("a"), LoRARequest("~stack/ab", 1000, "/a"), 5)
         return Lease(resident, "warm", ((2, 0.25), (3, -1.5)), 5)
+
+    def is_ready(self, fusion: Fusion) -> bool:
+        return self.is_warm
 
     def home_key(self, fusion: Fusion) -> str:
         return "cd" * 32
@@ -93,9 +97,16 @@ class Setup:
     names: Names
     series: CollectorRegistry
 
+    clock: Any = None
+    caller: Caller = field(default_factory=Caller)
+
     def post(self, body: Any, path: str = CHAT, **headers: str) -> Any:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        client = TestClient(self.intake, raise_server_exceptions=False)
+
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            await self.intake({**scope, CALLER: self.caller}, receive, send)
+
+        client = TestClient(call, raise_server_exceptions=False)
         return client.post(path, content=content, headers={"content-type": "application/json"} | headers)
 
     def count(self, profile: str, status: int) -> float | None:
@@ -112,5 +123,5 @@ def make_setup(tmp_path: Path, **options: Any) -> Setup:
     pool, series = FakePool(), CollectorRegistry()
     vllm = FakeVllm(pool)
     names = Names(BASE, registry, max_weight=16, max_norm=math.inf)
-    intake = Intake(vllm, names, pool, Metrics(series), strict=False, keyed=False, **options)  # type: ignore[arg-type]  # a fake pool
+    intake = Intake(vllm, names, pool, Metrics(series), strict=False, **options)  # type: ignore[arg-type]  # a fake pool
     return Setup(intake, vllm, pool, names, series)

@@ -35,6 +35,7 @@ from service.settings import Settings
 from service.threads import Threads
 from tests.adapters import samples
 from tests.service.conftest import make_functions
+from tests.service.policies import make_policy
 
 MAX_RANK = 8
 
@@ -132,7 +133,7 @@ async def run_replica(
         catalog = Catalog(
             settings, registry, names, pool, Effects(pool, engine), BaseLayers(samples.SHAPES), files, writing
         )
-        profiles = Profiles(settings, registry, names, pool, metrics, files, writing)
+        profiles = Profiles(settings, registry, names, pool, metrics, files, make_policy(registry), writing)
         service: Any = SimpleNamespace(settings=settings, registry=registry, catalog=catalog, pool=pool, files=files)
         service.metrics, service.materializer, service.threads = metrics, materializer, threads
         watch = asyncio.create_task(registry.watch())

@@ -42,7 +42,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.app = FastAPI()
-        self.keys, self.cors = None, Access().cors
+        self.cors = Access().cors
         self.overflows = SimpleNamespace(count=0, last=None)
         command = [sys.executable, "-c", "import time; time.sleep(600)", "EngineCore"]
         self.process = subprocess.Popen(command, preexec_fn=partial(end_with_parent, os.getpid()))
@@ -98,7 +98,8 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
     engine = Engine()
     try:
         proof = SimpleNamespace(**dict.fromkeys(PROOF, True))
-        yield SimpleNamespace(engine=engine, proof=proof, settings=settings, registry=registry)
+        keys = SimpleNamespace(ring=SimpleNamespace(identify=Access().identify, is_asked=False))
+        yield SimpleNamespace(engine=engine, proof=proof, settings=settings, registry=registry, keys=keys)
     finally:
         engine.process.kill()
         engine.process.wait()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from service.callers import CALLER, Caller
 from service.edge.bodies import LARGEST_BODIES, TRANSFERS, UPLOAD_OVERHEAD, LimitBodies
 from service.edge.clients import LimitRequests, Shares, client_network
 from service.settings import Settings
@@ -245,6 +246,20 @@ async def test_one_client_leaves_places_for_others(app: App) -> None:
     livez.start(edge)
     app.gate.set()
     for request in (*running[:3], other, livez):
+        await request.feed(b"", more=False)
+        assert await request.end() == 200
+
+
+async def test_one_tenant_behind_a_gateway_leaves_places_for_others(app: App) -> None:
+    edge = LimitRequests(app, exempt=(), max_requests=4)
+    requests = [Request() for _ in range(5)]
+    for number, request in enumerate(requests):  # all have the gateway's address
+        request.scope[CALLER] = Caller(f"k{number}", "user", "noisy" if number < 4 else "quiet")
+        request.start(edge)
+    await settle()
+    assert [request.status for request in requests] == [0, 0, 0, 429, 0]
+    app.gate.set()
+    for request in (*requests[:3], requests[4]):
         await request.feed(b"", more=False)
         assert await request.end() == 200
 

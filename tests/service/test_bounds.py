@@ -27,7 +27,8 @@ from service.routes import models
 from service.scorecards import MAX_PAGE_BYTES
 from service.settings import Settings
 from tests.service.conftest import adapter_info, fill, make_service
-from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
+from tests.service.shops import Shop
+from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 
 NAMES = ("a", "b", "c", "d", "e")
 BUDGET = 200_000
@@ -217,7 +218,7 @@ async def test_a_list_of_all_names_leaves_the_event_loop_to_others(service: Any)
     parts: list[bytes] = []
 
     async def read() -> None:
-        async for part in models.ModelList(service).write():
+        async for part in models.ModelList(service).write(service.names):
             parts.append(part.encode())
 
     gc.freeze()  # as vLLM does once it has started: a walk over all that pytest holds takes half a second

@@ -1,11 +1,10 @@
 """The catalog and profiles over a fake engine: what is registered, what is refused, what is left behind."""
 
 import asyncio
-import math
 import os
 import threading
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,108 +13,26 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 
-from adapters import AdapterError, LoraAdapter, Store, load, save
+from adapters import AdapterError, LoraAdapter, load, save
 from adapters.files.shipped import CHECKOUT
-from service.adapter_files import AdapterFiles
-from service.build_files import BuildFiles
-from service.catalog import Catalog
-from service.client_turns import ClientTurns
-from service.clients import ClientPlaces
 from service.edge.clients import Shares
-from service.effect import Effects
 from service.errors import ApiError
 from service.front import answer_error
-from service.layers import BaseLayers
-from service.materializer import Materializer
-from service.metrics import Metrics
-from service.placement import Limits
-from service.pool import Pool
-from service.profiles import Profiles
-from service.registry import Registry
-from service.residency import Residency
-from service.resolve import Names
 from service.routes import adapters as routes
 from service.settings import Settings
 from service.startup import delete_orphans
 from service.threads import Threads
 from tests.adapters import samples
-from tests.service.conftest import make_functions
+from tests.service.shops import Shop, open_shop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 
 
-@dataclass
-class Engine:
-    """Loads anything; an adapter moves a probe by `effect`, two probes of the base differ by `noise`."""
-
-    effect: float = 1.0
-    noise: float = 0.0
-    base: float = 0.0
-    probes: int = 0
-    gate: asyncio.Event | None = None
-
-    def hold(self) -> asyncio.Event:
-        """Nothing is loaded until the event is set."""
-        self.gate = asyncio.Event()
-        return self.gate
-
-    async def load(self, path: Path, name: str) -> Any:
-        if self.gate is not None:
-            await self.gate.wait()
-        return SimpleNamespace(lora_name=name, lora_int_id=1, lora_path=str(path))
-
-    async def unload(self, request: object) -> None:
-        pass
-
-    async def probe(self, prompt: Sequence[int], lora: object) -> list[dict[int, float]]:
-        self.probes += 1
-        return [{0: self.effect if lora is not None else self.base + self.noise * self.probes}]
-
-
-@dataclass
-class Shop:
-    """A catalog and profiles with all below them."""
-
-    catalog: Catalog
-    profiles: Profiles
-    engine: Engine
-    root: Path
-    sources: Store
-
-
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    root = tmp_path / "root"
-    settings = Settings(data=tmp_path, base_name=samples.BASE, adapter_roots=(str(root),), max_names=3, max_lora_rank=8)
-    registry, engine = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5), Engine()
-    metrics, writing = Metrics(CollectorRegistry()), asyncio.Lock()
-    names = Names(samples.BASE, registry, max_weight=16.0, max_norm=math.inf)
-    materializer = Materializer(Store(tmp_path / "adapters", budget_bytes=2**40), 8)
-    threads = Threads.start(waiting=10, wait_timeout_s=settings.wait_timeout_s)
-    builds = BuildFiles(Store(tmp_path / "builds", budget_bytes=2**40), threads)
-    files = AdapterFiles(materializer, builds, threads, registry.is_needed, timeout_s=settings.wait_timeout_s)
-    residency = Residency(engine, builds, metrics, capacity=4, max_waiting=128, wait_timeout_s=settings.wait_timeout_s)
-    pool = Pool(
-        residency,
-        materializer,
-        Limits(mixing=True, max_rank=8),
-        make_functions(materializer, threads, settings.wait_timeout_s),
-        hold=files.hold,
-        clients=ClientPlaces(metrics, limit=9, max_waiting=9),
-        checks=ClientTurns("checks", settings.wait_timeout_s),
-    )
-    catalog = Catalog(
-        settings, registry, names, pool, Effects(pool, engine), BaseLayers(samples.SHAPES), files, writing
-    )
-    profiles = Profiles(settings, registry, names, pool, metrics, files, writing)
-    for seed, name in enumerate(("wide", "narrow", "third", "fourth")):
-        save(samples.adapter(seed, 3), root / name)
-    save(samples.adapter(9, 9), root / "large")
-    yield Shop(catalog, profiles, engine, root, materializer.sources)
-    threads.close()
-    registry.close()
+    async with open_shop(tmp_path, max_names=3) as shop:
+        yield shop
 
 
 async def test_an_adapter_is_registered_once_under_its_name(shop: Shop) -> None:
@@ -224,9 +141,7 @@ async def test_an_upload_may_come_in_chunks_of_unknown_number(kind: str) -> None
         names.append(name)
         raise ApiError(409, "as far as this test goes")
 
-    app.state.service = SimpleNamespace(
-        catalog=SimpleNamespace(add_read=add_read), settings=Settings(), engine=SimpleNamespace(keys=None)
-    )
+    app.state.service = SimpleNamespace(catalog=SimpleNamespace(add_read=add_read), settings=Settings())
     app.state.shares = Shares(9)
     app.add_exception_handler(ApiError, answer_error)
     body = b'--x\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\nwide\r\n'

@@ -11,7 +11,8 @@ from adapters import AdapterError, fuse
 from service import materializer
 from service.errors import ApiError
 from tests.service.conftest import World
-from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
+from tests.service.shops import Shop
+from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 

@@ -7,16 +7,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from adapters import RecipeError
+from service.callers import Caller
 from service.client_turns import LIMIT, ClientTurns
+from service.conditions import UNCONDITIONAL
 from service.errors import ApiError
 from service.routes.fusions import put_profile
 from service.routes.schemas import ProfileBody
 from tests.service.conftest import World
-from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
+from tests.service.shops import Shop
+from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 
 SHARE = 3 * LIMIT // 4
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
@@ -97,12 +100,12 @@ async def test_a_profile_s_name_recipe_and_size_come_before_its_dry_runs(shop: S
 
     engine = SimpleNamespace(app=vllm)
     profiles = replace(shop.profiles, settings=replace(shop.profiles.settings, registry_bytes=4000))
-    service: Any = SimpleNamespace(engine=engine, profiles=profiles, pool=profiles.pool)
+    service: Any = SimpleNamespace(engine=engine, profiles=profiles, pool=profiles.pool, registry=profiles.registry)
     request: Any = SimpleNamespace(headers=SimpleNamespace(raw=[]))
 
     async def put(name: str, fusion: str, **more: Any) -> None:
         body = ProfileBody.model_validate({"fusion": fusion, "defaults": {"max_tokens": 5}, **more})
-        await put_profile(name, body, request, service, "one", SimpleNamespace(status_code=0))  # type: ignore[arg-type]  # as FastAPI's
+        await put_profile(name, body, request, service, "one", "", Caller(), UNCONDITIONAL, Response())
 
     for name, fusion, more in (
         ("a@2", "1*wide", {}),

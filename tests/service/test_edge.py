@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import pytest
-from starlette.datastructures import Headers
 
 from service.edge.access import Access, allowed_hosts
 from service.edge.faults import Faults
@@ -15,7 +14,7 @@ from service.edge.paths import Paths
 from service.edge.request_ids import RequestIds
 from service.errors import ApiError
 from service.settings import Settings, SettingsError
-from tests.service.edge_app import answer_ok, check, client, fail, status
+from tests.service.edge_app import answer_ok, check, client, fail, identify_right, status
 
 
 @pytest.mark.parametrize(
@@ -151,12 +150,8 @@ def test_uploads_need_a_header_of_our_own(method: str, path: str, mark: str | No
         assert "'X-Fusion-Upload: 1'" in answer.json()["error"]["message"]
 
 
-def right_key(headers: Headers) -> bool:
-    return headers.get("authorization") == "Bearer right"
-
-
 def test_keys_guard_all_but_health_checks_and_the_description() -> None:
-    http = check(RequireKey, verify=right_key)
+    http = check(RequireKey, identify=identify_right)
     for path in ("/v1/models", "/version", "/nowhere", "/metrics", "/metrics/", "/schema.json", "/docs/../v1/models"):
         assert http.get(path).status_code == 401
         assert http.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
@@ -168,7 +163,7 @@ def test_keys_guard_all_but_health_checks_and_the_description() -> None:
 
 
 def test_metrics_are_open_when_a_setting_says_so() -> None:
-    assert check(RequireKey, verify=right_key, public_metrics=True).get("/metrics").status_code == 200
+    assert check(RequireKey, identify=identify_right, public_metrics=True).get("/metrics").status_code == 200
     assert check(RequireKey).get("/metrics").status_code == 200  # without keys
 
 

@@ -7,13 +7,13 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from service.engine.cli import cli
-from service.engine.patches import remove_cors
+from service.engine.patches import remove_cors, remove_key_check
 from service.engine.routes import SERVED, UNSERVED, keep_served, route_keys
 from service.engine.supported import UnknownVllmError
 
 
-def vllm_app() -> FastAPI:
-    args = cli.make_arg_parser(FlexibleArgumentParser()).parse_args(["--enable-scale-out"])
+def vllm_app(*flags: str) -> FastAPI:
+    args = cli.make_arg_parser(FlexibleArgumentParser()).parse_args(["--enable-scale-out", *flags])
     app: FastAPI = build_app(args, ("generate",))
     return app
 
@@ -42,6 +42,14 @@ def test_only_served_routes_are_kept() -> None:
 def test_a_vllm_without_a_listed_route_is_refused() -> None:
     with pytest.raises(UnknownVllmError, match="has no"):
         keep_served(FastAPI())
+
+
+def test_vllm_asks_for_no_key_of_its_own() -> None:
+    app = vllm_app("--api-key", "x")
+    assert TestClient(app).get("/v1/models").status_code == 401
+    remove_key_check(app)
+    keep_served(app)
+    assert TestClient(app).get("/v1/models").status_code == 404
 
 
 def test_vllm_adds_no_cors_headers_of_its_own() -> None:

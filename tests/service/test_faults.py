@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import ENGINE, Server, family, stop, wait_ready
+from service.callers import ROLES
+from tests.conftest import BASE_NAME, ENGINE, Server, family, stop, wait_ready
 from tests.service.own import HASTY, MARGIN_S, Own, wait
 
 CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 2, "temperature": 0}
@@ -96,7 +99,8 @@ def test_a_key_is_asked_for_before_anything_is_answered_or_built(bare: Own) -> N
     unseen = {**CHAT, "model": "0.3*narrow + 0.7*wide"}
     with httpx.Client(base_url=bare.url, timeout=300) as http:
         before = builds(http)
-        for method, path, body in (
+        wrong = ({"authorization": "Bearer third"}, {"authorization": "Basic second"})  # ten a minute would be too many
+        asks = (
             ("POST", "/v1/chat/completions", unseen),
             ("POST", "/tokenize", {"model": unseen["model"], "prompt": "a"}),
             ("GET", "/v1/models", None),
@@ -104,8 +108,9 @@ def test_a_key_is_asked_for_before_anything_is_answered_or_built(bare: Own) -> N
             ("DELETE", "/v1/adapters/wide", None),
             ("PUT", "/v1/fusions/more", {"fusion": "1*wide"}),
             ("POST", "/v1/load_lora_adapter", {"lora_name": "more", "lora_path": "wide"}),
-        ):
-            for headers in ({}, {"authorization": "Bearer third"}, {"authorization": "Basic second"}):
+        )
+        for i, (method, path, body) in enumerate(asks):
+            for headers in ({}, wrong[i % 2]):
                 answer = http.request(method, path, json=body, headers=headers)
                 assert answer.status_code == 401, path
                 assert "Authorization: Bearer KEY" in answer.json()["error"]["message"]
@@ -121,6 +126,33 @@ def test_a_key_is_asked_for_before_anything_is_answered_or_built(bare: Own) -> N
     assert {"wide", "narrow"} <= {model.id for model in keyed.models.list()}
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{bare.url}/v1", api_key="none", max_retries=0).models.list()
+
+
+def test_keys_of_the_registry_open_what_their_role_says(bare: Own) -> None:
+    with httpx.Client(base_url=bare.url, timeout=300) as http:
+        made = {role: http.post("/v1/keys", json={"role": role}, headers=KEY).json() for role in ROLES}
+        user, deployer, admin = ({"authorization": f"Bearer {made[role]['key']}"} for role in ROLES)
+        assert http.get("/readyz").json()["access"] == {"keys": True, "loopback_only": False}
+        message = {"model": BASE_NAME, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
+        for headers in (user, deployer, admin, {"x-api-key": made["user"]["key"]}):
+            assert http.post("/v1/messages", json=message, headers=headers).status_code == 200  # vLLM knows no such key
+        for method, path, least in (
+            ("PUT", "/v1/fusions/tried", deployer),
+            ("DELETE", "/v1/fusions/tried", deployer),
+            ("GET", "/v1/audit", admin),
+            ("GET", "/metrics", admin),
+            ("GET", "/load", admin),
+        ):
+            profile = {"fusion": "wide", "defaults": {"max_tokens": 7}} if method == "PUT" else None
+            for headers in (user, deployer, admin)[: (user, deployer, admin).index(least)]:
+                assert http.request(method, path, json=profile, headers=headers).status_code == 403
+            assert http.request(method, path, json=profile, headers=least).is_success
+        assert http.delete(f"/v1/keys/{made['user']['id']}", headers=admin).status_code == 204
+        assert http.get("/v1/models", headers=user).status_code == 401
+        last = http.get("/v1/audit", headers=admin).json()["data"][-2]["entry"]
+        assert (last["action"], last["by"]["key"]) == ("profile.remove", made["deployer"]["id"])
+    log = bare.log.read_text() + (bare.data / "audit.jsonl").read_text()
+    assert not [key["id"] for key in made.values() if key["key"][16:] in log]
 
 
 @dataclass(frozen=True)
@@ -152,6 +184,8 @@ def promise_and_die(bare: Own, server: Server) -> httpx.Response:
 @pytest.fixture(scope="module")
 def returned(server: Server, bare: Own, folder: Callable[[], Path]) -> Iterator[Returned]:
     before = promise_and_die(bare, server)
+    with closing(sqlite3.connect(bare.data / "registry.sqlite")) as connection, connection:
+        connection.execute("DELETE FROM keys")  # the second server is asked without
     own = Own(
         folder(),
         data=bare.data,

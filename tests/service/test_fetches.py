@@ -14,11 +14,12 @@ from adapters.files import CONFIG, WEIGHTS
 from service.errors import ApiError
 from service.records import AdapterRecord
 from service.settings import Settings
+from service.shipped import register_shipped
 from service.sources.fetches import FOLDER, Order
-from service.startup import _register_shipped
 from tests.service.fetching import fetch, fetching, routed
+from tests.service.shops import Shop
 from tests.service.source_servers import Handler, files, serve, share, start_body, tag
-from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
+from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 
@@ -214,11 +215,11 @@ async def test_adapters_of_the_settings_are_fetched_before_the_server_is_ready(s
                 fetches=fetches,
                 profiles=shop.profiles,
             )
-            await _register_shipped(service)
+            await register_shipped(service)
             known: dict[str, AdapterRecord] = dict(shop.catalog.registry.adapters)
             assert known["wide"].digest == known["same"].digest
             assert "half" in shop.catalog.registry.profiles
             service.settings = Settings(adapters=(f"other={host.url}/none",), profiles=())
             with pytest.raises(RuntimeError, match=r"FUSION_ADAPTERS names 'other=http://.*answered 404"):
-                await _register_shipped(service)
+                await register_shipped(service)
     assert len(host.asked) == 3, "twice for both names"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_fusion.cli import main
-from service.fleet.app import Scale, build
+from service.fleet.app import Scale, build, check_keys
 from service.settings import Settings, SettingsError
 
 
@@ -30,6 +30,18 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.delenv("FUSION_STORE", raising=False)
     assert main(["serve-ray", "--min-replicas", "2"]) == 2
     assert "max_replicas=2 needs FUSION_DATABASE" in capsys.readouterr().err
+
+
+def test_an_ingress_for_everybody_needs_a_key_or_a_plain_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    url = f"sqlite:///{tmp_path / 'registry.sqlite'}"
+    with pytest.raises(SettingsError, match="is not a loopback address, and there is no API key"):
+        check_keys(Settings(host="0.0.0.0", database=url))
+    check_keys(Settings(host="127.0.0.1"))
+    check_keys(Settings(host="0.0.0.0", keyless=True))
+    monkeypatch.setenv("FUSION_DATABASE", url)
+    assert main(["keys", "create", "--offline", "--role", "admin"]) == 0
+    check_keys(Settings(host="0.0.0.0", database=url))
 
 
 def test_arguments_of_a_file_are_checked() -> None:

@@ -1,6 +1,5 @@
 """The front before a tiny app: keys, methods, bodies, errors, metric labels, the docs page."""
 
-import asyncio
 import math
 import re
 import subprocess
@@ -8,28 +7,24 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
 from fastapi import Body, FastAPI
-from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
-from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
-from service.edge.access import Access
+from service.callers import Caller
 from service.engine.overflow import Overflows
 from service.engine.proof import Proof
 from service.front import Front
-from service.metrics import Metrics
 from service.records import AdapterRecord, now
 from service.registry import Registry
 from service.resolve import Names
-from service.scorecards import Scorecards
 from service.settings import Settings
 from tests.conftest import ROOT
-from tests.service.conftest import IDLE_POOL, adapter_info, fill
+from tests.service.conftest import adapter_info, fill, make_service
+from tests.service.rings import make_keys
 
 JSON = {"content-type": "application/json"}
 KEY = {"authorization": "Bearer right"}
@@ -47,27 +42,12 @@ def service(tmp_path: Path) -> Any:
 
     registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
     fill(registry, AdapterRecord("a", DIGEST, adapter_info(rank=2, norm=2.0), now()))
-    engine = SimpleNamespace(
-        app=vllm,
-        keys=None,
-        alive=True,
-        config=SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048)),
-        args=Namespace(disable_fastapi_docs=False),
-        cors={"allow_origins": ()},
-        overflows=Overflows(count=2, last="2026-01-31T12:00:00+00:00"),
-    )
-    return SimpleNamespace(
-        engine=engine,
-        registry=registry,
-        fetches=SimpleNamespace(names=set, get=lambda name: None),
-        names=Names("base", registry, max_weight=16, max_norm=math.inf),
-        pool=IDLE_POOL,
-        metrics=Metrics(CollectorRegistry()),
-        settings=Settings(),
-        scorecards=Scorecards(Settings(), registry, asyncio.Lock()),
-        materializer=SimpleNamespace(damage={}),
-        proof=Proof(True, "", 0.0, 1.0),
-    )
+    service = make_service(registry, Names("base", registry, max_weight=16, max_norm=math.inf), Settings())
+    service.proof = Proof(True, "", 0.0, 1.0)
+    service.engine.app, service.engine.args = vllm, Namespace(disable_fastapi_docs=False)
+    service.engine.cors = {"allow_origins": ()}
+    service.engine.overflows = Overflows(count=2, last="2026-01-31T12:00:00+00:00")
+    return service
 
 
 @pytest.fixture
@@ -91,6 +71,7 @@ def test_importing_the_app_imports_neither_torch_nor_vllm() -> None:
 def test_all_is_503_before_start_and_after_stop(front: Front, service: Any) -> None:
     nonfinite = {"requests": 2, "last": "2026-01-31T12:00:00+00:00"}
     parts = {"mixing": asdict(service.proof), "nonfinite": nonfinite, "registry": {"current": True}}
+    parts["access"] = {"keys": False, "loopback_only": True}
     assert front.readiness() == {"ready": True, **parts}
     front.stop()
     for one, state, reason in (
@@ -113,14 +94,12 @@ def test_a_dead_engine_is_not_ready_and_is_asked_nothing(front: Front, service: 
 
 
 def test_the_access_is_the_settings_and_the_flags(service: Any) -> None:
-    service.engine.keys = AuthenticationMiddleware(service.engine.app, ["right"])
+    service.keys = make_keys(service.registry, Settings(), "left", "right")
     front = Front()
-    assert front.access == Access()
     front.start(service)
     started = front.access
-    assert started.verify is not None
-    assert started.verify(Headers(KEY))
-    assert not started.verify(Headers({"authorization": "Bearer wrong"}))
+    assert started.identify(Headers(KEY)) == Caller("vllm-2")
+    assert front.readiness()["access"] == {"keys": True, "loopback_only": False}
     assert started.hosts == frozenset({"localhost", "127.0.0.1"})
     assert started.cors is service.engine.cors
     front.stop()

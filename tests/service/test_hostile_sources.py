@@ -14,8 +14,9 @@ from service.errors import ApiError
 from service.sources.fetch import ATTEMPTS
 from service.sources.fetches import FOLDER
 from tests.service.fetching import fetch, fetching
+from tests.service.shops import Shop
 from tests.service.source_servers import Handler, files, pack, serve, share, start_body, tag
-from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
+from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 

@@ -138,7 +138,7 @@ def test_chunks_are_sent_as_vllm_sends_them_under_the_lease(setup: Setup) -> Non
             progress.append(("made", setup.pool.leased))
             await send({"type": "http.response.body", "body": chunk, "more_body": chunk == b"one"})
 
-    intake = Intake(stream, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False, keyed=False)  # type: ignore[arg-type]  # a fake pool
+    intake = Intake(stream, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False)  # type: ignore[arg-type]  # a fake pool
     messages: list[Message] = [{"type": "http.request", "body": b'{"model": "a"}'}]
     sent = call(intake, messages, lambda message: progress.append((message["type"][14:], setup.pool.leased)))
     assert progress == [("start", 1), ("made", 1), ("body", 1), ("made", 1), ("body", 1)]
@@ -170,7 +170,7 @@ class Stream:
 @pytest.mark.parametrize("ending", ["send fails", "task is canceled in send", "task is canceled in the engine"])
 def test_a_lease_ends_with_the_generation_of_a_client_that_does_not_read(setup: Setup, ending: str) -> None:
     app = Stream()
-    intake = Intake(app, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False, keyed=False)  # type: ignore[arg-type]  # a fake pool
+    intake = Intake(app, setup.names, setup.pool, Metrics(CollectorRegistry()), strict=False)  # type: ignore[arg-type]  # a fake pool
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b'{"model": "a"}'}

@@ -42,6 +42,18 @@ def test_plain_messages_are_as_they_were(written: io.StringIO) -> None:
     assert written.getvalue() == "TIME 10 % of a\\n, ä … 🎈\n"
 
 
+def test_no_line_has_the_secret_of_a_key(written: io.StringIO) -> None:
+    secret = "Abc_" * 10 + "-xy"
+    key = f"lf-0f3a5c7e9b1d-{secret}"
+    log.error("GET /v1/models/%s", key)
+    try:
+        raise ValueError(f"no model {key!r}")
+    except ValueError:
+        log.exception("%s", {"model": key})
+    assert secret not in written.getvalue()
+    assert written.getvalue().count("lf-0f3a5c7e9b1d-...") >= 3
+
+
 def test_lines_of_tracebacks_cannot_pass_for_log_lines(written: io.StringIO) -> None:
     try:
         raise ValueError(FORGED)

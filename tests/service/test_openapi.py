@@ -39,7 +39,7 @@ def test_the_document_describes_errors_keys_and_what_a_fusion_adds(document: dic
     assert {"$ref": "#/components/schemas/FusionKeys"} in chat["requestBody"]["content"]["application/json"]["schema"][
         "allOf"
     ]
-    assert document["components"]["schemas"]["FusionKeys"]["properties"].keys() == {"fusion", "strict"}
+    assert document["components"]["schemas"]["FusionKeys"]["properties"].keys() == {"fusion", "strict", "receipt"}
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     paths = document["paths"]
     keyless = {path for path in paths if any(one.get("security") == [] for one in paths[path].values())}

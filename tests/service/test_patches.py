@@ -19,7 +19,7 @@ from service.bento.app import LoraFusion, front
 from service.edge.access import BENTOML_PATHS, Access
 from service.edge.connections import Connections, derive_limits
 from service.settings import Settings
-from tests.service.edge_app import CORS, SITE
+from tests.service.edge_app import CORS, SITE, identify_right
 
 BENTOML_PAGES = ("/", "/docs.json", "/schema.json", "/static_content/swagger-ui.css")
 HTTP = "bentoml._internal.server.http"
@@ -201,7 +201,7 @@ def test_a_content_type_of_any_bytes_gets_its_whole_answer(http: TestClient) -> 
 def test_the_whole_app_asks_for_the_key_and_lets_allowed_origins_read(
     http: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = Access(started=True, verify=lambda headers: headers.get("authorization") == "Bearer right", cors=CORS)
+    access = Access(started=True, identify=identify_right, cors=CORS)
     monkeypatch.setattr(front, "access", access)
     site, key = {"origin": SITE}, {"authorization": "Bearer right"}
     for path, known in (("/metrics", 200), ("/schema.json", 503), ("/v1/models", 503)):

@@ -104,7 +104,7 @@ def test_two_ranks_answer_as_one(kind: str, tmp_path: Path) -> None:
     row |= {"effect": found["effect"], "device": "CPU, float32", "vllm": vllm.__version__}
     content[kind] = row | {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "command": "python -m pytest -m soak tests/service/test_ranks.py",
+        "command": "pytest -m soak tests/service/test_ranks.py",
     }
     RESULT.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -178,7 +178,7 @@ def test_a_killed_replica_costs_only_the_streams_it_was_in(fleet: Fleet) -> None
     wrong, difference = find_wrong(load, PeftReference(base_model(), fleet.adapters))
     result = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "command": "python -m pytest -m soak tests/service/test_ray_serve.py",
+        "command": "pytest -m soak tests/service/test_ray_serve.py",
         "ray": version("ray"),
         "base": f"{BASE_NAME}, float32",
         "requests": REQUESTS + ENGINE_KILL,

@@ -162,7 +162,9 @@ async def test_a_write_that_was_refused_and_comes_true_later_is_found(
             monkeypatch.setattr(Database, "record_change", record_change)
             write = insert(ADAPTERS).values(row)
             assert (
-                await refused(one.write(lambda c: c.execute(write), lambda _: one.snapshot.add_adapter(record)))
+                await refused(
+                    one.write(lambda c: c.execute(write), lambda _: one.snapshot.add_adapter(record), lambda _: None)
+                )
                 < STALLED_S
             )
             assert not one.is_current

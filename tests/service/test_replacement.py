@@ -8,7 +8,8 @@ from adapters import AdapterError, Store, save
 from service.errors import ApiError
 from service.registry import Registry
 from tests.adapters import samples
-from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
+from tests.service.shops import Shop
+from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 STEPS = 12

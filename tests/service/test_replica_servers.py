@@ -142,7 +142,7 @@ def test_replicas_share_everything_and_lose_nothing(fleet: Fleet) -> None:
     fleet.report("files_compared", compare_builds(again, two))
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     results |= {
-        "command": "python -m pytest -m soak tests/service/test_replica_servers.py",
+        "command": "pytest -m soak tests/service/test_replica_servers.py",
         "base": f"{BASE_NAME}, float32",
     }
     results[fleet.place] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **fleet.figures}

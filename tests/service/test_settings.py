@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.__main__ import main
-from service.settings import Settings, SettingsError, describe, describe_json, read_settings
+from service.setting_tables import describe, describe_json
+from service.settings import Settings, SettingsError, read_settings
 from tests.conftest import BASE_NAME
 
 

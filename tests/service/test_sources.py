@@ -18,8 +18,9 @@ from service.errors import ApiError
 from service.settings import Settings
 from service.sources.fetches import FOLDER, Order
 from tests.service.fetching import fetch, fetching
+from tests.service.shops import Shop
 from tests.service.source_servers import COMMIT, files, hub, pack, registry, serve, share
-from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
+from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.callers import CALLER, Caller
 from service.clients import identify_client
 from service.errors import ApiError
 from service.threads import ThreadPool, Threads
@@ -111,28 +112,27 @@ async def test_a_lock_is_waited_for_with_an_end() -> None:
 )
 async def test_a_client_without_a_key_is_its_address(one: str, other: str, same: bool) -> None:
     names = [
-        identify_client({"type": "http", "client": (host, port), "headers": []}, keyed=False)
+        identify_client({"type": "http", "client": (host, port), "headers": []})
         for port, host in enumerate((one, other))
     ]
     assert (names[0] == names[1]) is same
 
 
-async def test_a_client_with_a_key_is_its_key_which_is_not_shown() -> None:
-    def identify(key: bytes, host: str, scheme: bytes = b"Bearer ") -> str:
-        scope = {"type": "http", "client": (host, 1), "headers": [(b"authorization", scheme + key)]}
-        return identify_client(scope, keyed=True)
+async def test_a_client_with_a_key_is_its_key_whatever_its_address() -> None:
+    def identify(key: str, host: str) -> str:
+        return identify_client({"type": "http", "client": (host, 1), "headers": [], CALLER: Caller(key, "user")})
 
-    assert identify(b"secret", "a") == identify(b"secret", "b") != identify(b"other", "a")
-    assert "secret" not in identify(b"secret", "a")
-    assert identify(b"secret", "a", b"bEARER ") == identify(b"secret", "a"), "vLLM takes the scheme in any case"
-    assert identify_client({"type": "http", "client": None, "headers": []}, keyed=False) == ""
+    assert identify("0f", "a") == identify("0f", "b") != identify("1f", "a")
+    assert identify("", "a") == "a"
+    assert identify_client({"type": "http", "client": None, "headers": []}) == ""
 
 
-@pytest.mark.parametrize("keyed", [True, False])
-async def test_a_routers_tenants_are_clients_where_the_operator_says_so(keyed: bool) -> None:
+@pytest.mark.parametrize("key", ["0f", ""])
+async def test_a_routers_tenants_are_clients_where_the_operator_says_so(key: str) -> None:
     def identify(tenant: bytes, *, fair: bool = True) -> str:
-        headers = [(b"authorization", b"Bearer key")] + ([(b"x-llm-d-inference-fairness-id", tenant)] if tenant else [])
-        return identify_client({"type": "http", "client": ("a", 1), "headers": headers}, keyed=keyed, fair=fair)
+        headers = [(b"x-llm-d-inference-fairness-id", tenant)] if tenant else []
+        scope = {"type": "http", "client": ("a", 1), "headers": headers, CALLER: Caller(key)}
+        return identify_client(scope, fair=fair)
 
     assert len({identify(tenant) for tenant in (b"", b"one", b"two")}) == 3
     assert identify(b"one") == identify(b"one")

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ import pytest
 from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 
-from service.engine.turns import Turns, current_client, current_priority, take_turns
+from service.engine.turns import ANSWER, OUTPUT, Turns, current_client, current_priority, take_turns
 from tests.conftest import BASE_NAME, Server
 from tests.service.own import wait
 
@@ -28,20 +29,28 @@ class Engine:
         self.running: list[tuple[str | None, int, int]] = []
         """Client, sequences and priority."""
         self.end = asyncio.Event()
+        self.loaded: list[Any] = []
+        self.tokens = 1
+        """Of each answer."""
 
-    async def generate(self, _: Any, params: SamplingParams, *, priority: int) -> AsyncGenerator[int, None]:
+    async def generate(
+        self, _: Any, params: SamplingParams, *, priority: int, lora_request: Any = None
+    ) -> AsyncGenerator[Any, None]:
         entry = (current_client.get(), params.n, priority)
         self.running.append(entry)
         try:
-            yield 1
+            while lora_request is not None and lora_request not in self.loaded:  # it waits for a slot
+                await asyncio.sleep(0.001)
+            yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * self.tokens)] * params.n)
             await self.end.wait()
         finally:
             self.running.remove(entry)
 
-    async def ask(self, name: str | None, n: int = 1, priority: int = 0) -> None:
+    async def ask(self, name: str | None, n: int = 1, priority: int = 0, lora: Any = None) -> None:
         current_client.set(name)
         current_priority.set(priority)
-        async for _ in take_turns(self.generate, self.turns)("prompt", SamplingParams(n=n), priority=-99):
+        generate = take_turns(self.generate, self.turns)
+        async for _ in generate({"prompt_token_ids": [1] * 10}, SamplingParams(n=n), priority=-99, lora_request=lora):
             pass
 
     def count(self, name: str | None) -> int:
@@ -63,8 +72,8 @@ async def test_one_client_takes_three_quarters_of_the_engine_and_the_rest_waits(
     engine.end.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert not engine.running
-    assert not engine.turns._used  # noqa: SLF001 - nothing is kept of clients that have nothing
-    assert not engine.turns._lines  # noqa: SLF001 - as above
+    assert not engine.turns._clients  # noqa: SLF001 - nothing is kept of clients that have nothing
+    assert not engine.turns._adapters  # noqa: SLF001 - as above
 
 
 @pytest.mark.anyio
@@ -89,9 +98,68 @@ async def test_clients_with_few_go_first_whatever_they_say() -> None:
     for name, n in (("one", 100), ("one", 1), ("one", 1), ("other", 1), (None, 1)):
         tasks.append(asyncio.create_task(engine.ask(name, n)))
         await anyio.sleep(0.01)
-    assert [priority for _, _, priority in engine.running] == [0, 7, 7, 0, 0]
+    answer = 10 + OUTPUT * ANSWER
+    first = 10 + 100 * OUTPUT * ANSWER
+    assert [priority for _, _, priority in engine.running] == [0, first, first + answer, 0, 0]
     engine.end.set()
     await asyncio.gather(*tasks)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("time_limit")
+async def test_clients_are_ordered_by_what_they_have_had_and_none_saves_up() -> None:
+    engine = Engine(1000)
+    keep = asyncio.create_task(engine.ask("kept busy"))
+    await anyio.sleep(0.01)
+    for name, tokens in (("long", 500), ("short", 5), ("long", 500), ("short", 5)):
+        engine.tokens, engine.end = tokens, asyncio.Event()
+        engine.end.set()
+        await engine.ask(name)
+    engine.end = asyncio.Event()
+    tasks = []
+    for name in ("long", "short", "new"):
+        tasks.append(asyncio.create_task(engine.ask(name)))
+        await anyio.sleep(0.01)
+    starts = {client: priority for client, _, priority in engine.running}
+    assert starts["long"] - starts["short"] == 2 * OUTPUT * (500 - 5), "an answer's token counts twice"
+    assert starts["new"] == starts["kept busy"] == 0
+    for task in (keep, tasks[1], tasks[2]):
+        task.cancel()
+    await asyncio.gather(keep, *tasks[1:], return_exceptions=True)
+    tasks.append(asyncio.create_task(engine.ask("newer")))
+    await anyio.sleep(0.01)
+    starts = {client: priority for client, _, priority in engine.running}
+    assert starts["newer"] == starts["long"] > 0, "whoever was away has saved up nothing"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("time_limit")
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_client_that_waits_for_a_slot_gets_the_next_one(slots: int) -> None:
+    engine = Engine(1000)
+    engine.turns = Turns(1000, slots)
+    loras = [SimpleNamespace(lora_int_id=number) for number in range(slots + 1)]
+    engine.loaded = loras[:slots]
+    noisy = [asyncio.create_task(engine.ask("noisy", lora=lora)) for lora in loras[:slots] for _ in range(3)]
+    await anyio.sleep(0.01)
+    quiet = asyncio.create_task(engine.ask("quiet", lora=loras[-1]))
+    await anyio.sleep(0.01)
+    late = [asyncio.create_task(engine.ask("noisy", lora=lora)) for lora in (*loras, None)]
+    await anyio.sleep(0.01)
+    assert engine.count("noisy") == 3 * slots, "they would keep the slots"
+    assert engine.count("quiet") == 1
+    for task in noisy[:3]:  # those of one slot end
+        task.cancel()
+    await asyncio.gather(*noisy[:3], return_exceptions=True)
+    engine.loaded = loras[1:]
+    await anyio.sleep(0.02)
+    assert engine.count("noisy") == 3 * slots - 3 + len(late), "there is a slot for each"
+    engine.loaded = loras
+    engine.end.set()
+    await asyncio.gather(quiet, *noisy[3:], *late)
 
 
 @pytest.mark.anyio

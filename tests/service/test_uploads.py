@@ -12,7 +12,8 @@ from safetensors.torch import save as save_tensors
 from adapters import LoraAdapter
 from tests.adapters import samples
 from tests.service.fetching import fetching, routed
-from tests.service.test_catalog import Shop, shop  # noqa: F401 - a fixture
+from tests.service.shops import Shop
+from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 from tests.service.test_replacement import digest, stored
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]

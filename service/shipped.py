@@ -1,0 +1,67 @@
+"""What the settings name and a server has from its start: adapters, profiles, and the first profiles' stacks."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from adapters import FusionError
+from adapters.files import adapter_path
+from service.catalog import MISMATCH
+from service.errors import ApiError, api_error
+from service.fusion_service import FusionService
+from service.sources.fetches import Fetch, Order
+from service.sources.locations import is_remote
+
+log = logging.getLogger("fusion")
+
+
+async def register_shipped(service: FusionService) -> None:
+    """Register the adapters and profiles that the settings name, where their names are free."""
+    pairs = [pair.partition("=") for pair in service.settings.adapters]
+    free = [
+        (name, source) for name, _, source in pairs if service.names.owner(name) is None or _is_damaged(service, name)
+    ]
+    fetches: dict[str, Fetch] = {}
+    for name, source in free:
+        with _naming(f"{name}={source}"):
+            if is_remote(source):  # all at once
+                fetches[name] = service.fetches.start(Order(name, source))
+    for name, source in free:
+        with _naming(f"{name}={source}"):
+            fetch = fetches.get(name)
+            record, _ = await (fetch.wait() if fetch else service.catalog.add(name, adapter_path(source)))
+            if (mismatch := record.info.get(MISMATCH)) is not None:
+                log.warning("adapter %r names the base %r; it is served since every shape fits", name, mismatch)
+    for pair in service.settings.profiles:
+        name, _, recipe = pair.partition("=")
+        if service.names.owner(name) is not None:
+            continue
+        try:
+            await service.profiles.put(name, recipe, only_new=True)  # another replica may start, too
+        except Exception as error:
+            if api_error(error).status not in (403, 404):
+                raise RuntimeError(f"FUSION_PROFILES names {pair!r}: {error}") from error
+            log.warning("profile %r waits for its adapters, or for the policy: %s", name, error)
+
+
+@contextmanager
+def _naming(pair: str) -> Iterator[None]:
+    """Say in an error which pair of FUSION_ADAPTERS it is about."""
+    try:
+        yield
+    except (FusionError, ApiError, OSError) as error:
+        raise RuntimeError(f"FUSION_ADAPTERS names {pair!r}: {error}") from error
+
+
+def _is_damaged(service: FusionService, name: str) -> bool:
+    return name in service.registry.snapshot.damaged_adapters
+
+
+async def warm(service: FusionService) -> None:
+    """Load the stacks of the first profiles, so that their first requests find them."""
+    for profile in list(service.registry.profiles.values())[: service.settings.max_loras]:
+        try:
+            async with service.pool.lease(service.names.resolve_profile(profile)):
+                pass
+        except Exception as error:
+            log.warning("profile %r cannot be served now: %s", profile.name, error)
