@@ -30,7 +30,7 @@ def read_lines(lines: Iterable[str], where: str) -> dict[int, dict[str, Any]]:
             row = json.loads(line)
             id_ = int(row["id"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BrokenChainError(f"{where}, line {number}: it is no entry of an audit") from error
+            raise BrokenChainError(f"{where}, line {number}: not an audit entry") from error
         if id_ <= last:
             raise BrokenChainError(f"{where}, line {number}: entry {id_} comes after entry {last}")
         entries[id_], last = row, id_
@@ -54,7 +54,7 @@ def check_chain(
     first entry, when that is not the very first one; one with the hash `head` must be among them.
     """
     if not entries:
-        raise BrokenChainError("there is no entry")
+        raise BrokenChainError("the audit has no entries")
     numbers = sorted(entries)
     previous, expected = (start, numbers[0]) if start else (NO_HASH, 1)
     for number in numbers:

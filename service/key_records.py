@@ -122,7 +122,7 @@ def parse_span(text: str) -> timedelta:
     """The time that `90d`, `12h`, `30m` or `45s` is; ValueError for anything else."""
     match = re.fullmatch(r"(\d{1,9})([smhd])", text)
     if match is None:
-        raise ValueError(f"{text[:40]!r} is no span of time; expected a number and one of d, h, m, s, as in '90d'")
+        raise ValueError(f"{text[:40]!r} is not a time span; expected a number followed by d, h, m or s, as in '90d'")
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 

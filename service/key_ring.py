@@ -25,7 +25,7 @@ log = logging.getLogger("fusion")
 RECORD_S = 60.0
 """How often it is written when keys were used."""
 NO_HASH = "0" * 64
-"""What a secret is compared with where there is no key of its id: no text has it as its hash."""
+"""Stands in for the hash of a key that does not exist, so that an unknown id takes as long; no secret hashes to it."""
 
 
 def check_keyless(settings: Settings, *, has_keys: bool) -> None:

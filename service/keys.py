@@ -38,7 +38,7 @@ class Keys:
         """The key with this id; 404 when there is none."""
         key = self.registry.snapshot.keys.get(id_)
         if key is None:
-            message = f"There is no key {id_[:MAX_QUOTED]!r}; GET /v1/keys lists all keys."
+            message = f"No key has the id {id_[:MAX_QUOTED]!r}; GET /v1/keys lists all keys."
             raise ApiError(404, message, param="id")
         return key
 

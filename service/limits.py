@@ -143,8 +143,8 @@ class Account:
     async def take(self, kind: Kind, amount: int = 1) -> Hold:
         """Reserve `amount` until it is settled.
 
-        `ApiError` 429 when there is no room now, 400 when there never is, 503 when replicas share the limit and the
-        database does not answer.
+        `ApiError` 429 when the limit is used up for now, 400 when it is below `amount`, 503 when replicas share it and
+        the database does not answer.
         """
         for _ in range(MAX_ASKS):
             try:

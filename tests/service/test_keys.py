@@ -90,7 +90,7 @@ async def test_keys_outlive_a_restart_and_their_end_opens_nothing(url: str) -> N
             await keys.rotate(key.id, timedelta(0))
     async with opened(url) as keys:
         assert identify(keys, token) is keys.ring.identify(Headers()) is None
-        with pytest.raises(ApiError, match="There is no key"):
+        with pytest.raises(ApiError, match="No key has the id"):
             await keys.revoke("0" * 12)
 
 

@@ -8,18 +8,10 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.ledger import MAX_METERS, WINDOW_S, Hold, Kind, Ledger, OverLimitError
+from tests.service.clock import Clock
 
 LIMITS = {"key one": 10, "key two": 7, "tenant t": 12}
 KEYS = ("key one", "key two")
-
-
-class Clock:
-    """Seconds, as a test says."""
-
-    now = 1000.25
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass(eq=False)

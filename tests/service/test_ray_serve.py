@@ -143,7 +143,8 @@ def leave(fleet: Fleet, http: httpx.Client) -> None:
     """Go away in the middle of a stream, and before an answer has begun: the engines stop working on both."""
     body = {"model": "wide", "prompt": "The", "max_tokens": 1900, "ignore_eos": True}
     with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # the stream ends with it
+        next(lines)
         wait(lambda: count_running(fleet) == 1, MARGIN_S)
     wait(lambda: count_running(fleet) == 0, MARGIN_S)
     with pytest.raises(httpx.ReadTimeout):

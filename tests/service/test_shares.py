@@ -23,21 +23,13 @@ from service.limits import Account, Limits, read_limits
 from service.metrics import Metrics
 from service.registry import Registry
 from service.shares import LEASE_S, Shares, apply_shares, divide, plan_shares
+from tests.service.clock import Clock
 from tests.service.conftest import Postgres
 from tests.service.replicas import Line
 
 LIMIT, SUBJECT = 24, "key one"
 KEY: Key = (SUBJECT, "tokens")
 ROW_S = LEASE_S + WINDOW_S + 1
-
-
-class Clock:
-    """Seconds, as a test says."""
-
-    now = 1000.25
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass(eq=False)
