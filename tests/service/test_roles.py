@@ -184,7 +184,7 @@ def test_keys_are_made_listed_rotated_and_revoked_while_the_server_runs(shell: S
     shell("keys", "revoke", made["id"])
     assert {key["state"] for key in json.loads(shell("keys", "list", "--json"))} == {"active", "revoked"}
     for argv, words in (
-        (("revoke", "0" * 12), "no key '000000000000'"),
+        (("revoke", "0" * 12), "No key has the id '000000000000'"),
         (("revoke", "x"), "should match pattern"),
         (("create", "--role", "user", "--tenant", "a|b"), "'tenant' should match"),
         (("create", "--role", "user", "--expires", "soon"), "'expires'"),
