@@ -10,10 +10,12 @@ import argparse
 import asyncio
 import random
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 
 import httpx
 
@@ -48,21 +50,25 @@ async def ask_quietly(client: httpx.AsyncClient) -> float:
     return quantiles(firsts, n=20)[-1]
 
 
-async def make_noise(client: httpx.AsyncClient, number: int) -> None:
-    """One long answer after the other, until cancelled; what is refused is asked again."""
+async def make_noise(client: httpx.AsyncClient, number: int, seen: Counter[str]) -> None:
+    """One long answer after the other, until cancelled, its tokens counted; what is refused is asked again."""
     while True:
         with suppress(RuntimeError, httpx.HTTPError):
-            await stream(client, RECIPES[number % len(RECIPES)](), 200, prompt())
+            await stream(client, RECIPES[number % len(RECIPES)](), 200, prompt(), seen)
         await asyncio.sleep(0.05)
 
 
-async def measure(url: str, keys: list[str], streams: int) -> float:
-    """The quiet tenant's figure beside so many `streams` of the noisy one."""
+async def measure(url: str, keys: list[str], streams: int, rates: list[float]) -> float:
+    """The quiet tenant's figure beside so many `streams` of the noisy one, whose tokens a second go into `rates`."""
+    seen: Counter[str] = Counter()
     async with connect(url, "127.0.0.1", keys[0]) as quiet, connect(url, "127.0.0.2", keys[1]) as noisy:
-        tasks = [asyncio.create_task(make_noise(noisy, number)) for number in range(streams)]
+        tasks = [asyncio.create_task(make_noise(noisy, number, seen)) for number in range(streams)]
         try:
             await asyncio.sleep(SETTLE_S if streams else 0)
-            return await ask_quietly(quiet)
+            before, began = seen["tokens"], time.perf_counter()
+            first = await ask_quietly(quiet)
+            rates.append((seen["tokens"] - before) / (time.perf_counter() - began))
+            return first
         finally:
             for task in tasks:
                 task.cancel()
@@ -80,13 +86,15 @@ def main() -> None:
     keys = args.keys.split(",")
 
     def run(url: str) -> Comparison:
+        rates: list[float] = []
         sides = alternate(
-            lambda: asyncio.run(measure(url, keys, args.streams)),
-            lambda: asyncio.run(measure(url, keys, 0)),
+            lambda: asyncio.run(measure(url, keys, args.streams, rates)),
+            lambda: asyncio.run(measure(url, keys, 0, [])),
             args.rounds,
         )
+        note = f"the noisy one got {median(rates):.0f} tokens a second meanwhile"
         name = f"a quiet tenant's p95 first token beside {args.streams} streams of another"
-        return Comparison(name, "beside the noisy one", "alone", "s", ("<=", AIM), **sides)
+        return Comparison(name, "beside the noisy one", "alone", "s", ("<=", AIM), **sides, note=note)
 
     if args.url:
         print(run(args.url).line())

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -24,8 +25,12 @@ def prompt(words: int = 16) -> str:
     return f"Note {next(_count)} of {time.time_ns()}: " + " ".join(_draw.choices(WORDS, k=words))
 
 
-async def stream(client: httpx.AsyncClient, model: str, tokens: int, text: str) -> tuple[float, int, str]:
-    """(seconds to the first token, tokens, source header) of one streamed answer to the prompt `text`."""
+async def stream(
+    client: httpx.AsyncClient, model: str, tokens: int, text: str, seen: Counter[str] | None = None
+) -> tuple[float, int, str]:
+    """(seconds to the first token, tokens, source header) of one streamed answer to the prompt `text`; each token is
+    counted in `seen` as it comes.
+    """
     body = {"model": model, "prompt": text, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     began, first, count = time.perf_counter(), 0.0, 0
     async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
@@ -36,6 +41,8 @@ async def stream(client: httpx.AsyncClient, model: str, tokens: int, text: str) 
             if line.startswith("data: {") and json.loads(line[6:])["choices"]:
                 first = first or time.perf_counter() - began
                 count += 1
+                if seen is not None:
+                    seen["tokens"] += 1
     return first, count, source
 
 

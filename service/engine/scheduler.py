@@ -1,5 +1,5 @@
 """The engine's scheduler (`--scheduler-cls`): vLLM's, and it ends the requests that a worker reports as not finite,
-and those that have waited for a slot for too long.
+and those that have waited for a slot for too long, and has some begin in a step without others (see `first_steps`).
 
 Importing it also has the prefix cache tell mixes apart by their weights (see `block_keys`), and find prompts again up
 to their last position (see `tails`).
@@ -20,6 +20,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from service.engine import block_keys, overflow, slot_waits
+from service.engine.first_steps import FirstSteps
 from service.engine.runners import zero_new_blocks
 from service.engine.supported import require
 from service.engine.tails import ShareTails
@@ -111,6 +112,6 @@ def make_scheduler(**kwargs: Any) -> Scheduler:
     config = kwargs["vllm_config"].scheduler_config
     config.scheduler_cls = None
     stock = config.get_scheduler_cls()
-    scheduler: Any = type(stock.__name__, (EndOverflows, ShareTails, stock), {})(**kwargs)
+    scheduler: Any = type(stock.__name__, (EndOverflows, FirstSteps, ShareTails, stock), {})(**kwargs)
     scheduler.fusion_slot_waits = slot_waits.SlotWaits(slot_waits.read_limit())
     return scheduler

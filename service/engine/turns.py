@@ -4,7 +4,8 @@ The engine computes so many sequences at once and takes further ones in the orde
 answers of 8,000 tokens, sent twice, keeps everybody else waiting for hours. So the sequences of one client take three
 quarters of them at most, and wait here for the others. In the engine they are ordered by the tokens that their client
 has had, those of answers counting twice (start-time fair queuing), also where memory is short, by vLLM's priorities.
-And while a client waits for a slot of the engine's batch, those that have had more send nothing that would keep it.
+While a client waits for a slot of the engine's batch, those that have had more send nothing that would keep it. And
+beside a client with a crowd of sequences, those of others begin in a step without it (see `first_steps`).
 """
 
 from asyncio import CancelledError, Future, get_running_loop
@@ -18,6 +19,7 @@ from typing import Any
 from vllm.exceptions import VLLMClientError
 
 from service.engine.dry_run import dry_run
+from service.engine.first_steps import mark
 from service.engine.models import Generate
 
 current_client: ContextVar[str | None] = ContextVar("fusion_client", default=None)
@@ -31,6 +33,8 @@ INPUT, OUTPUT = 1, 2
 """What a token of a prompt and one of an answer cost."""
 ANSWER = 64
 """Tokens that an answer is expected to have, until its client has had one."""
+CROWD = 8
+"""Sequences of one client that make others wait, and more than another has."""
 MAX_CLIENTS = 1024
 """In memory, when those go that are no further than others who come anew."""
 LEARN = 0.2
@@ -47,6 +51,8 @@ class Turn:
     adapter: int | None
     start: float = 0.0
     """The tokens that its client had had, as the engine orders by."""
+    alone: bool = False
+    """Whether it begins in a step without a crowd."""
     expected: float = 0.0
     used: int = 0
     """Tokens of its answers so far."""
@@ -116,6 +122,8 @@ class Turns:
         return max(self._now, client.finish)
 
     def _enter(self, client: _Client, turn: Turn) -> None:
+        others = max((other.sequences for other in self._clients.values() if other is not client), default=0)
+        turn.alone = others >= max(CROWD, client.sequences + turn.count)
         client.sequences += turn.count
         turn.start = self._find_start(client)
         turn.expected = OUTPUT * turn.count * client.answer
@@ -176,7 +184,7 @@ def take_turns(generate: Generate, turns: Turns) -> Generate:
         if name is not None:
             turns.check(params.n)
         if name is None or dry_run.get():
-            async with aclosing(generate(prompt, params, *args, **kwargs | {"priority": -urgency})) as outputs:
+            async with aclosing(generate(prompt, params, *args, **kwargs | {"priority": mark(-urgency)})) as outputs:
                 async for output in outputs:
                     yield output
             return
@@ -185,7 +193,7 @@ def take_turns(generate: Generate, turns: Turns) -> Generate:
         turn = Turn(name, params.n, len(ids or ()), None if lora is None else lora.lora_int_id)
         async with turns.hold(turn):
             # Smaller goes first; first come, first served among clients that have had the same.
-            kwargs["priority"] = int(turn.start) - urgency
+            kwargs["priority"] = mark(int(turn.start) - urgency, alone=turn.alone)
             async with aclosing(generate(prompt, params, *args, **kwargs)) as outputs:
                 async for output in outputs:
                     turns.begin(turn)

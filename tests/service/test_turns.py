@@ -16,7 +16,7 @@ import pytest
 from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 
-from service.engine.turns import ANSWER, OUTPUT, Turns, current_client, current_priority, take_turns
+from service.engine.turns import ANSWER, CROWD, OUTPUT, Turns, current_client, current_priority, take_turns
 from tests.conftest import BASE_NAME, Server
 from tests.service.own import wait
 
@@ -27,7 +27,9 @@ class Engine:
     def __init__(self, slots: int) -> None:
         self.turns = Turns(slots)
         self.running: list[tuple[str | None, int, int]] = []
-        """Client, sequences and priority."""
+        """Client, sequences, and what the engine orders by."""
+        self.alone: set[str | None] = set()
+        """Clients with a request that begins in a step without a crowd."""
         self.end = asyncio.Event()
         self.loaded: list[Any] = []
         self.tokens = 1
@@ -36,7 +38,9 @@ class Engine:
     async def generate(
         self, _: Any, params: SamplingParams, *, priority: int, lora_request: Any = None
     ) -> AsyncGenerator[Any, None]:
-        entry = (current_client.get(), params.n, priority)
+        entry = (current_client.get(), params.n, priority // 2)
+        if priority % 2 == 0:
+            self.alone.add(current_client.get())
         self.running.append(entry)
         try:
             while lora_request is not None and lora_request not in self.loaded:  # it waits for a slot
@@ -74,6 +78,26 @@ async def test_one_client_takes_three_quarters_of_the_engine_and_the_rest_waits(
     assert not engine.running
     assert not engine.turns._clients  # noqa: SLF001 - nothing is kept of clients that have nothing
     assert not engine.turns._adapters  # noqa: SLF001 - as above
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("time_limit")
+async def test_beside_a_crowd_the_requests_of_others_begin_without_it() -> None:
+    engine = Engine(1000)
+    engine.end.set()
+    keep = Engine(1000)
+    keep.turns, keep.alone = engine.turns, engine.alone
+    crowd = [asyncio.create_task(keep.ask("crowd")) for _ in range(CROWD - 1)]
+    await anyio.sleep(0.01)
+    await engine.ask("few")
+    assert not engine.alone, "they are not many"
+    crowd.append(asyncio.create_task(keep.ask("crowd")))
+    await anyio.sleep(0.01)
+    for name, n in (("few", 1), ("crowd", 1), (None, 1), ("many", CROWD + 1)):
+        await engine.ask(name, n)
+    assert engine.alone == {"few"}
+    keep.end.set()
+    await asyncio.gather(*crowd)
 
 
 @pytest.mark.anyio
