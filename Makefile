@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 PACKAGES := adapters service training eval_clients lora_fusion
 
-.PHONY: help setup setup-dev base serve test check docs bench soak paper paper-full bento lock sbom audit clean
+.PHONY: help setup setup-dev base serve debian test check docs bench soak paper paper-full bento lock sbom audit clean
 
 help:
 	@echo "make serve   set up and start the service on 127.0.0.1:3000, on an NVIDIA GPU where there is one"
@@ -63,7 +63,14 @@ $(CLIENTS)/.done: requirements/clients.txt tests/clients/node/package-lock.json
 	  $$node/bin/node $$node/lib/node_modules/npm/bin/npm-cli.js ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
-test: setup-dev $(CLIENTS)/.done
+# Debian's packages that tests run; installed where they are missing, which root alone may do.
+DEBIAN := chromium prometheus
+debian:
+	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || test "$$(id -u)" != 0 || \
+	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEBIAN); }
+	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { echo "error: install Debian's packages: apt-get install $(DEBIAN)"; exit 1; }
+
+test: setup-dev debian $(CLIENTS)/.done
 	$(PY) -m pytest
 
 check: setup-dev

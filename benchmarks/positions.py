@@ -192,27 +192,29 @@ def measure(
     return measure_gate_controls(endpoint, sweep, gated, build, folder, options)
 
 
-def record(report: Mapping[str, Any], size: Size) -> dict[str, Any]:
-    """What results/positions.json holds of a report."""
+def record(report: Mapping[str, Any], size: Size, command: str) -> dict[str, Any]:
+    """What results/positions.json holds of a report, which `command` made."""
     kept = ("model", "kind", "series", "form", "half_choose", "half_report", "openings", "gate")
     body = {key: report[key] for key in ("about", "verdict", "best_by_form", "front", "missing")}
     points = [{key: point[key] for key in kept if key in point} for point in report["points"]]
     asked: dict[str, Any] = {"prompts_of_each_kind": size.prompts, "orders": size.orders, "attacked": size.attacked}
     asked |= {"openings": [*size.openings], "tokens": size.tokens}
-    content = {**stamp(COMMAND), "machine": machine(), "asked": asked, **body, "points": points}
+    content = {**stamp(command), "machine": machine(), "asked": asked, **body, "points": points}
     rounded: dict[str, Any] = json.loads(json.dumps(content), parse_float=lambda text: round(float(text), 4))
     return rounded
 
 
-def write(sweep: Sweep, size: Size, folder: Path) -> None:
-    """Write the report into `folder`, results/positions.json and its pictures, and print the other half."""
+def write(sweep: Sweep, size: Size, folder: Path, command: str) -> None:
+    """Write the report of a `command` into `folder`, results/positions.json and its pictures, and print the other half."""
     limits = [replace_references(Limit.parse(text), sweep) for text in LIMITS]
     write_answers(folder, sweep.answers)
     about = ["Weights by module, by position and by prompt against plain mixes, with attacks that begin the answer."]
     title = "Where weights act"
-    best = write_report(folder, sweep, limits, title=title, command=COMMAND, about=about, quoted={"task"})
+    best = write_report(folder, sweep, limits, title=title, command=command, about=about, quoted={"task"})
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    (RESULTS / "positions.json").write_text(json.dumps(record(report, size), indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / "positions.json").write_text(
+        json.dumps(record(report, size, command), indent=1, ensure_ascii=False) + "\n"
+    )
     for name, target in (("pareto", "positions"), ("openings", "positions-openings")):
         if (folder / f"{name}.png").exists():
             shutil.copyfile(folder / f"{name}.png", RESULTS / f"{target}.png")
@@ -275,7 +277,8 @@ def main() -> int:
         build = partial(build_tasks, str(prompts), write_orders(args.cache, size.orders), size)
         with serve(args.base_url, adapters, args.cache) as endpoint:
             sweep = measure(endpoint, points, build, folder, args.minutes)
-        write(sweep, size, folder)
+        given = "".join(f" --adapter {pair.partition('=')[0]}=FOLDER" for pair in args.adapter)
+        write(sweep, size, folder, f"{COMMAND} --data DIR{given}{' --full' * args.full}")
     except (EvaluationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -239,7 +239,7 @@ def positions() -> str:
         shares = (f"{100 * c['value']:.0f} % ({100 * c['low']:.0f}–{100 * c['high']:.0f})" for c in cells)
         lines.append(f"| `{point['model']}` | {' | '.join(shares)} |")
     chosen = ", ".join(f"{form}: `{best['best']}`" for form, best in record["best_by_form"].items())
-    source = f"`{record['command']} --data DIR --adapter risk=examples/adapters/risk`, {record['date']}"
+    source = f"`{record['command']}`, {record['date']}"
     return "\n".join([*lines, "", f"Chosen on the other half, of each form: {chosen}.", "", source])
 
 

@@ -43,6 +43,7 @@ from eval_clients.sweeps.points import expand
 from eval_clients.tasks.benchmarks import BENCHMARKS, build_task
 from eval_clients.tasks.data import hash_files
 from eval_clients.tasks.logprobs import logprob_faults, require_logprobs
+from eval_clients.votes import VOTES_HELP, add_votes, run_votes
 
 DESCRIPTION = """\
 Measure models and fusions through an OpenAI-compatible endpoint.
@@ -132,6 +133,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     what = "every point of a grid of recipes, with controls and a report"
     _add_sweep(commands.add_parser("sweep", help=what, description=f"Measure {what}."))
     add_data_check(commands.add_parser("data", help=DATA_HELP))
+    add_votes(commands.add_parser("votes", help=VOTES_HELP))
     what = "test whether the endpoint's echo and log-probabilities are correct"
     check = commands.add_parser("check", help=what, description=f"{what.capitalize()}.")
     check.add_argument("--model", action="append", metavar="NAME", help=MODEL_HELP)
@@ -146,12 +148,13 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m eval_clien
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(prog).parse_args(argv)
     args.invocation = f"{prog} {shlex.join(argv)}"
-    if args.command not in ("check", "data"):
+    offline = {"data": run_data_check, "votes": run_votes}
+    if args.command not in ("check", *offline):
         args.out = args.out or Path("results") / args.command
     command = {"sweep": run_sweep, "check": run_check}.get(args.command, run_benchmark)
     try:
-        if args.command == "data":
-            return run_data_check(args)
+        if args.command in offline:
+            return offline[args.command](args)
         return command(args, Endpoint(args.base_url, os.environ.get(args.api_key_env, "none"), args.timeout))
     except (EvaluationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

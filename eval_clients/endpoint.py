@@ -102,6 +102,10 @@ class Endpoint:
         """The names of those of a fusion service's adapters that act on the answer alone."""
         return frozenset(str(adapter["name"]) for adapter in self._entries("/adapters") if adapter.get("answer_only"))
 
+    def page(self) -> str:
+        """Where a fusion service has its page."""
+        return self.base_url.rstrip("/").removesuffix("/v1") + "/"
+
     def is_fusion_service(self) -> bool:
         """Whether a fusion service answers here."""
         return self.request("GET", "/fusions").is_success

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlencode
 
 from adapters.recipes import did_you_mean
 from lora_fusion import __version__
@@ -98,6 +99,22 @@ def _settings(argv: Sequence[str]) -> int:
     return 0
 
 
+def _ui(argv: Sequence[str]) -> int:
+    """Open the page of a running service in the browser, and print its address."""
+    import webbrowser
+
+    parser = argparse.ArgumentParser(prog="lora-fusion ui", description=_ui.__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:3000", help="the service's address (http://127.0.0.1:3000)")
+    parser.add_argument("--recipe", default="", help="what the sliders show first")
+    flags = parser.parse_args(argv)
+    fragment = f"#mix?{urlencode({'recipe': flags.recipe})}" if flags.recipe else ""
+    url = f"{flags.url.rstrip('/')}/{fragment}"
+    print(url, flush=True)
+    if not webbrowser.open(url):
+        print("no browser could be opened: open the address above", file=sys.stderr)
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A subcommand: what runs it, its line of help, and the extra that installs the modules it needs."""
@@ -122,6 +139,7 @@ COMMANDS = {
         "service",
         ("cryptography", "pydantic"),
     ),
+    "ui": Command(_ui, "open the page of a running service"),
     "settings": Command(_settings, "list the settings of the service"),
     "keys": Command(
         _forward("service.keys_cli", prog="lora-fusion keys"),
@@ -132,6 +150,10 @@ COMMANDS = {
     "audit": Command(
         _forward("service.audit_cli", prog="lora-fusion audit"), "check the audit of changes", "cpu", ("sqlalchemy",)
     ),
+    "backup": Command(
+        _forward("service.backup_cli", "backup"), "back up a server while it runs", "cpu", ("sqlalchemy",)
+    ),
+    "restore": Command(_forward("service.backup_cli", "restore"), "restore a backup", "cpu", ("sqlalchemy",)),
     "fuse": Command(_forward("adapters.cli", "fuse"), "fuse adapters into one, according to a recipe"),
     "plan": Command(_forward("adapters.cli", "plan"), "report what a recipe would cost, without writing anything"),
     "convert": Command(_forward("adapters.cli", "convert"), "make a plain adapter of one in another form"),

@@ -38,6 +38,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "core.client.engine_core.resources": ("vllm.v1.engine.core_client.BackgroundResources",),
     "dry_run.client": (_CLIENT,),
     "dry_run.client.input_processor": ("vllm.v1.engine.input_processor.InputProcessor",),
+    "first_steps.request": ("vllm.v1.request.Request",),
+    "first_steps.self": ("vllm.v1.core.sched.scheduler.Scheduler",),
     "patches.chats": ("vllm.renderers.online_renderer.OnlineRenderer",),
     "patches.chats.renderer": ("vllm.renderers.hf.HfRenderer",),
     "patches.client": (_CLIENT,),

@@ -5,12 +5,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from service.json_logs import configure_vllm
 from service.policy_rules import read_rules
 from service.process import run_tree
 from service.receipt_keys import read_receipt_key
 from service.setting_tables import describe
 from service.settings import START_FAILURE, Settings, SettingsError, read_settings
 from service.temporary import hold_temporary_folder
+from service.tracing import TraceSettingError, find_collector
 
 KILL_AFTER_S = 5.0
 """After FUSION_DRAIN_S and FUSION_STOP_TIMEOUT_S, within which BentoML's supervisor ends its worker."""
@@ -33,13 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings()
         read_rules(settings.policy)
         read_receipt_key(settings.receipt_key)
+        find_collector()
         _prepare_data(settings)
         # A cache, which is to outlive the server; torch would put it into the temporary folder.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")
         with hold_temporary_folder() as folder:
             os.environ["TMPDIR"] = str(folder)
+            if settings.log_format == "json":
+                configure_vllm(folder)
             return _serve(settings)
-    except (SettingsError, OSError) as error:
+    except (SettingsError, TraceSettingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -1,12 +1,17 @@
 """What a request of a limited caller takes of its limits, from when it comes until it is answered."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from service.engine.budgets import BudgetError
+from service.engine.dry_run import RefusedError
 from service.errors import ApiError
 from service.ledger import Hold
 from service.limits import Account
 from service.metered import MeteredSend
+from service.pool import Pool
+from service.resolve import Fusion
 
 
 async def admit(account: Account) -> Hold:
@@ -23,6 +28,22 @@ async def admit(account: Account) -> Hold:
         raise
     request.settle(1)
     return place
+
+
+@asynccontextmanager
+async def count_build(account: Account | None, pool: Pool, fusion: Fusion) -> AsyncIterator[None]:
+    """Have what the block makes or loads for `fusion` count against the limits of `account`."""
+    if account is None or pool.is_ready(fusion):
+        yield
+        return
+    hold, used = await account.take("builds"), 1
+    try:
+        yield
+    except (ApiError, RefusedError):  # perhaps before anything was made
+        used = int(pool.is_ready(fusion))
+        raise
+    finally:
+        hold.settle(used)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Making what requests wait for: once per key, however many wait, and no longer than one of them does."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Attempt(Generic[T]):
     """Whether its files were written now."""
     waiters: set[asyncio.Future[T]] = field(default_factory=set)
     task: asyncio.Task[T | None] | None = None
+    began: float = field(default_factory=time.monotonic)
 
 
 class Attempts(Generic[T]):
@@ -70,6 +72,11 @@ class Attempts(Generic[T]):
     def stages(self) -> dict[str, Stage]:
         """How far each attempt is, by key."""
         return {key: attempt.stage for key, attempt in list(self._attempts.items())}
+
+    @property
+    def under_way(self) -> list[Attempt[T]]:
+        """The attempts themselves, oldest first."""
+        return list(self._attempts.values())
 
     async def wait(self, making: Making, *, timeout_s: float | None = None) -> tuple[T, bool]:
         """The result of the attempt under way, or of a new one, and whether files were written for it.

@@ -22,6 +22,8 @@ MAX_ENTRIES = 100_000
 """Entries that the registry keeps, the newest."""
 NO_HASH = "0" * 64
 """What the first entry has as the hash of the one before."""
+MAX_RECIPE = 4096
+"""Characters of a recipe that an entry has as text; of a longer one a digest, so that no line of the file is long."""
 _ADAPTER_INFO = ("rank", "modules", "bytes", "dtype", "base_mismatch", "built", "answer_only")
 
 
@@ -81,9 +83,14 @@ def append_entry(connection: Connection, entry: Entry, actor: Actor) -> None:
     connection.execute(delete(AUDIT).where(AUDIT.c.id <= number - MAX_ENTRIES))
 
 
-def read_entries(connection: Connection, *, after: int, limit: int) -> list[AuditRow]:
-    """Up to `limit` entries with an id over `after`, oldest first."""
-    query = select(AUDIT.c.id, AUDIT.c.hash, AUDIT.c.body).where(AUDIT.c.id > after).order_by(AUDIT.c.id).limit(limit)
+def read_entries(connection: Connection, *, after: int, limit: int, newest: bool = False) -> list[AuditRow]:
+    """Up to `limit` entries with an id over `after`, oldest first; `newest`: below `after` (0: any), newest first."""
+    query = select(AUDIT.c.id, AUDIT.c.hash, AUDIT.c.body).limit(limit)
+    if newest:
+        query = query.where(AUDIT.c.id < after) if after else query
+        query = query.order_by(AUDIT.c.id.desc())
+    else:
+        query = query.where(AUDIT.c.id > after).order_by(AUDIT.c.id)
     return [AuditRow(*row) for row in connection.execute(query)]
 
 
@@ -103,7 +110,8 @@ def describe_version(version: ProfileVersion | None) -> dict[str, Any] | None:
     """What an entry says of a version of a profile: its texts as digests."""
     if version is None:
         return None
-    body = {"version": version.version, "recipe": version.recipe, "digest": version.digest}
+    recipe = version.recipe if len(version.recipe) <= MAX_RECIPE else digest_text(version.recipe)
+    body = {"version": version.version, "recipe": recipe, "digest": version.digest}
     defaults = {name: _hide_texts(value) for name, value in version.defaults.items()}
     return body | {"defaults": defaults, "description": digest_text(version.description)}
 

@@ -51,4 +51,6 @@ def make_tag(parts: Iterable[object]) -> str:
 
 def _has(text: str, tag: str | None, header: str) -> bool:
     tags = read_tags(text, header)
+    if header == "If-None-Match":  # RFC 9110, 13.1.2: weakly
+        tags = [one.removeprefix("W/") for one in tags]
     return tag is not None and (tags == [ANY] or tag in tags)

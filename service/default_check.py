@@ -1,10 +1,10 @@
 """Whether the routes accept a profile's defaults: each is asked what it makes of a short request that has them."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from service.body import check_counts
 from service.defaults import with_defaults
@@ -24,11 +24,8 @@ ACCEPTABLE: tuple[Mapping[str, Any], ...] = ({}, {"chat_template": "{{ messages[
 """Defaults with which a route answers, unless something else is at fault; the second for bases without a template."""
 
 
-async def check_defaults(app: ASGIApp, defaults: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raise `ApiError` 400 when a route of vLLM's `app` refuses requests for these defaults alone; of the `headers` of
-    the client's request they have the API key, for which `app` asks, too.
-    """
-    app = _with_headers(app, [pair for pair in headers if pair[0] == b"authorization"])
+async def check_defaults(app: ASGIApp, defaults: Mapping[str, Any]) -> None:
+    """Raise `ApiError` 400 when a route of vLLM's `app` refuses requests for these defaults alone."""
     for path in SHORTEST if defaults else ():
         error = await _try(app, path, defaults)
         if error is None:
@@ -40,13 +37,6 @@ async def check_defaults(app: ASGIApp, defaults: Mapping[str, Any], headers: Ite
         name = f"defaults.{keys[0]}" if keys else "defaults"
         message = f"{name!r} is refused by {path}, also with the shortest prompt: {error.message}"
         raise ApiError(error.status if error.status == 503 else 400, message, param=name)
-
-
-def _with_headers(app: ASGIApp, headers: Sequence[tuple[bytes, bytes]]) -> ASGIApp:
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, "headers": [*scope["headers"], *headers]}, receive, send)
-
-    return call
 
 
 async def _find_acceptable(app: ASGIApp, path: str, defaults: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -1,6 +1,7 @@
 """What the scorecards of a fusion show, of those that a policy trusts: read once from the database, then kept."""
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -88,5 +89,8 @@ def read_measures(body: str, names: Collection[str]) -> dict[str, float]:
         value = content.get(name)
         value = value.get("value") if isinstance(value, dict) else value
         if isinstance(value, int | float) and not isinstance(value, bool):
-            found[name] = float(value)
+            try:
+                found[name] = float(value)
+            except OverflowError:  # no limit holds for it
+                found[name] = math.nan
     return found

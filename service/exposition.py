@@ -11,6 +11,8 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
+from service.histograms import Written
+
 write_number = lru_cache(2**14)(floatToGoString)
 """A number as Prometheus has it: most are counts that many series have, or the bounds of buckets."""
 
@@ -54,6 +56,9 @@ class TextWriter:
         parts: list[str] = []
         for metric in self._registry.collect():
             parts.append(_write_about(metric.name, metric.documentation, metric.type))  # HELP and TYPE
+            if isinstance(metric, Written):
+                parts.append(metric.write_rows())
+                continue
             for sample in metric.samples:
                 key = (sample.name, *sample.labels.values())
                 head = heads[key] = self._heads.get(key) or _write_head(sample)

@@ -21,6 +21,7 @@ from service.edge.clients import Shares
 from service.engine.routes import OPTIONAL
 from service.errors import ApiError, error_response
 from service.roles import check_role
+from service.tracing import TraceEngine
 from service.validation import describe_union_fault
 
 log = logging.getLogger("fusion")
@@ -48,7 +49,10 @@ EXPECTED = (
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer in OpenAI's error shape; 404 and 405 of a router say what there is."""
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
-        error = routing_error(request.app.routes, request.scope)
+        scope = dict(request.scope)
+        if "app_root_path" in scope:  # inside a mount, whose own path counts as the root
+            scope["root_path"] = scope["app_root_path"]
+        error = routing_error(request.app.routes, scope)
     return error_response(error)
 
 
@@ -139,10 +143,11 @@ async def answer_too_deep(request: Request, error: RecursionError) -> Response:
 
 def build_app(service: "FusionService") -> FastAPI:
     """The service's own routes; the intake and vLLM's app behind it answer all others."""
+    from service.engine.dry_run import dry_run
     from service.follower import MAX_WAITING
     from service.intake import Intake
     from service.receipt_keys import read_receipt_key
-    from service.routes import docs
+    from service.routes import docs, page
     from service.routes.models import ModelList
     from service.routes.openapi import OWN_ROUTERS
 
@@ -157,6 +162,7 @@ def build_app(service: "FusionService") -> FastAPI:
     for router in OWN_ROUTERS:
         app.include_router(router)
     docs.add_routes(app, service.engine, ASSETS_PATH)
+    app.router.routes += page.ROUTES
     vllm = service.engine.app
     # Its own handler is for FastAPI's errors only.
     vllm.exception_handlers |= dict.fromkeys((HTTPException, FastAPIHTTPException, Exception), answer_error)
@@ -164,7 +170,7 @@ def build_app(service: "FusionService") -> FastAPI:
     vllm.exception_handlers[RecursionError] = answer_too_deep
     app.add_middleware(FinalSlashes, routes=[*app.routes, *vllm.routes])
     gate = Intake(
-        vllm,
+        TraceEngine(vllm, lambda: dry_run.get() is not None),
         service.names,
         service.pool,
         service.metrics,
@@ -228,6 +234,10 @@ class Front:
         return self._service is not None
 
     async def _answer_unavailable(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from service.routes.page import answer_page  # with what the supervisor needs not import
+
+        if scope["type"] == "http" and await answer_page(scope, receive, send):
+            return
         reason = self._state[1]
         message = f"{reason[0].upper()}{reason[1:]}; wait until /readyz returns 200."
         await error_response(ApiError(503, message))(scope, receive, send)

@@ -14,6 +14,8 @@ REVEALING = (
     *("return_mm_kwargs", "enable_response_messages"),
 )
 """Keys of a request by which an answer has the prompt as the engine got it."""
+SCORES = "prompt_logprobs"
+"""The one of them that is a number, as which vLLM reads false, too: with 0 an answer has each token of the prompt."""
 REVEALING_PATHS = ("/render", "/tokenize")
 
 
@@ -26,7 +28,8 @@ def check_hidden(version: ProfileVersion | None, caller: Caller, path: str, body
     """Raise 403 for a request to `path` whose answer would show what the caller does not see of its profile."""
     if version is None or path.endswith("/v1/completions") or not list_hidden(version, caller):
         return
-    key = next((key for key in REVEALING if body.get(key) not in (None, False)), None)
+    given = {key: body[key] for key in REVEALING if body.get(key) is not None}
+    key = next((key for key, value in given.items() if value is not False or key == SCORES), None)
     if key is None and not path.endswith(REVEALING_PATHS):
         return
     what = f"{key!r} shows" if key else f"{path} shows"

@@ -12,14 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters import Recipe
-from adapters.recipes import NAME_PATTERN
-from service.admission import TokenBudget, admit
+from service.admission import TokenBudget, admit, count_build
+from service.answer_headers import fusion_headers, public_name
 from service.body import check_arguments, check_counts, check_fusion_keys, parse_body
 from service.callers import find_caller
 from service.clients import OBJECTIVE, identify_client
@@ -27,6 +26,7 @@ from service.decisions import Decisions
 from service.defaults import with_defaults
 from service.edge.bodies import replay
 from service.edge.request_ids import check_id
+from service.edge.request_log import ENTRY
 from service.engine.budgets import budget
 from service.engine.chat import RESERVED_ARGUMENTS
 from service.engine.dry_run import NO_LORA, RefusedError, try_request
@@ -38,54 +38,22 @@ from service.hidden import check_hidden
 from service.limits import Account, Limits
 from service.metered import MeteredSend
 from service.metrics import Metrics
-from service.policy import Policy
+from service.policy import COMPUTES_NOTHING, Policy
 from service.policy_rules import Rules
 from service.pool import Check, Lease, Pool
 from service.receipt_keys import Key
 from service.receipts import KEY, Receipts
 from service.resolve import Fusion, Names
 from service.spelling import check_keys
-from service.tenants import join_key
+from service.tracing import traced
 from service.validation import MAX_QUOTED
 
 log = logging.getLogger("fusion")
 
-MAX_RECIPE_HEADER = 2048
-"""Bytes; a longer recipe is left out of the headers."""
 FUSION_KEYS = {"fusion", "strict", KEY}
 """Request keys that vLLM does not know."""
 ASKING_KEYS = {"model", "fusion", "messages", "prompt", "input"}
 """Request keys of which one that asks a model has at least one."""
-
-
-def fusion_headers(fusion: Fusion, stack: str, lease: Lease | None) -> list[tuple[bytes, bytes]]:
-    """The `x-fusion-*` headers of an answer, the recipe percent-encoded; `stack` is what routers keep it together by.
-
-    Without a lease nothing was computed.
-    """
-    recipe = quote(fusion.recipe.format(), safe="*+(),=@ ")
-    pairs = {"x-fusion-digest": fusion.digest, "x-fusion-stack": stack}
-    if lease is not None:
-        pairs |= {
-            "x-fusion-mode": lease.mode,
-            "x-fusion-source": lease.source,
-            "x-fusion-rank": str(lease.rank),
-            "x-fusion-error": f"{lease.resident.error:.3g}",
-        }
-    if len(recipe) <= MAX_RECIPE_HEADER:
-        pairs["x-fusion-recipe"] = recipe
-    return [(key.encode(), value.encode()) for key, value in pairs.items()]
-
-
-def public_name(fusion: Fusion, sent: Any) -> str:
-    """What events of the key-value cache call a request: the name that it `sent`, else the recipe's canonical text,
-    with commas percent-encoded, which parsers split at; the digest of a text that is longer than any name. What a
-    tenant calls its own has the tenant before it.
-    """
-    if isinstance(sent, str) and NAME_PATTERN.fullmatch(sent):
-        return join_key(fusion.tenant, sent)
-    text = fusion.recipe.format().replace("%", "%25").replace(",", "%2C")
-    return join_key(fusion.tenant, text) if len(text) <= MAX_RECIPE_HEADER else fusion.digest
 
 
 class Intake:
@@ -130,7 +98,7 @@ class Intake:
         current_client.set(identify_client(scope, fair=self._fair))
         current_priority.set(self._priorities.get(Headers(scope=scope).get(OBJECTIVE, ""), 0))
         whole = await receive()  # the edge has read it to its end
-        metered = MeteredSend(send, self._metrics, self._names.registry)
+        metered = MeteredSend(send, self._metrics, self._names.registry, scope.get(ENTRY))
         async with AsyncExitStack() as leases:
             try:
                 if self._limits is not None and (account := self._limits.find_account(find_caller(scope))) is not None:
@@ -203,11 +171,19 @@ class Intake:
         self._serve(ServedModel(body["model"], lora, template, gate), leases)
         return content
 
+    @traced("policy")
     async def _allow(self, scope: Scope, raw: bytes, body: Any, fusion: Fusion | None, metered: MeteredSend) -> None:
         """Raise 403 unless the policy lets the fusion answer, and begin the receipt if the request asks for one."""
         caller = find_caller(scope)
         verdict = await self._policy.check(fusion, caller, path=scope["path"])
         metered.receipt = self._receipts.begin(scope, raw, body, fusion, caller, verdict)
+        if fusion is None and not scope["path"].endswith(COMPUTES_NOTHING):
+            self._record_floors(None)
+
+    def _record_floors(self, fusion: Fusion | None) -> None:
+        """Count which weights the adapters have that the policy demands a least one of."""
+        for adapter, weight in self._policy.floor_weights.find(fusion).items():
+            self._metrics.record_floor(adapter, weight)
 
     def _prepare_base(self, body: dict[str, Any], raw: bytes) -> bytes:
         """The body for vLLM of a request for the base, which knows one name."""
@@ -220,9 +196,13 @@ class Intake:
 
     async def _mix(self, fusion: Fusion, lease: Lease, public: str, recipe: Recipe) -> LoRARequest:
         """The mix of a gate's fusion at the weights of `recipe`."""
-        weights = await self._pool.weigh(lease, replace(fusion, recipe=recipe, readout=None))
+        chosen = replace(fusion, recipe=recipe, readout=None, digest=f"{fusion.digest}/{recipe.format()}")
+        self._metrics.mixes.see(chosen.digest)
+        self._record_floors(chosen)
+        weights = await self._pool.weigh(lease, chosen)
         return mix_request(lease.resident.request, lease.resident.key, weights, public)
 
+    @traced("resolve")
     def _resolve(self, body: dict[str, Any], names: Names) -> Fusion | None:
         """The fusion that a body names among `names`; None for the base."""
         model, value = body.get("model"), body.get("fusion")
@@ -241,34 +221,20 @@ class Intake:
     async def _lease(
         self, fusion: Fusion, metered: MeteredSend, *, strict: bool, client: str | None, check: Check
     ) -> AsyncIterator[Lease]:
-        async with self._count_build(fusion, metered.account):
+        async with count_build(metered.account, self._pool, fusion):
             lease = await self._pool.acquire(fusion, strict=strict, client=client, check=check)
-        gauge = self._metrics.leases.labels(lease.resident.kind)
-        gauge.inc()
+        end = metered.count_lease(lease, fusion.digest)
+        if fusion.readout is None:
+            self._record_floors(fusion)
 
         def release() -> None:
-            gauge.dec()
+            end()
             self._pool.release(lease)
 
         try:
             yield lease
         finally:
             metered.call_at_end(release)
-
-    @asynccontextmanager
-    async def _count_build(self, fusion: Fusion, account: Account | None) -> AsyncIterator[None]:
-        """Have what the block makes or loads for `fusion` count against the caller's limits."""
-        if account is None or self._pool.is_ready(fusion):
-            yield
-            return
-        hold, used = await account.take("builds"), 1
-        try:
-            yield
-        except (ApiError, RefusedError):  # perhaps before anything was made
-            used = int(self._pool.is_ready(fusion))
-            raise
-        finally:
-            hold.settle(used)
 
 
 def _check(body: dict[str, Any]) -> None:

@@ -159,6 +159,18 @@ class Ledger:
             meter.held += amount
         return Hold(amount, [meter for _, meter in meters.values()], self._now)
 
+    def list_used(self) -> list[tuple[tuple[str, Kind], float]]:
+        """Of the limits of all keys, and of all tenants, of each kind the one that is used most: which part of it. May
+        be called in any thread.
+        """
+        since, most = self._now() - WINDOW_S, dict[tuple[str, Kind], float]()
+        for (subject, kind), meter in list(self.meters.items()):
+            if meter.limit < math.inf:
+                used = meter.held + sum(amount for end, amount in meter.spent.copy() if end > since)
+                key = subject.split(" ", 1)[0], kind
+                most[key] = max(most.get(key, 0.0), used / meter.limit)
+        return [*most.items()]
+
     def look(self, kind: Kind, limits: Mapping[str, float]) -> Standing | None:
         """How far the limit is used that has the least left; None without one."""
         standings = []

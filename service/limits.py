@@ -40,6 +40,7 @@ def open_limits(settings: Settings, registry: Registry, metrics: Metrics) -> "Li
     shares = Shares(registry, registry.ledger) if registry.shared else None
     table = load_limits(settings.policy)
     registry.quotas = Quotas(table.find_tenant)
+    metrics.used.source = registry.ledger.list_used
     return Limits(table, registry.ledger, metrics, shares)
 
 
@@ -132,6 +133,11 @@ class Limits:
                 caps[kind] = found
         return Account(self, caps) if caps else None
 
+    async def count_build(self, caller: Caller) -> None:
+        """Count what one change or export of `caller` makes or loads; 429 as `Account.take`."""
+        if (account := self.find_account(caller)) is not None:
+            (await account.take("builds")).settle(1)
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -159,8 +165,9 @@ class Account:
         raise self._refuse(OverLimitError(subject, kind, limit, amount, 0), "other replicas use what is left of it")
 
     def _refuse(self, error: OverLimitError, why: str = "") -> ApiError:
-        self.limits.metrics.record_refusal("limit")
         who, name = error.subject.split(" ", 1)
+        self.limits.metrics.record_refusal("limit")
+        self.limits.metrics.limits.labels(who, error.kind).inc()
         subject = f"The API key {name!r}" if who == "key" else f"The tenant {name!r}"
         limit = f"{subject} has a limit of {error.limit:.0f} {WORDS[error.kind]}"
         if error.wait_s is None:

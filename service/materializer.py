@@ -154,6 +154,7 @@ class Materializer:
         ]
         content = {
             "recipe": fusion.recipe.format(),
+            "fusion": fusion.recipe.to_json(),
             "digest": fusion.digest,
             "mode": "mixed" if mixed else "built",
             "reason": placement.reason,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from starlette.types import Message, Send
 
@@ -9,8 +10,10 @@ from service.decisions import Decisions
 from service.errors import RETRY_AFTER_S, ApiError, error_response
 from service.limits import Account
 from service.metrics import Metrics
+from service.pool import Lease
 from service.receipts import HEADER, Receipt
 from service.registry import Registry
+from service.tracing import traces
 
 MAX_HELD = 64
 """Messages of an answer that wait: the first events of a stream come before a gate's decision, or a token."""
@@ -19,7 +22,8 @@ MAX_HELD = 64
 class MeteredSend:
     """`send` that adds the fusion's headers and counts the answer's status, tokens and time to the first token."""
 
-    def __init__(self, send: Send, metrics: Metrics, registry: Registry) -> None:
+    def __init__(self, send: Send, metrics: Metrics, registry: Registry, entry: dict[str, Any] | None = None) -> None:
+        """`entry` is filled with what the request's line in the log says of the answer."""
         self.headers: list[tuple[bytes, bytes]] = []
         self.label: str | None = "(refused)"
         """What the answer is counted under; None is not counted."""
@@ -42,6 +46,7 @@ class MeteredSend:
         self._registry = registry
         self._start = time.monotonic()
         self._running = 0
+        self._entry = {} if entry is None else entry
         self._at_end: list[Callable[[], None]] = []
 
     async def __call__(self, message: Message) -> None:
@@ -86,7 +91,10 @@ class MeteredSend:
             if message["status"] == 503 and b"retry-after" not in dict(message["headers"]):
                 message["headers"].append((b"retry-after", str(RETRY_AFTER_S).encode()))  # vLLM says none
             if self.label is not None:
+                self._entry["profile"] = self._series
                 self._metrics.requests.labels(self._series, str(message["status"])).inc()
+        elif self.label is not None and not message.get("more_body", False):
+            self._metrics.request_seconds.observe(self._series, time.monotonic() - self._start)
         await self._send(message)
 
     @property
@@ -111,6 +119,19 @@ class MeteredSend:
         """Let the answer begin: a token is there."""
         self.may_wait = False
 
+    def count_lease(self, lease: Lease, digest: str) -> Callable[[], None]:
+        """Count what the request leases for a fusion, and the time until then; returns what ends it."""
+        self._metrics.queue_seconds.observe(self._series, time.monotonic() - self._start)
+        self._metrics.served.labels(self._series, lease.mode, lease.source).inc()
+        traces.describe(digest=digest, mode=lease.mode, source=lease.source, profile=self._series)
+        self._entry |= {"digest": digest, "mode": lease.mode, "source": lease.source}
+        return self._metrics.begin_lease(lease.resident.kind, lease.resident.key, digest)
+
+    def record_gap(self, gap_s: float, tokens: int) -> None:
+        """Count the time before each of some tokens."""
+        if self.label is not None:
+            self._metrics.gaps.observe(self._series, gap_s, tokens)
+
     def refuse(self, message: str) -> None:
         """Answer 503 with this message, if the answer has not begun."""
         self.answer_with(ApiError(503, message))
@@ -121,11 +142,13 @@ class MeteredSend:
 
     def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         """Count a generation of this request that has ended, or was interrupted."""
+        for kind, tokens in (("prompt_tokens", prompt), ("completion_tokens", completion)):
+            self._entry[kind] = self._entry.get(kind, 0) + tokens
         if self.label is not None:
             self._metrics.tokens.labels(self._series, "prompt").inc(prompt)
             self._metrics.tokens.labels(self._series, "completion").inc(completion)
         if first_token is not None and self.label is not None:
-            self._metrics.first_token.labels(self._series).observe(first_token - self._start)
+            self._metrics.first_token.observe(self._series, first_token - self._start)
         self._running -= 1
         self._call_if_ended()
 

@@ -3,7 +3,7 @@
 Rules name public adapters. They are about contents: those that these names stand for when a request comes.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -12,6 +12,7 @@ from itertools import chain
 from service.callers import Caller
 from service.errors import ApiError
 from service.evidence import Card, Evidence
+from service.floors import FloorWeights, group_names
 from service.policy_rules import BoundRule, EvidenceRule, Floor, Least, Range, Rules, is_enough
 from service.registry import Registry
 from service.resolve import Fusion
@@ -49,13 +50,20 @@ ALLOWED = Verdict()
 class Policy:
     """The rules, over what is registered; `max_rank` is the largest rank that is served without truncation."""
 
-    def __init__(self, rules: Rules, registry: Registry, *, max_rank: int) -> None:
+    def __init__(
+        self, rules: Rules, registry: Registry, *, max_rank: int, record: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`record` is told the id of each rule that refuses something."""
         self.rules = rules
+        self._record = record
         self.id = rules.digest()
         self.evidence = Evidence(registry, rules.evidence)
         self._registry = registry
         self._max_rank = max_rank
         self._ids = rules.ids()
+        self.floor_weights = FloorWeights(rules.floor, registry, self.digests)
+        self._used: dict[str, str] = {}
+        """When the oldest scorecard was made that a profile rests on, by registered name."""
 
     async def check(self, fusion: Fusion | None, caller: Caller, *, profile: str = "", path: str = "") -> Verdict:
         """Raise 403, with the rule and what was found and required, unless `fusion` may answer `caller`; None is the
@@ -65,6 +73,7 @@ class Policy:
             return ALLOWED
         verdict = await self.judge(fusion, caller, profile=profile)
         if not verdict.allowed:
+            self._record(verdict.rule)
             message = (
                 f"The policy's rule {verdict.rule!r} refuses this: {verdict.reason}. GET /v1/policy lists all rules."
             )
@@ -87,6 +96,12 @@ class Policy:
             *(self._judge_range(rule, fusion, places) for rule in self.rules.range),
         )
         return next(refusals, None) or await self._judge_evidence(fusion, caller, profile)
+
+    def list_evidence(self) -> list[tuple[tuple[str], float]]:
+        """How old the evidence is, in seconds, of each profile that has answered by some; in any thread."""
+        now, profiles = datetime.now(UTC), self._registry.profiles
+        ages = [(key, (now - datetime.fromisoformat(made)).total_seconds()) for key, made in list(self._used.items())]
+        return [((key,), age) for key, age in ages if key in profiles]
 
     def digests(self, name: str, also: Collection[str] = ()) -> set[str]:
         """The contents that a rule means by an adapter's name."""
@@ -143,7 +158,7 @@ class Policy:
     def _judge_floor(self, rule: Floor, fusion: Fusion, places: Collection[Place]) -> Iterator[Verdict]:
         required = f"every fusion needs it with at least {rule.at_least:g} {_say_where(rule)}"
         digests = self.digests(rule.adapter, rule.also)
-        groups = [names for names in _group(fusion) if fusion.parents[names[0]] in digests]
+        groups = [names for names in group_names(fusion) if fusion.parents[names[0]] in digests]
         if not groups:
             found = "is missing" if digests else "is not registered"
             yield Verdict(rule.id, f"{rule.adapter!r} {found}; {required}")
@@ -157,7 +172,7 @@ class Policy:
         low = "" if rule.at_least is None else f"at least {rule.at_least:g}"
         high = "" if rule.at_most is None else f"at most {rule.at_most:g}"
         required = f"it must have {' and '.join(filter(None, (low, high)))} {_say_where(rule)}"
-        for names in _group(fusion):
+        for names in group_names(fusion):
             if named & {*names} and (fault := self._find_fault(rule, names, fusion, places, (rule.low, rule.high))):
                 yield Verdict(rule.id, f"{fault}; {required}")
 
@@ -187,7 +202,7 @@ class Policy:
         name = (profile or ("" if fusion.profile is None else fusion.profile.name)).rpartition("|")[2]
         rules = [rule for rule in self.rules.evidence if name and fnmatchcase(name, rule.profiles)]
         cards = await self.evidence.find(fusion.digest, caller.tenant) if rules else []
-        used = set()
+        used, oldest = set(), ""
         for rule in rules:
             card = find_card(rule, cards, caller)
             if fault := _find_gap(rule, card):
@@ -195,7 +210,13 @@ class Policy:
                     f"{fault}; the profile {name!r:.{MAX_QUOTED}} needs {rule.limit!r} on the fusion {fusion.digest}"
                 )
                 return Verdict(rule.id, needed)
-            used.add(card.number if card is not None else 0)
+            assert card is not None
+            used.add(card.number)
+            oldest = min(oldest or card.created, card.created)
+        if oldest and fusion.profile is not None:
+            if len(self._used) > len(self._registry.profiles):  # some were deleted
+                self._used = {key: made for key, made in self._used.items() if key in self._registry.profiles}
+            self._used[fusion.profile.key] = oldest
         others = {"base", *(rule.id for rule in self.rules.evidence if rule not in rules)}
         if fusion.profile is not None:
             others.add("inline")
@@ -225,14 +246,6 @@ def _find_gap(rule: EvidenceRule, card: Card | None) -> str:
         if age > timedelta(days=rule.max_age_days):
             return f"scorecard {card.number} is of {card.created}, older than {rule.max_age_days:g} days"
     return ""
-
-
-def _group(fusion: Fusion) -> list[list[str]]:
-    """The names of a recipe's adapters, together where they have one content: their weights add up."""
-    groups: dict[str, list[str]] = {}
-    for name in fusion.recipe.adapters:
-        groups.setdefault(fusion.parents[name], []).append(name)
-    return [*groups.values()]
 
 
 def _say_where(rule: BoundRule) -> str:

@@ -15,9 +15,11 @@ from service.engine.weights import Weights
 from service.errors import ApiError
 from service.functions import Functions, Spans
 from service.materializer import Materializer
+from service.occupancy import Occupancy, survey
 from service.placement import Group, Home, Limits, Placement, find_home, home_key, place
 from service.residency import Residency, Resident, Source
 from service.resolve import Fusion
+from service.tracing import traced
 
 Check = Callable[[], Awaitable[None]]
 OWN_TIMEOUT_S = 600.0
@@ -93,9 +95,21 @@ class Pool:
         """The stacks and builds that are in the engine now."""
         return list(self._residency.residents.values())
 
+    def find_resident(self, home: Home) -> Resident | None:
+        """What would serve the fusions with this home now, if it is in the engine; the one with the most requests."""
+        residents, members = self._residency.residents, home.members
+        if members is None:
+            return residents.get(home.key)
+        holding = [resident for resident in residents.values() if members <= resident.widths.keys()]
+        return max(holding, key=lambda resident: resident.leases, default=None)
+
     def list_making(self) -> dict[str, tuple[str, ...]]:
         """The stacks and builds that are being made or loaded, by key, with their adapters."""
         return {key: self._made.get(key, ()) for key in self._residency.making}
+
+    def survey(self) -> Occupancy:
+        """What the engine's places hold, and what is on its way there."""
+        return survey(self._residency, self._made, self._slots)
 
     def count_room(self) -> int:
         """How many stacks and builds could be loaded without waiting for a request to end."""
@@ -110,6 +124,7 @@ class Pool:
         finally:
             self.release(lease)
 
+    @traced("lease")
     async def acquire(
         self, fusion: Fusion, *, strict: bool = False, client: str | None = None, check: Check | None = None
     ) -> Lease:

@@ -28,7 +28,7 @@ MAX_VERSION_BYTES = 256 * 1024
 
 
 OPERATOR = Caller()
-PROFILE_ROUTES = ("export", "rollback")
+PROFILE_ROUTES = ("export", "rollback", "status")
 """What follows a profile's name in paths."""
 
 

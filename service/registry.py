@@ -113,7 +113,7 @@ class Registry(Follower):
         before = describe_adapter(self.adapters.get(record.key))
         action = "adapter.add" if before is None else "adapter.replace"
         entry = Entry(action, record.key, before, describe_adapter(record))
-        self.quotas.check_adapter(self.snapshot, record.key, record.info["bytes"])
+        self.quotas.check_adapter(self.snapshot, record)
 
         def write(connection: Connection) -> None:
             connection.execute(delete(ADAPTERS).where(ADAPTERS.c.name == record.key))

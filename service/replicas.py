@@ -4,25 +4,22 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from adapters import Store
-from service.bucket import Bucket, BucketRemote
 from service.build_files import BuildFiles
 from service.errors import ApiError
 from service.fusion_service import FusionService
 from service.leases import Leases
 from service.registry import Registry
+from service.remote_stores import BUCKET, UNLIMITED, open_bucket, open_shared_store
 from service.settings import Settings
-from service.shared_store import MAX_COLLECTED, FolderRemote, Remote, SharedStore, claim_folder
+from service.shared_store import MAX_COLLECTED, SharedStore, claim_folder
 from service.snapshot import Snapshot
 from service.threads import Threads
 from service.waits import enter
 
 COLLECT_S = 900.0
 """How often each replica looks for files in the shared place that nothing needs."""
-BUCKET = "://"
-"""Marks a FUSION_STORE that is not a folder."""
 log = logging.getLogger("fusion")
 
 
@@ -32,34 +29,24 @@ def claim_store(settings: Settings, identity: str) -> None:
     RuntimeError when it is another's or cannot be used.
     """
     if BUCKET in settings.store:
-        _open_bucket(settings).claim(identity)
+        open_bucket(settings).claim(identity)
     elif settings.store:
         claim_folder(settings.store, identity)
 
 
 def open_stores(settings: Settings, registry: Registry, threads: Threads) -> tuple[Store, BuildFiles]:
     """The stores of adapters and of stacks and builds."""
-    data, unlimited = settings.data, 2**63 - 1
+    data = settings.data
     if not registry.shared:
-        adapters = Store(data / "adapters", budget_bytes=unlimited)
-        return adapters, BuildFiles(Store(data / "builds", budget_bytes=settings.store_bytes), threads)
-    bucket = _open_bucket(settings) if BUCKET in settings.store else None
-
-    def open_shared(folder: str, budget_bytes: int) -> SharedStore:
-        remote: Remote
-        if bucket is None:
-            remote = FolderRemote(Path(settings.store, folder), budget_bytes=budget_bytes)
-        else:
-            remote = BucketRemote(bucket, folder, budget_bytes=budget_bytes)
-        return SharedStore(data / folder, remote, budget_bytes=budget_bytes)
-
-    builds = BuildFiles(open_shared("builds", settings.store_bytes), threads, Leases(registry))
-    return open_shared("adapters", unlimited), builds
-
-
-def _open_bucket(settings: Settings) -> Bucket:
-    credentials, timeout_s = settings.source_credentials, settings.source_timeout_s
-    return Bucket(settings.store, credentials_file=credentials, timeout_s=timeout_s)
+        own = Store(data / "adapters", budget_bytes=UNLIMITED)
+        return own, BuildFiles(Store(data / "builds", budget_bytes=settings.store_bytes), threads)
+    adapters, made = (
+        open_shared_store(settings, data, "adapters"),
+        open_shared_store(settings, data, "builds", budget_bytes=settings.store_bytes),
+    )
+    assert adapters is not None
+    assert made is not None  # replicas have a shared place
+    return adapters, BuildFiles(made, threads, Leases(registry))
 
 
 @contextmanager

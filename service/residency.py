@@ -20,6 +20,7 @@ from service.errors import ApiError, hide_paths
 from service.metrics import Metrics
 from service.placement import Kind
 from service.places import Places
+from service.tracing import traced, traces
 
 Source = Literal["warm", "loaded", "built"]
 """Where a request's fusion came from: the engine, the store, or built now."""
@@ -129,6 +130,16 @@ class Residency:
         """Keys of what is being made or loaded."""
         return self._attempts.stages.keys()
 
+    @property
+    def attempts(self) -> list[Attempt[Resident]]:
+        """What is being made or loaded, oldest first."""
+        return self._attempts.under_way
+
+    @property
+    def draining(self) -> list[Resident]:
+        """What no new request gets, and that running ones still use."""
+        return list(self._draining)
+
     def count_room(self) -> int:
         """How many places are free, or held by what is idle and would make way."""
         return self._places.free + sum(resident.leases == 0 for resident in list(self.residents.values()))
@@ -144,12 +155,7 @@ class Residency:
     def retire(self, keys: Collection[str]) -> None:
         """Give the residents under `keys` to no new request; running requests finish on theirs."""
         for resident in [self.residents[key] for key in keys if key in self.residents]:
-            if resident.leases:
-                del self.residents[resident.key]
-                self._draining.append(resident)
-                self._update_metrics()
-            else:
-                self._evict(resident)
+            self._evict(resident, "gone")
 
     def discard(self, keys: Collection[str]) -> None:
         """As `retire`, and delete their files when nothing uses them any more, also of those that are not resident."""
@@ -202,7 +208,8 @@ class Residency:
             started = time.monotonic()
             try:
                 async with making.hold():
-                    path = await self._files.land(making.key, write)
+                    with traces.span("fuse"):
+                        path = await self._files.land(making.key, write)
             except Exception:
                 self._metrics.record_build(making.kind, "failed", time.monotonic() - started)
                 raise
@@ -210,6 +217,7 @@ class Residency:
         attempt.is_new = True
         return path
 
+    @traced("load")
     async def _load(self, making: Making, path: Path, report: Mapping[str, Any]) -> Resident:
         started = time.monotonic()
         try:
@@ -244,15 +252,19 @@ class Residency:
         """Evict the idle resident that was used longest ago; False when there is none."""
         idle = [resident for resident in self.residents.values() if resident.leases == 0]
         if idle:
-            self._evict(min(idle, key=lambda resident: resident.last_used))
+            self._evict(min(idle, key=lambda resident: resident.last_used), "room")
         return bool(idle)
 
-    def _evict(self, resident: Resident) -> None:
-        """Unload an idle resident; its files stay in the store until that needs room."""
+    def _evict(self, resident: Resident, reason: Literal["room", "gone"]) -> None:
+        """Unload a resident when it is idle; its files stay in the store until that needs room."""
         # First no request finds it, then the engine forgets it.
         del self.residents[resident.key]
         self._update_metrics()
-        self._unload(resident)
+        self._metrics.evictions.labels(resident.kind, reason).inc()
+        if resident.leases:
+            self._draining.append(resident)
+        else:
+            self._unload(resident)
 
     def _unload(self, resident: Resident) -> None:
         self._freeing += 1

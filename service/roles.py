@@ -39,13 +39,17 @@ LEAST: dict[tuple[str, str], Role] = {
     ("PUT", "/v1/fusions/{profile:profile}"): "deployer",
     ("DELETE", "/v1/fusions/{profile:profile}"): "deployer",
     ("POST", "/v1/fusions/{profile:name}/rollback"): "deployer",
+    ("GET", "/v1/fusions/{profile:name}/status"): "user",
     ("GET", "/v1/fusions/{profile:name}/export"): "deployer",  # the weights themselves
     ("GET", "/v1/scorecards"): "user",
     ("GET", "/v1/scorecards/{digest}"): "user",
     ("POST", "/v1/scorecards/{digest}"): "deployer",  # what policies rest on
     ("DELETE", "/v1/scorecards/{digest}"): "deployer",
     ("DELETE", "/v1/scorecards/{digest}/{scorecard_id}"): "deployer",
+    ("GET", "/v1/evidence"): "user",
+    ("GET", "/v1/state"): "deployer",  # of its own stacks; of everybody's for the operator's admins
     ("GET", "/v1/policy"): "user",
+    ("GET", "/v1/whoami"): "user",
     ("GET", "/v1/keys"): "admin",
     ("POST", "/v1/keys"): "admin",
     ("POST", "/v1/keys/{key_id}/rotate"): "admin",

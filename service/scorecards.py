@@ -15,6 +15,7 @@ from service.evidence import Evidence
 from service.records import now
 from service.registry import Registry, to_json
 from service.settings import Settings
+from service.snapshot import ROW_BYTES
 from service.tables import SCORECARDS
 from service.tenants import join_key
 from service.waits import enter
@@ -24,6 +25,17 @@ MAX_SCORECARDS = 1000
 """Of one fusion and tenant."""
 MAX_PAGE_BYTES = 2**20
 """A page of scorecards ends with the one that reaches this."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedCard:
+    """A scorecard as it was attached to the fusion `digest`, when, and with which key."""
+
+    number: int
+    digest: str
+    body: dict[str, Any]
+    created: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,7 @@ class Scorecards:
                 message = f"This fusion already has {MAX_SCORECARDS} scorecards, the limit; delete some of them first."
                 raise ApiError(409, message)
             self.registry.check_room(len(body), self.settings.registry_bytes)
+            self.registry.quotas.check_scorecard(self.registry.snapshot, tenant, len(body) + ROW_BYTES)
             try:
                 return await self.registry.write(
                     write,
@@ -64,6 +77,14 @@ class Scorecards:
                 )
             finally:
                 self._forget(digest)
+
+    async def find_newest(self, digest: str, tenant: str) -> str | None:
+        """When the newest scorecard was made of those of a fusion that the tenant sees; None when there is none."""
+        counts = self.registry.snapshot.scorecard_counts
+        owners = {owner for owner in ("", tenant) if counts.get(join_key(owner, digest))}
+        table = SCORECARDS.c
+        query = select(func.max(table.created)).where(table.digest == digest, table.tenant.in_(owners))
+        return await self.registry.transact(lambda connection: connection.scalar(query)) if owners else None
 
     def _forget(self, digest: str) -> None:
         if self.evidence is not None:
@@ -82,6 +103,28 @@ class Scorecards:
                 if len(cards) == limit or size >= MAX_PAGE_BYTES:
                     return cards, True
                 cards.append(_read_card(body) | {"scorecard_id": number, "created": str(created), "key": str(key)})
+                size += len(str(body))
+            return cards, False
+
+        return await self.registry.transact(read)
+
+    async def read_newest(self, *, limit: int, before: int, tenant: str = "") -> tuple[list[AttachedCard], bool]:
+        """Up to `limit` results of all fusions with an id below `before` (0: any), newest first, and whether there are
+        more.
+        """
+        table = SCORECARDS.c
+        query = select(table.id, table.digest, table.body, table.created, table.key)
+        query = query.where(table.tenant.in_({"", tenant})).order_by(table.id.desc()).limit(limit + 1)
+        if before:
+            query = query.where(table.id < before)
+
+        def read(connection: Connection) -> tuple[list[AttachedCard], bool]:
+            cards: list[AttachedCard] = []
+            size = 0
+            for number, digest, body, created, key in connection.execute(query.execution_options(yield_per=10)):
+                if len(cards) == limit or size >= MAX_PAGE_BYTES:
+                    return cards, True
+                cards.append(AttachedCard(number, str(digest), _read_card(body), str(created), str(key)))
                 size += len(str(body))
             return cards, False
 

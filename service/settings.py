@@ -14,6 +14,7 @@ from service.setting_values import parse_value
 
 Mixed = Literal["auto", "required", "off"]
 BaseMatch = Literal["shapes", "name"]
+LogFormat = Literal["text", "json"]
 PREFIX = "FUSION_"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank."""
@@ -151,6 +152,9 @@ class Settings:
     )
     receipt_key: str = _say(
         "", "file with the key that signs receipts, made by `lora-fusion verify --make-key FILE`; empty: no receipts"
+    )
+    log_format: LogFormat = _say(
+        "text", "`json`: one object a line, and one line for each request, without prompts, answers and secrets"
     )
     public_metrics: bool = _say(False, "answer `/metrics` without the API key")
     max_body_bytes: int = _say(2 * 2**20, "largest body of a request other than an upload, in bytes")

@@ -47,6 +47,7 @@ from service.shipped import register_shipped, warm
 from service.sources.fetch import Sources
 from service.sources.fetches import Fetches
 from service.threads import Threads
+from service.tracing import find_collector
 
 log = logging.getLogger("fusion")
 
@@ -134,10 +135,15 @@ def _engine_options(settings: Settings) -> EngineOptions:
         max_cpu_loras=settings.max_cpu_loras,
         mixing=settings.mixed != "off",
         template_bytes=TEMPLATE_TEXT * settings.max_body_bytes if settings.client_templates else None,
-        extra=settings.engine_args,
+        extra=(*settings.engine_args, *_trace_flags()),
         gate_timeout_s=settings.gate_timeout_s,
         slot_wait_s=settings.wait_timeout_s,
     )
+
+
+def _trace_flags() -> tuple[str, ...]:
+    collector = find_collector()
+    return () if collector is None else ("--otlp-traces-endpoint", collector.endpoint)
 
 
 async def _prove(settings: Settings, engine: Engine, shapes: Shapes) -> Proof:
@@ -183,7 +189,7 @@ def _assemble(
     metrics.loaded.source = LoadedNames(names, pool, settings.model_forms, settings.max_loras).survey
     catalog = Catalog(settings, registry, names, pool, Effects(pool, engine), layers, files, write_lock)
     fetches = Fetches(sources, catalog, max_fetches=settings.max_fetches)
-    policy = Policy(read_rules(settings.policy), registry, max_rank=settings.max_lora_rank)
+    policy = _read_policy(settings, registry, metrics)
     profiles = Profiles(settings, registry, names, pool, metrics, files, policy, write_lock)
     exports = Exports(settings.data, materializer, files, threads)
     return FusionService(
@@ -206,6 +212,15 @@ def _assemble(
         Keys(settings, registry, write_lock, KeyRing(registry, engine.api_keys)),
         limits,
     )
+
+
+def _read_policy(settings: Settings, registry: Registry, metrics: Metrics) -> Policy:
+    rules, record = read_rules(settings.policy), metrics.record_rule
+    policy = Policy(rules, registry, max_rank=settings.max_lora_rank, record=record)
+    metrics.evidence.source = policy.list_evidence
+    for rule in rules.floor:
+        metrics.set_floor(rule.adapter, rule.at_least)
+    return policy
 
 
 def _make_pool(

@@ -11,8 +11,10 @@ TENANT_PATTERN = rf"[a-z0-9][a-z0-9._-]{{0,{MAX_TENANT - 1}}}"
 
 
 def join_key(tenant: str, name: str) -> str:
-    """The registered name of what a tenant calls `name`; the same for what is public, of the tenant ""."""
-    return f"{tenant}{SEPARATOR}{name}" if tenant else name
+    """The registered name of what a tenant calls `name`; the same for what is public, of the tenant "". A name with the
+    separator in it, which is no valid one, has that of nothing: another tenant's would be its own otherwise.
+    """
+    return f"{tenant}{SEPARATOR}{name}" if tenant or SEPARATOR in name else name
 
 
 def split_key(key: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import servers
 from service.receipt_keys import make_key
+from tests.otlp import OtlpCollector, run_collector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,7 +133,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def collector() -> Iterator[OtlpCollector]:
+    """What takes the traces of `small_server`."""
+    with run_collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small_server(tmp_path_factory: pytest.TempPathFactory, collector: OtlpCollector) -> Iterator[Server]:
     """A server whose limits are small and whose patience is short, to be attacked; it must stay healthy."""
     folder = tmp_path_factory.mktemp("small-server")
     log = folder / "server.log"
@@ -153,6 +161,9 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         FUSION_STOP_TIMEOUT_S="10",
         FUSION_CLIENT_TEMPLATES="true",
         FUSION_POLICY=str(policy),
+        FUSION_LOG_FORMAT="json",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_BSP_SCHEDULE_DELAY="200",
         FUSION_RECEIPT_KEY=str(make_key(folder / "receipts.pem")[0]),
         VLLM_CPU_KVCACHE_SPACE="1",
     )

@@ -89,11 +89,13 @@ def write_report(
     command: str,
     about: Sequence[str] = (),
     quoted: Collection[str] | None = None,
+    page: str = "",
 ) -> BestPoint:
     """Write report.html, curves.png, pareto.png, report.json and the results' files into `folder`, and openings.png
     where the client began answers.
 
     Sample answers are those of the `quoted` tasks only, when given: a public report must not hold a private set.
+    `page` is the address of the server's page, in whose mixer the points open.
     """
     best = best_point(sweep, limits)
     scores = sweep.scores()
@@ -118,9 +120,9 @@ def write_report(
         "missing": [list(gap) for gap in sweep.answers.missing],
         "unscored": [list(gap) for gap in sweep.answers.unscored],
     }
-    page = body | _page_fields(folder, sweep, measured, best.best, quoted)
+    fields = body | _page_fields(folder, sweep, measured, best.best, quoted) | {"page": page}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page)
+    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(fields)
     (folder / "report.html").write_text(html, encoding="utf-8")
     text = json.dumps(body | {"points": _point_records(sweep, measured)}, indent=1, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
@@ -141,6 +143,7 @@ def _page_fields(
         "columns": measures,
         "rows": [_table_row(point, scores[point.model], sweep, measures) for point in measured],
         "models": compared,
+        "mixable": set(sweep.plans),
         "samples": collect_samples(sweep.answers.items, compared, quoted),
         "forms": FORM_NAMES,
         "pictures": {n: base64.b64encode((folder / f"{n}.png").read_bytes()).decode() for n in pictures},

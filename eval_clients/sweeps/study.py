@@ -100,9 +100,15 @@ def run_study(endpoint: Endpoint, study: Study) -> Report:
     if not any(point.kind != "control" and point.model in comparable for point in sweep.points):
         write_results(folder, sweep.answers)
         return Report(sweep, None, folder)
-    about = study.about(sweep)
     best = write_report(
-        folder, sweep, limits, title=study.title, command=study.command, about=about, quoted=study.quoted
+        folder,
+        sweep,
+        limits,
+        title=study.title,
+        command=study.command,
+        about=study.about(sweep),
+        quoted=study.quoted,
+        page=endpoint.page() if sweep.plans else "",
     )
     return Report(sweep, best, folder)
 

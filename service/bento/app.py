@@ -26,19 +26,24 @@ from service.edge.media_types import MediaTypes
 from service.edge.origins import Cors, Origins
 from service.edge.paths import Paths
 from service.edge.request_ids import RequestIds
+from service.edge.request_log import RequestLog, log as access_log
 from service.engine.base_folder import BaseModelError
 from service.errors import RETRY_AFTER_S
 from service.front import Front
+from service.json_logs import use_json
 from service.life import keep_service
 from service.logs import escape_records
 from service.process import kill_descendants
 from service.pulse import PULSE_FD, Pulse
+from service.tracing import find_collector, traces
 
 log = logging.getLogger("fusion")
 
 escape_records()
 front = Front()
 patches.install(front.metric_path)
+if PULSE_FD in os.environ and (collector := find_collector()) is not None:  # in the worker alone
+    traces.start(collector)
 configuration = settings.read_settings()
 patches.bound_connections(Connections(lambda: derive_limits(configuration)))
 supervisor.install()
@@ -102,8 +107,14 @@ class LoraFusion:
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's are
     async def start(self) -> None:
         """Have the engine started; until it is, requests are answered 503."""
-        log.disabled = False  # BentoML's set-up of logging disables the loggers that existed before it
+        if configuration.log_format == "json":
+            use_json()
+            logging.getLogger("bentoml.access").setLevel(logging.WARNING)  # `RequestLog` says more
+        log.disabled = access_log.disabled = (
+            False  # BentoML's set-up of logging disables the loggers that existed before it
+        )
         log.setLevel(logging.INFO)
+        access_log.setLevel(logging.INFO)
         patches.check_effect(running_app.get(None))
         pulse = Pulse(configuration.loop_timeout_s, int(os.environ[PULSE_FD]) if PULSE_FD in os.environ else None)
         self._tasks = [asyncio.create_task(pulse.run()), asyncio.create_task(_live(configuration, pulse))]
@@ -121,6 +132,8 @@ class LoraFusion:
 edge: Any = LoraFusion  # what BentoML's decorator makes of the class
 # The first is the outermost.
 edge.add_asgi_middleware(Cors, access=lambda: front.access)
+if configuration.log_format == "json":
+    edge.add_asgi_middleware(RequestLog)
 edge.add_asgi_middleware(Faults)
 edge.add_asgi_middleware(Paths)
 edge.add_asgi_middleware(Hosts, access=lambda: front.access)

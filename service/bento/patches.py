@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.edge.access import BENTOML_PATHS
 from service.edge.connections import Connections
 from service.edge.protocol import BoundedProtocol
+from service.tracing import QUIET, traces
 
 SUPPORTED_BENTOML = ("1.4.39",)
 METRICS, TIMEOUT, ACCESS = "RunnerTrafficMetricsMiddleware", "TimeoutMiddleware", "AccessLogMiddleware"
@@ -124,6 +125,8 @@ def _trace_requests(original: Any) -> type:
 
     class RequestTraces(original):  # type: ignore[misc]  # it has no types
         def __init__(self, app: ASGIApp, **options: Any) -> None:
+            if traces.provider is not None:
+                options |= {"tracer_provider": traces.provider, "excluded_urls": QUIET}
             super().__init__(app, **options, exclude_spans=["receive", "send"])
 
     return RequestTraces

@@ -13,9 +13,10 @@ from service.settings import Settings
 BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
 """What BentoML answers itself; its other routes are removed."""
 METRICS_PATH = "/metrics"
-OPEN_PATHS = ("/livez", "/readyz", "/healthz", "/health", "/ping", "/docs", "/openapi.json")
-"""What anyone may read, with all of ASSETS_PATH: health checks and the API's description."""
+OPEN_PATHS = ("/", "/livez", "/readyz", "/healthz", "/health", "/ping", "/docs", "/openapi.json")
+"""What anyone may read, with all below OPEN_FOLDERS: the page, health checks and the API's description."""
 ASSETS_PATH = "/docs/assets"
+OPEN_FOLDERS = (f"{ASSETS_PATH}/", "/page/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,7 @@ class Access:
         """Whether anyone may make this request, without a key and from any web page."""
         if method not in ("GET", "HEAD"):  # a POST would reach the intake
             return False
-        return (
-            path in OPEN_PATHS or path.startswith(f"{ASSETS_PATH}/") or (self.public_metrics and path == METRICS_PATH)
-        )
+        return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or (self.public_metrics and path == METRICS_PATH)
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str] | None:

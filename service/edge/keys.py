@@ -41,6 +41,8 @@ class RequireKey(Check):
         scope[CALLER] = caller = self._identify(scope, access)
         if path == METRICS_PATH and not caller.may("admin"):
             raise ApiError(403, f"{METRICS_PATH} needs the role 'admin', the key {caller.key} has {caller.role!r}.")
+        if path == METRICS_PATH and caller.tenant:  # series are named by the profiles of all tenants
+            raise ApiError(403, f"{METRICS_PATH} is for the operator's admins, the key {caller.key} is a tenant's.")
 
     def _identify(self, scope: Scope, access: Access) -> Caller:
         headers, client = Headers(scope=scope), client_name(scope)

@@ -109,9 +109,7 @@ def _check_device() -> None:
 
 
 def parse_flags(options: EngineOptions) -> Any:
-    """vLLM's parsed and validated arguments; ValueError for flags without effect, unknown, or at odds with mixing, and
-    where this build of vLLM finds no device.
-    """
+    """vLLM's validated arguments; ValueError for flags without effect, unknown or at odds with mixing, or no device."""
     _check_device()
     for given in options.extra:
         for flag, instead in LISTENING.items():
@@ -146,6 +144,7 @@ def parse_flags(options: EngineOptions) -> Any:
             f"the backend {backend!r} of --structured-outputs-config cannot be set: it compiles what clients want "
             "answers to match without limits of time and memory; leave it out, 'guidance' is taken then"
         )
+    args.enable_per_request_metrics = not args.disable_log_stats  # answers say how long they took
     _refuse_ray(args)
     cli.validate_parsed_serve_args(args)
     if args.scheduler_cls != SCHEDULER:

@@ -79,6 +79,9 @@ class UsageSink(Protocol):
     def refuse(self, message: str) -> None:
         """A generation could not be done at this time, for the reason in `message`."""
 
+    def record_gap(self, gap_s: float, tokens: int) -> None:
+        """Some tokens came, so many seconds after one another."""
+
     def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         """Tokens of the prompt and of all answers; `time.monotonic()` of the first token when known."""
 
@@ -89,12 +92,33 @@ start_turns: ContextVar[asyncio.Lock | None] = ContextVar("fusion_start_turns", 
 """Held while a generation of the request at hand starts: the event loop serves others between two starts."""
 
 
+class _Gaps:
+    """The time between the tokens of each answer of a generation."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: dict[int, float] = {}
+
+    def record(self, output: Any, sink: UsageSink) -> None:
+        """Tell `sink` the gaps before what has come; of what comes whole, those that vLLM has measured."""
+        now, stats = time.monotonic(), output.metrics
+        for answer in output.outputs:
+            if not (tokens := len(answer.token_ids)):
+                continue
+            if (last := self._last.get(answer.index)) is not None:
+                sink.record_gap((now - last) / tokens, tokens)
+            elif tokens > 1 and len(output.outputs) == 1 and stats is not None:
+                sink.record_gap((stats.last_token_ts - stats.first_token_ts) / (tokens - 1), tokens - 1)
+            self._last[answer.index] = now
+
+
 def count_usage(generate: Generate) -> Generate:
     """vLLM's `generate`, reporting to the `UsageSink` of the request it runs for."""
 
     async def counted(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         sink = meter.get()
-        first, begun, prompt, completion = None, False, 0, 0
+        first, begun, prompt, completion, gaps = None, False, 0, 0, _Gaps()
         if sink is not None:
             sink.begin_usage()
         try:
@@ -111,6 +135,8 @@ def count_usage(generate: Generate) -> Generate:
                     if sink is not None and completion and not begun:
                         begun = True
                         sink.begin_answer()
+                    if sink is not None:
+                        gaps.record(output, sink)
                     yield output
         finally:
             if sink is not None:

@@ -16,19 +16,38 @@ class NewerSchemaError(RuntimeError):
     """A newer version of this software has migrated the database."""
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the tables to the newest schema; a database of any earlier version keeps its rows.
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Bring the tables to the newest schema, or to an earlier `revision`; a database of any version before it keeps its
+    rows.
 
     NewerSchemaError, with nothing changed, when the schema is one that this version does not know.
     """
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config = _configure()
     config.attributes["connection"] = connection
     found = MigrationContext.configure(connection).get_current_heads()
-    scripts = ScriptDirectory.from_config(config)
-    known = {script.revision for script in scripts.walk_revisions()}
-    if strange := [revision for revision in found if revision not in known]:
+    for one in found:
+        check_known(one)
+    if found != (ScriptDirectory.from_config(config).get_current_head(),):
+        command.upgrade(config, revision)
+
+
+def check_known(revision: str) -> None:
+    """NewerSchemaError unless this version knows the schema `revision`; "" is that of tables without migrations."""
+    scripts = ScriptDirectory.from_config(_configure())
+    if revision and revision not in {script.revision for script in scripts.walk_revisions()}:
         newest = scripts.get_current_head()
-        raise NewerSchemaError(f"its schema is {strange[0]!r}, the newest that this version knows is {newest!r}")
-    if found != (scripts.get_current_head(),):
-        command.upgrade(config, "head")
+        raise NewerSchemaError(f"its schema is {revision!r}, the newest that this version knows is {newest!r}")
+
+
+def find_revision(connection: Connection) -> str:
+    """The schema of a database, "" when it has tables without migrations; NewerSchemaError for an unknown one."""
+    found = MigrationContext.configure(connection).get_current_heads()
+    for one in found:
+        check_known(one)
+    return found[0] if found else ""
+
+
+def _configure() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config

@@ -160,14 +160,20 @@ async def get_names(request: Request, tenant: Annotated[str, Depends(get_tenant)
 
 
 async def get_condition(
+    request: Request,
     if_match: Annotated[list[str] | None, Header(description="change only what has one of these ETags")] = None,
     if_none_match: Annotated[list[str] | None, Header(description="`*`: create only, change nothing there is")] = None,
 ) -> Condition:
-    """What must hold for the request's change; 400 for what is no condition."""
+    """What must hold for the request's change; 400 for what is no condition. Tags that another replica has just given
+    out are known from here on.
+    """
     texts = [None if values is None else ", ".join(values) for values in (if_match, if_none_match)]
     for text, header in zip(texts, ("If-Match", "If-None-Match"), strict=True):
         if text is not None:
             read_tags(text, header)
+    if texts != [None, None]:
+        service: FusionService = request.app.state.service
+        await service.registry.settle()
     return Condition(*texts)
 
 

@@ -13,7 +13,7 @@ from service.edge.media_types import is_upload
 from service.errors import ApiError
 from service.records import AdapterRecord
 from service.resolve import Names
-from service.routes import Client, SeenNames, Service, Tenant, When, make_router
+from service.routes import Client, SeenNames, Sender, Service, Tenant, When, make_router
 from service.routes.paging import MAX_LIMIT, After, Limit, page_names
 from service.routes.schemas import Adapter, AdapterBody, Damaged, Fetching, LoadLoraBody, Page, UnloadLoraBody
 from service.routes.uploads import CONTENT, PARAMETERS, receive_upload, validate
@@ -74,11 +74,18 @@ CREATE_CONTENT = {"application/json": {"schema": AdapterBody.model_json_schema()
     openapi_extra={"parameters": PARAMETERS, "requestBody": {"required": True, "content": CREATE_CONTENT}},
 )
 async def register_adapter(
-    request: Request, service: Service, client: Client, tenant: Tenant, condition: When, response: Response
+    request: Request,
+    service: Service,
+    client: Client,
+    tenant: Tenant,
+    caller: Sender,
+    condition: When,
+    response: Response,
 ) -> Adapter | Fetching:
     """Register a folder, an uploaded uncompressed .tar of one, or a weights file; 200 if the name is in use already.
     A URL is fetched first: 202.
     """
+    await service.limits.count_build(caller)
     options: Options = {"tenant": tenant, "client": client, "condition": condition}
     if is_upload(request.scope):
         async with receive_upload(request) as upload:
@@ -185,11 +192,12 @@ async def remove_adapter(name: str, service: Service, tenant: Tenant, condition:
 
 @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
 async def load_lora_adapter(
-    body: LoadLoraBody, service: Service, client: Client, tenant: Tenant, condition: When
+    body: LoadLoraBody, service: Service, client: Client, tenant: Tenant, caller: Sender, condition: When
 ) -> str:
     """Register a folder, or what a URL holds once it is fetched, with vLLM's body and answer, as often as it is
     asked for; with `load_inplace` in the place of an adapter of that name.
     """
+    await service.limits.count_build(caller)
     options: Options = {
         "replace": body.load_inplace,
         "base_match": body.base_match,

@@ -3,8 +3,9 @@
 import re
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import Response
 
+from service.admission import count_build
 from service.callers import Caller
 from service.default_check import check_defaults
 from service.engine.templates import TemplateError, TemplatesBusyError
@@ -17,6 +18,8 @@ from service.resolve import Names
 from service.routes import Client, SeenNames, Sender, Service, Tenant, When, make_router
 from service.routes.paging import MAX_LIMIT, After, Limit, page_names
 from service.routes.schemas import Damaged, Page, Plan, PlanBody, PolicyVerdict, Profile, ProfileBody, RollbackBody
+from service.routes.state_schemas import FusionStatus
+from service.routes.status import find_status
 from service.scorecards import MAX_PAGE_BYTES
 
 TAR = "application/x-tar"
@@ -112,7 +115,6 @@ async def check_template(service: Service, template: str) -> None:
 async def put_profile(
     profile: str,
     body: ProfileBody,
-    request: Request,
     service: Service,
     client: Client,
     tenant: Tenant,
@@ -123,17 +125,18 @@ async def put_profile(
     """Make a new version the current one; requests in flight finish on the old one."""
     defaults = body.defaults.model_dump(exclude_none=True) if body.defaults else {}
     parts: dict[str, Any] = {"defaults": defaults, "description": body.description or ""}
-    await service.profiles.check(
+    fusion = await service.profiles.check(
         profile, body.fusion, parts, tenant=tenant, client=client, caller=caller, condition=condition
     )
     if defaults:
         async with service.pool.checks.hold(client):
             if template := defaults.get("chat_template"):
                 await check_template(service, template)
-            await check_defaults(service.engine.app, defaults, request.headers.raw)
-    version, new = await service.profiles.put(
-        profile, body.fusion, tenant=tenant, **parts, client=client, caller=caller, condition=condition
-    )
+            await check_defaults(service.engine.app, defaults)
+    async with count_build(service.limits.find_account(caller), service.pool, fusion):
+        version, new = await service.profiles.put(
+            profile, body.fusion, tenant=tenant, **parts, client=client, caller=caller, condition=condition
+        )
     response.status_code = 201 if new else 200
     _set_tag(response, service, version)
     return profile_card(version, caller)
@@ -161,13 +164,19 @@ async def roll_back_profile(
     return profile_card(version, caller)
 
 
+@router.get("/{profile:name}/status")
+async def show_status(profile: str, service: Service, names: SeenNames) -> FusionStatus:
+    """Show how a profile, or one version of it, is doing here: in the engine or not, since when unused, how soon."""
+    return await find_status(service, names, names.profile(profile, param="profile"))
+
+
 @router.get("/{profile:name}/export", response_class=Response, responses={200: {"content": {TAR: {}}}})
 async def export_profile(profile: str, service: Service, names: SeenNames, caller: Sender) -> Response:
     """Download the fusion as one PEFT adapter, an uncompressed .tar."""
     version = names.profile(profile, param="profile")
     fusion = names.resolve_profile(version)
-    if (account := service.limits.find_account(caller)) is not None:
-        (await account.take("builds")).settle(1)
+    await service.policy.check(fusion, caller)
+    await service.limits.count_build(caller)
     tar = await service.exports.make(fusion)
     name = f"{re.sub('[/:]', '-', version.name)}-{version.version}.tar"
     headers = {"content-disposition": f'attachment; filename="{name}"', "x-fusion-digest": version.digest}

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute, Match
 
-from service.routes import adapters, audit, fusions, keys, models, policy, scorecards
+from service.routes import adapters, audit, evidence, fusions, keys, models, policy, scorecards, state, whoami
 from service.routes.schemas import FusionKeys
 from service.routes.state_schemas import Readiness
 
@@ -26,13 +26,16 @@ OpenAI's API for any weighted combination of LoRA adapters. A request names a fu
 Errors have OpenAI's shape. With an API key set, every route requires it except the health checks and this
 description; its role says what it may do. Bodies must have the content type `application/json`.
 """
-OWN_ROUTERS = tuple(noun.router for noun in (adapters, fusions, models, policy, scorecards, keys, audit))
+OWN_ROUTERS = tuple(
+    noun.router for noun in (adapters, fusions, models, policy, scorecards, evidence, state, keys, audit, whoami)
+)
 TAGS = [
     {"name": "Adapters", "description": "Register, inspect and remove LoRA adapters."},
     {"name": "Fusions", "description": "Profiles, which are named and versioned recipes, and dry runs."},
     {"name": "Models", "description": "What a request may name."},
     {"name": "Policy", "description": "Which combinations may answer whom."},
     {"name": "Scorecards", "description": "Measured results of a fusion."},
+    {"name": "State", "description": "What the engine holds, and what of the limits is used."},
     {"name": "Keys", "description": "API keys and their roles."},
     {"name": "Audit", "description": "Who changed what."},
     {"name": "Inference", "description": "vLLM's routes that run a model; all of them take a fusion."},

@@ -210,6 +210,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="allow")  # the report's own fields
 
     recipe: str
+    fusion: dict[str, Any] = Field(description="the recipe in JSON form")
     digest: Digest
     mode: Literal["mixed", "built"]
     stack: Digest = Field(description="as the header `x-fusion-stack` of its answers")

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from service.callers import Role
+
 
 class Mixing(BaseModel):
     """What the proof at startup found."""
@@ -51,6 +53,49 @@ class Readiness(BaseModel):
     nonfinite: Nonfinite | None = Field(default=None, description="when ready")
     registry: RegistryState | None = Field(default=None, description="when ready")
     access: AccessState | None = Field(default=None, description="when ready")
+
+
+class CallerState(BaseModel):
+    """Who sends the request, as its API key says, and what answers it."""
+
+    object: Literal["caller"]
+    key: str = Field(description="public id of the API key; empty without one")
+    role: Role
+    tenant: str = Field(description="empty: the operator's, whose things are public")
+    keys: bool = Field(description="whether requests need an API key; else everybody is an admin")
+    base: str
+    max_model_len: int = Field(description="tokens of prompt and answer together")
+    max_weight: float = Field(description="largest absolute value of a weight")
+
+
+class Residence(BaseModel):
+    """A stack or build in the engine."""
+
+    key: str = Field(description="which one, as `x-fusion-stack` says it of the one that routers keep together")
+    kind: Literal["stack", "build"]
+    rank: int
+    requests: int = Field(description="that run on it now, of all fusions that it serves")
+
+
+class FusionStatus(BaseModel):
+    """How a profile is doing on this server."""
+
+    object: Literal["fusion.status"]
+    name: str
+    version: int
+    digest: str
+    mode: Literal["mixed", "built"]
+    state: Literal["warm", "queued", "fusing", "loading", "evicted", "failed", "damaged"] = Field(
+        description="`evicted`: made or loaded when it is asked for"
+    )
+    last_error: str | None = Field(description="why it was not made, or cannot be served")
+    residence: Residence | None = Field(description="where it is in the engine; null when it is not")
+    eta_s: float | None = Field(
+        description="how long a request would wait for it now, at most, as it took on average until now; 0 when warm, "
+        "null when nothing was measured yet"
+    )
+    last_used: str | None = Field(description="when a request last had it on this server, in UTC")
+    evidence_age_s: float | None = Field(description="how old its newest scorecard is; null when there is none")
 
 
 class ErrorDetail(BaseModel):

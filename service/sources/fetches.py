@@ -7,12 +7,14 @@ import logging
 import os
 import secrets
 import shutil
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from adapters import check_name
+from service.audit import Actor, current_actor
 from service.catalog import Catalog
 from service.client_turns import ClientTurns
 from service.conditions import Condition
@@ -172,13 +174,16 @@ class Fetches:
         for file in sorted(self._folder.glob("*.json")):
             try:
                 content = json.loads(file.read_text())
-                orders.append((Order(**content["order"]), str(content["folder"])))
+                actor = Actor(**content.get("actor", {}))
+                orders.append((Order(**content["order"]), str(content["folder"]), actor))
             except (OSError, ValueError, TypeError, KeyError) as error:
                 log.warning("a fetch cannot go on, %s is not readable: %s", file.name, type(error).__name__)
                 file.unlink(missing_ok=True)
-        for order, known in orders:
+        for order, known, actor in orders:
+            context = copy_context()  # which the fetch's task has: the audit says who asked for it
+            context.run(current_actor.set, actor)
             try:
-                self.start(order, known)
+                context.run(self.start, order, known)
             except Exception as error:  # no longer allowed, or the name is taken
                 log.warning("the fetch of adapter %r does not go on: %s", order.key, error)
                 self._file(order.key).unlink(missing_ok=True)
@@ -273,5 +278,6 @@ class Fetches:
         self._folder.mkdir(exist_ok=True)
         file = self._file(fetch.order.key)
         scratch = file.with_suffix(".new")
-        scratch.write_text(json.dumps({"folder": fetch.download.folder.name, "order": asdict(fetch.order)}))
+        content = {"folder": fetch.download.folder.name, "order": asdict(fetch.order)}
+        scratch.write_text(json.dumps(content | {"actor": asdict(current_actor.get())}))
         os.replace(scratch, file)

@@ -20,7 +20,8 @@ DEPLOY = ROOT / "deploy"
 SCHEMA = json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
 SERIES = re.compile(r"\b(?:fusion_|vllm:)\w+")
 DASHBOARD = json.loads((DEPLOY / "observability/grafana/lora-fusion.json").read_text())
-QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_the_compose_file_is_valid_by_the_compose_specification(compose: dict[st
 def test_all_that_is_mounted_lies_beside_the_compose_file(compose: dict[str, Any]) -> None:
     mounts = [mount for service in compose["services"].values() for mount in service.get("volumes", ())]
     sources = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
-    assert len(sources) == 4
+    assert len(sources) == 5
     assert all((DEPLOY / source).is_file() for source in sources)
     named = {mount.split(":")[0] for mount in mounts if mount[0] not in ".$"}
     assert named == set(compose["volumes"])
@@ -101,7 +102,7 @@ def test_grafana_asks_prometheus_and_shows_the_dashboard(compose: dict[str, Any]
     (provider,) = read("grafana/provider.yaml")["providers"]
     mounts = compose["services"]["grafana"]["volumes"]
     assert any(mount.split(":")[1] == f"{provider['options']['path']}/lora-fusion.json" for mount in mounts)
-    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {source["uid"]}
+    assert {panel["datasource"]["uid"] for panel in PANELS} == {source["uid"]}
 
 
 def test_panels_do_not_overlap() -> None:
@@ -123,7 +124,8 @@ def test_queries_are_promql(query: str) -> None:
 def test_the_series_of_dashboard_and_autoscalers_are_the_service_s_own(server: Server) -> None:
     text = httpx.get(f"{server.url}/metrics").text
     ours = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    alerts = (DEPLOY / "observability/alerts.yaml").read_text()
     manifests = "".join(path.read_text() for path in (DEPLOY / "kubernetes/components").rglob("*.yaml"))
-    asked = {name for query in [*QUERIES, manifests] for name in SERIES.findall(query)}
+    asked = {name for query in [*QUERIES, manifests, alerts] for name in SERIES.findall(query)}
     assert len(asked) > 15
     assert {name for name in asked if re.sub("_bucket$", "", name) not in ours} == set()

@@ -69,7 +69,7 @@ def test_a_run_records_every_point_and_goes_on_where_it_stopped(
         asked = len(served.bodies)
         sweep = positions.measure(Endpoint(served.url), points, build, folder, minutes=9)
         assert len(served.bodies) == asked * 5 // 3
-        positions.write(sweep, size, folder)
+        positions.write(sweep, size, folder, "python -m benchmarks.positions --data DIR")
     body = json.loads((tmp_path / "positions.json").read_text())
     assert [point["form"] for point in body["points"] if point["kind"] == "sweep"] == ["sum", "position"]
     assert list(body["best_by_form"]) == ["sum", "position"]

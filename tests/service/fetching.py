@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from service.edge.clients import Shares
 from service.front import EXPECTED, answer_error
+from service.limits import Limits, LimitTable
 from service.routes import adapters as routes
 from service.sources.addresses import read_networks
 from service.sources.fetch import Sources
@@ -63,6 +64,7 @@ async def routed(shop: Shop, fetches: Fetches) -> AsyncIterator[httpx.AsyncClien
         engine=SimpleNamespace(),
         materializer=SimpleNamespace(damage={}),
         threads=threads,
+        limits=Limits(LimitTable(), catalog.registry.ledger, shop.profiles.metrics),
     )
     app.state.shares = Shares(9)
     for kind in EXPECTED:

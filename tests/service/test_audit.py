@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from service import audit, audit_file, follower
-from service.audit import Actor, current_actor, read_entries
+from service.audit import Actor, Entry, current_actor, describe_version, digest_text, read_entries, write_canonical
 from service.audit_check import BrokenChainError, check_chain, merge, read_lines
 from service.audit_cli import main
 from service.errors import ApiError
@@ -23,7 +24,8 @@ from service.records import AdapterRecord, ProfileVersion, now
 from service.registry import Registry
 from service.scorecards import Scorecards
 from service.settings import Settings
-from tests.service.conftest import Postgres, adapter_info
+from tests.service.conftest import adapter_info
+from tests.service.databases import Postgres
 from tests.service.rings import make_keys
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
@@ -282,3 +284,13 @@ async def test_a_row_that_was_changed_in_the_database_is_found(tmp_path: Path) -
     async with opened(tmp_path) as registry:
         with pytest.raises(BrokenChainError, match="entry 10 was changed"):
             check_chain(await read_all(registry))
+
+
+async def test_no_recipe_makes_a_line_longer_than_is_read_again() -> None:
+    version = ProfileVersion("p", 1, " + ".join(f"0.01*{'a' * 120}{n}" for n in range(2000)), {}, "e" * 64)
+    described = describe_version(version)
+    assert described is not None
+    assert described["recipe"] == digest_text(version.recipe)
+    most = replace(version, recipe="\u2029" * audit.MAX_RECIPE)
+    entry = Entry("profile.put", "t" * 200, describe_version(most), describe_version(most))
+    assert len(write_canonical(asdict(entry))) < audit_file.LONGEST_LINE

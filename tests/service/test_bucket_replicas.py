@@ -11,7 +11,7 @@ import pytest
 from service import bucket as buckets, replicas, shared_store
 from service.errors import ApiError
 from tests.service.buckets import BUCKET, list_keys, write_table
-from tests.service.conftest import Postgres
+from tests.service.databases import Postgres
 from tests.service.replicas import Replica, run_replica, write_samples
 from tests.service.test_replicas import TIES, read_bytes, until
 

@@ -13,12 +13,16 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 from adapters import AdapterError, LoraAdapter, load, save
 from adapters.files.shipped import CHECKOUT
 from service.edge.clients import Shares
 from service.errors import ApiError
 from service.front import answer_error
+from service.ledger import Ledger
+from service.limits import Limits, LimitTable
+from service.metrics import Metrics
 from service.routes import adapters as routes
 from service.settings import Settings
 from service.startup import delete_orphans
@@ -141,7 +145,8 @@ async def test_an_upload_may_come_in_chunks_of_unknown_number(kind: str) -> None
         names.append(name)
         raise ApiError(409, "as far as this test goes")
 
-    app.state.service = SimpleNamespace(catalog=SimpleNamespace(add_read=add_read), settings=Settings())
+    limits = Limits(LimitTable(), Ledger(), Metrics(CollectorRegistry()))
+    app.state.service = SimpleNamespace(catalog=SimpleNamespace(add_read=add_read), settings=Settings(), limits=limits)
     app.state.shares = Shares(9)
     app.add_exception_handler(ApiError, answer_error)
     body = b'--x\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\nwide\r\n'

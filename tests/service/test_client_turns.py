@@ -15,6 +15,7 @@ from service.callers import Caller
 from service.client_turns import LIMIT, ClientTurns
 from service.conditions import UNCONDITIONAL
 from service.errors import ApiError
+from service.limits import Limits, LimitTable
 from service.routes.fusions import put_profile
 from service.routes.schemas import ProfileBody
 from tests.service.conftest import World
@@ -101,11 +102,11 @@ async def test_a_profile_s_name_recipe_and_size_come_before_its_dry_runs(shop: S
     engine = SimpleNamespace(app=vllm)
     profiles = replace(shop.profiles, settings=replace(shop.profiles.settings, registry_bytes=4000))
     service: Any = SimpleNamespace(engine=engine, profiles=profiles, pool=profiles.pool, registry=profiles.registry)
-    request: Any = SimpleNamespace(headers=SimpleNamespace(raw=[]))
+    service.limits = Limits(LimitTable(), profiles.registry.ledger, profiles.metrics)
 
     async def put(name: str, fusion: str, **more: Any) -> None:
         body = ProfileBody.model_validate({"fusion": fusion, "defaults": {"max_tokens": 5}, **more})
-        await put_profile(name, body, request, service, "one", "", Caller(), UNCONDITIONAL, Response())
+        await put_profile(name, body, service, "one", "", Caller(), UNCONDITIONAL, Response())
 
     for name, fusion, more in (
         ("a@2", "1*wide", {}),

@@ -72,6 +72,8 @@ async def test_a_stale_tag_changes_nothing(stocked: Tenancy) -> None:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "If-Match")
     tag = (await client.get(adapter)).headers["etag"]
     assert (await client.delete(adapter, headers={"if-match": f"W/{tag}"})).status_code == 412, "no weak tag is strong"
+    known = {"if-none-match": f'"x", W/{tag}'}
+    assert (await client.delete(adapter, headers=known)).status_code == 412, "but this is compared weakly"
     replaced = await add(stocked, ACME, "own", "fourth", body={"replace": True}, headers={"if-match": f'"x", {tag}'})
     assert (replaced.status_code, replaced.headers["etag"] != tag) == (200, True)
     for path in (profile, adapter):

@@ -156,7 +156,18 @@ def test_keys_guard_all_but_health_checks_and_the_description() -> None:
         assert http.get(path).status_code == 401
         assert http.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
         assert http.get(path, headers={"authorization": "Bearer right"}).status_code == 200
-    for path in ("/livez", "/readyz", "/healthz", "/health", "/ping", "/docs", "/openapi.json", "/docs/assets/x"):
+    for path in (
+        "/livez",
+        "/readyz",
+        "/healthz",
+        "/health",
+        "/ping",
+        "/docs",
+        "/openapi.json",
+        "/docs/assets/x",
+        "/",
+        "/page/x",
+    ):
         assert http.get(path).status_code == http.head(path).status_code == 200
         assert http.post(path).status_code == 401  # it would reach the intake
     assert http.options("/version").status_code == 200

@@ -58,6 +58,7 @@ class Usage:
         self.reports: list[tuple[int, int]] = []
         self.begun = 0
         self.answers = 0
+        self.gaps = 0
 
     def begin_usage(self) -> None:
         self.begun += 1
@@ -68,13 +69,18 @@ class Usage:
     def refuse(self, message: str) -> None:
         raise AssertionError(message)
 
+    def record_gap(self, gap_s: float, tokens: int) -> None:
+        assert gap_s >= 0
+        self.gaps += tokens
+
     def record_usage(self, prompt: int, completion: int, first_token: float | None) -> None:
         assert first_token is not None
         self.reports.append((prompt, completion))
 
 
 async def tokens(*_args: Any, **_options: Any) -> AsyncGenerator[Any, None]:
-    answers, metrics = [SimpleNamespace(token_ids=[1, 2])], SimpleNamespace(first_token_latency=0.1)
+    answers = [SimpleNamespace(token_ids=[1, 2], index=0)]
+    metrics = SimpleNamespace(first_token_latency=0.1, first_token_ts=1.0, last_token_ts=1.5)
     for _step in range(3):
         yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=answers, metrics=metrics)
 
@@ -88,7 +94,7 @@ def test_usage_is_reported_once_also_of_an_answer_that_is_broken_off(read: int, 
         for _ in range(read):
             await anext(outputs)
         await outputs.aclose()
-        assert (usage.begun, usage.answers) == (1, 1)
+        assert (usage.begun, usage.answers, usage.gaps) == (1, 1, completion - 1)
         return usage.reports
 
     assert asyncio.run(main()) == [(5, completion)]

@@ -1,6 +1,7 @@
 """Evidence: which scorecards let a profile answer, who may have measured them, and how often the database is asked."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from service.callers import Caller
 from service.errors import ApiError
 from service.evidence import read_measures
 from service.policy import Policy
+from service.policy_rules import EvidenceRule
 from service.scorecards import Scorecards
 from service.settings import Settings
-from tests.service.conftest import Postgres
+from tests.service.databases import Postgres
 from tests.service.policies import make_policy
 from tests.service.replicas import Replica, run_replica, write_samples
 from tests.service.test_replicas import until
@@ -147,9 +149,13 @@ async def test_no_fusion_s_cards_are_read_twice_until_something_changes(
         ('{"harm": true}', {}),
         ('{"harm": {"value": "1"}}', {}),
         ('{"harm": {}}', {}),
+        (f'{{"harm": -1{"0" * 400}}}', {"harm": math.nan}),
         ("[1]", {}),
         ("{", {}),
     ],
 )
 async def test_only_numbers_are_measures(body: str, found: dict[str, float]) -> None:
-    assert read_measures(body, {"harm"}) == found
+    assert read_measures(body, {"harm"}) == pytest.approx(found, nan_ok=True)
+    for limit in ("harm <= 0.05", "harm >= 0.05"):  # of what is no number, neither holds
+        rule = EvidenceRule.model_validate({**RULE, "limit": limit})
+        assert not any(math.isnan(value) and rule.holds(value) for value in found.values())

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from adapters import load
 from adapters.files import CONFIG, WEIGHTS
+from service.audit import Actor, current_actor, read_entries
 from service.errors import ApiError
 from service.records import AdapterRecord
 from service.settings import Settings
@@ -21,6 +23,7 @@ from tests.service.shops import Shop
 from tests.service.source_servers import Handler, files, serve, share, start_body, tag
 from tests.service.test_catalog import shop  # noqa: F401 - a fixture
 
+WHO = Actor("k1", "deployer", "", "192.0.2.7", "req-1")
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 
 
@@ -39,7 +42,9 @@ async def test_what_is_running_when_the_server_is_killed_goes_on_where_it_was(sh
 
     with serve(answer) as host:
         async with fetching(shop, host.url, timeout_s=20) as fetches:
+            token = current_actor.set(WHO)
             first = fetches.start(Order("wide", f"{host.url}/x", "client"))
+            current_actor.reset(token)
             while first.download.progress.bytes < 1500 + len(contents[CONFIG]):
                 await asyncio.sleep(0.01)
             assert (first.state, first.download.progress.total) == ("fetching", sum(map(len, contents.values())))
@@ -55,6 +60,9 @@ async def test_what_is_running_when_the_server_is_killed_goes_on_where_it_was(sh
             assert (record.digest, new) == (load(shop.root / "wide").digest, True)
             await asyncio.sleep(0.1)
         assert not list(folder.iterdir())
+        (row,) = await shop.catalog.registry.transact(partial(read_entries, after=0, limit=9))
+        assert Actor(**row.to_dict()["entry"]["by"]) == WHO, "whoever asked before the kill"
+        assert current_actor.get() == Actor()
     assert host.asked[-1][2]["range"] == "bytes=1500-"
     assert host.asked[-1][2]["if-range"] == tag(contents[WEIGHTS])
     assert len(host.asked) == 3
@@ -152,7 +160,7 @@ async def test_the_routes_say_how_far_a_fetch_is(shop: Shop) -> None:  # noqa: F
             other = await http.post("/v1/adapters", json={**body, "source": f"{host.url}/y"})
             assert (other.status_code, other.json()["error"]["param"]) == (409, "name")
             gate.set()
-            while (card := (await http.get("/v1/adapters/org/wide")).json()).get("state"):
+            while (card := (await http.get("/v1/adapters/org/wide")).json()).keys() & {"state", "fetch"}:
                 await asyncio.sleep(0.01)
             assert card["digest"] == load(shop.root / "wide").digest
 

@@ -127,6 +127,9 @@ class Sink:
     def record_usage(self, *_: object) -> None:
         self.running -= 1
 
+    def record_gap(self, *_: object) -> None:
+        pass
+
     def begin_answer(self) -> None:
         pass
 

@@ -122,7 +122,7 @@ def test_a_client_that_follows_gets_its_answer(http: httpx.Client) -> None:
     assert http.get("/v1/models/", follow_redirects=True).json() == http.get("/v1/models").json()
 
 
-@pytest.mark.parametrize("path", ["/nowhere/", "/metrics/", "/livez/", "//", "/v1//", "/invocations/", "/docs/assets/"])
+@pytest.mark.parametrize("path", ["/nowhere/", "/metrics/", "/livez/", "/v1//", "/invocations/", "/docs/assets/"])
 def test_a_final_slash_opens_nothing(http: httpx.Client, path: str) -> None:
     refusal(http.get(path), 404)
 

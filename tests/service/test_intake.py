@@ -13,12 +13,13 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from adapters import parse
+from service.answer_headers import MAX_RECIPE_HEADER, fusion_headers
 from service.clients import OBJECTIVE
 from service.engine.dry_run import NO_LORA
 from service.engine.models import LoRARequest, ServedModel, count_usage, mix_request, served_model
 from service.engine.names import weight_row
 from service.errors import ApiError
-from service.intake import MAX_RECIPE_HEADER, Intake, fusion_headers
+from service.intake import Intake
 from service.metrics import Metrics
 from service.pool import Lease
 from service.residency import Resident

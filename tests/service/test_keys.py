@@ -22,20 +22,10 @@ from service.keys import Keys, write_token
 from service.registry import Registry
 from service.settings import Settings
 from service.tables import KEYS
-from tests.service.conftest import Postgres
+from tests.service.databases import Postgres
 from tests.service.rings import make_keys
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'registry.sqlite'}"
-    else:
-        postgres: Postgres = request.getfixturevalue("postgres")
-        with postgres.fresh() as fresh:
-            yield fresh
 
 
 @asynccontextmanager

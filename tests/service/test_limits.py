@@ -120,7 +120,7 @@ class Engine:
         for number in range(4):
             if self.end == "engine dies" and number == 2:
                 raise RuntimeError("the engine died")
-            output = SimpleNamespace(token_ids=[number])
+            output = SimpleNamespace(token_ids=[number], index=0)
             yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=[output], metrics=None)
             await asyncio.sleep(0)
 

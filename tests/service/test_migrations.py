@@ -1,7 +1,6 @@
 """Databases of every earlier version become today's, in SQLite and PostgreSQL, and nothing in them is lost."""
 
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +15,8 @@ from service.migrations import migrate
 from service.records import AdapterRecord
 from service.registry import Registry, to_json
 from service.tables import METADATA
-from tests.service.conftest import Postgres, adapter_info, fill
+from tests.service.conftest import adapter_info, fill
+from tests.service.databases import Postgres
 
 CREATED = "2026-01-01T00:00:00+00:00"
 FIRST = (
@@ -44,16 +44,6 @@ ROWS: dict[str, dict[str, object]] = {
     "profile_versions": {"name": "p", "version": 1, "body": to_json({**BODY, "created": CREATED})},
     "scorecards": {"digest": "e" * 64, "body": "{}", "created": CREATED},
 }
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'registry.sqlite'}"
-    else:
-        postgres: Postgres = request.getfixturevalue("postgres")
-        with postgres.fresh() as fresh:
-            yield fresh
 
 
 def read(url: str, query: str) -> list[tuple[object, ...]]:

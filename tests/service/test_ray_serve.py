@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests.conftest import BASE_NAME, ROOT, base_model, family, launch, make_adapters, stop, wait_ready
-from tests.service.conftest import run_postgres
+from tests.service.databases import run_postgres
 from tests.service.own import wait
 from tests.service.reference import PeftReference, token_ids
 from tests.service.test_fleet_soak import CLIENTS, RECIPES, Load, find_wrong, make_recipes

@@ -23,20 +23,14 @@ from service.scorecards import Scorecards
 from service.settings import Settings
 from service.snapshot import Snapshot
 from service.tables import ADAPTERS
-from tests.service.conftest import Postgres, adapter_info
+from tests.service.conftest import adapter_info
+from tests.service.databases import Postgres
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 CREATED = "2026-01-01T00:00:00+00:00"
 TIMEOUT_S = 1.0
 STALLED_S = 6
 """The longest that a call may take over a stalled database: connecting takes 2 s, the rest its time-out."""
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'registry.sqlite'}"
-    return str(request.getfixturevalue("postgres").url)
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from sqlalchemy import create_engine, text
 from benchmarks.servers import START_LIMIT_S
 from tests.conftest import BASE_NAME, ROOT, family
 from tests.service.buckets import BUCKET, make_bucket, run_s3, write_table
-from tests.service.conftest import Postgres, run_postgres
+from tests.service.databases import Postgres, run_postgres
 from tests.service.own import MARGIN_S, Own, wait
 from tests.service.test_replicas import SWITCH_S, read_bytes
 
@@ -49,7 +49,7 @@ class Fleet:
     servers: list[Own] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
-    def start(self, *, core: int, data: Path | None = None) -> Own:
+    def start(self, *, core: int, data: Path | None = None, **settings: str) -> Own:
         """Start one more, on a core of its own, and return once it is ready."""
         (own := self.folder / str(len(self.servers))).mkdir()
         server = Own(
@@ -62,6 +62,7 @@ class Fleet:
             OMP_NUM_THREADS="1",
             VLLM_CPU_OMP_THREADS_BIND=str(core),
             **self.store,
+            **settings,
         )
         self.servers.append(server)
         server.wait_ready(START_LIMIT_S)

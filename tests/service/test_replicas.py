@@ -14,7 +14,7 @@ from service import follower
 from service.errors import ApiError
 from service.registry import Registry
 from service.snapshot import read_snapshot
-from tests.service.conftest import Postgres
+from tests.service.databases import Postgres
 from tests.service.replicas import Line, Replica, run_replica, write_samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]

@@ -93,6 +93,7 @@ def test_the_defaults_in_the_json_form_read_back_as_the_defaults() -> None:
     assert read_settings({setting["variable"]: setting["default"] for setting in described}) == Settings()
     assert {setting["type"] for setting in described} == {
         "string", "integer", "number", "boolean", "path", "list", "auto | required | off", "shapes | name",
+        "text | json",
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from service.metrics import Metrics
 from service.registry import Registry
 from service.shares import LEASE_S, Shares, apply_shares, divide, plan_shares
 from tests.service.clock import Clock
-from tests.service.conftest import Postgres
+from tests.service.databases import Postgres
 from tests.service.replicas import Line
 
 LIMIT, SUBJECT = 24, "key one"

@@ -6,11 +6,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.limits import Limits, read_limits
 from service.tenants import SEPARATOR, check_tenant, join_key, split_key
 from tests.adapters.samples import BASE
+from tests.service.policies import make_policy
 from tests.service.tenancy import ACME, GLOBEX, SYSTEM, Tenancy, add, ask, open_tenancy, put, stock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
+VLLM_BODY = {"lora_name": "other", "lora_path": "third"}
 
 
 @pytest.fixture
@@ -27,7 +30,8 @@ async def list_names(client: httpx.AsyncClient, path: str) -> list[str]:
 
 async def test_registered_names_are_read_back() -> None:
     for tenant in ("", ACME, "a-b.c_d"):
-        assert split_key(join_key(check_tenant(tenant), "org/x@1")) == (tenant, "org/x@1")
+        for name in ("org/x@1", "acme|own"):
+            assert split_key(join_key(check_tenant(tenant), name)) == (tenant, name)
     for wrong in ("a|b", "A", "-a", "a b", "a" * 33, "ä", "a\n"):
         with pytest.raises(ValueError, match="is not a tenant's name: expected at most 32"):
             check_tenant(wrong)
@@ -61,14 +65,15 @@ async def test_one_name_is_each_tenant_s_own(stocked: Tenancy) -> None:
     assert (await ask(stocked, GLOBEX, "both")).headers["x-fusion-digest"] == digests[1]
 
 
+@pytest.mark.parametrize("tenant", ["initech", ""])
 @pytest.mark.parametrize("name", ["own", "both", "both@1", "acme|own", "acme|both", "acme|both@1"])
-async def test_another_s_name_is_one_that_does_not_exist(stocked: Tenancy, name: str) -> None:
-    client, nothing = stocked.client("initech"), name.replace("own", "xyz").replace("both", "xyzt")
+async def test_another_s_name_is_one_that_does_not_exist(stocked: Tenancy, name: str, tenant: str) -> None:
+    client, nothing = stocked.client(tenant, "deployer"), name.replace("own", "xyz").replace("both", "xyzt")
 
     async def read_all(name: str) -> list[tuple[int, str]]:
         asked = [
-            await ask(stocked, "initech", name),
-            await ask(stocked, "initech", f"0.5*`{name}`"),
+            await ask(stocked, tenant, name),
+            await ask(stocked, tenant, f"0.5*`{name}`"),
             await client.post("/v1/fusions/plan", json={"fusion": {"adapters": {name: 1}}}),
             await client.post(f"/v1/fusions/{name}/rollback", json={"version": 1}),
             await client.put("/v1/fusions/made", json={"fusion": f"1*`{name}`"}),
@@ -76,7 +81,7 @@ async def test_another_s_name_is_one_that_does_not_exist(stocked: Tenancy, name:
         ]
         for path in ("/v1/models", "/v1/adapters", "/v1/fusions"):
             asked += [await client.get(f"{path}/{name}"), await client.get(f"{path}/{name}/export")]
-            asked += [await client.delete(f"{path}/{name}")]
+            asked += [await client.delete(f"{path}/{name}", headers=headers) for headers in ({"if-match": '"a"'}, {})]
         plain = name.partition("@")[0]
         return [(a.status_code, a.text.replace(name, "NAME").replace(plain, "NAME")) for a in asked]
 
@@ -145,8 +150,11 @@ async def test_system_prompts_are_shown_to_those_who_may_change_the_profile(stoc
 
 @pytest.mark.parametrize("key", ["echo", "prompt_logprobs", "return_token_ids", "return_prompt_text"])
 async def test_no_answer_has_a_prompt_that_its_reader_does_not_see(stocked: Tenancy, key: str) -> None:
-    refused = await ask(stocked, ACME, "both", **{key: 1})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (403, key)
+    for value in (1, True, "true", *((0, False, 0.0) if key == "prompt_logprobs" else ())):  # vLLM reads false as 0
+        refused = await ask(stocked, ACME, "both", **{key: value})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (403, key)
+    for value in (None, *((False,) if key != "prompt_logprobs" else ())):
+        assert (await ask(stocked, ACME, "both", **{key: value})).status_code == 200
     assert (await ask(stocked, ACME, "0.25*own + 0.5*wide", **{key: 1})).status_code == 200
     for role, status in (("user", 403), ("deployer", 200)):
         client, body = stocked.client(ACME, role), {"model": "both", "messages": [{"role": "user", "content": "Hi"}]}
@@ -230,3 +238,39 @@ async def test_damage_of_shared_files_is_told_without_another_s_name(stocked: Te
         plan = await stocked.client(tenant).post("/v1/fusions/plan", json={"fusion": f"2*{name}"})
         assert (plan.status_code, digest[:12] in plan.text, "aardvark" in plan.text) == (500, True, False)
         assert (await stocked.client(tenant).get(f"/v1/adapters/{name}")).json()["state"] == "damaged"
+
+
+async def test_what_a_change_or_an_export_makes_counts_as_a_build(stocked: Tenancy) -> None:
+    table = read_limits({"tenants": {ACME: {"builds": 5}}})
+    limits = stocked.service.limits = Limits(table, stocked.service.registry.ledger, stocked.service.metrics)
+
+    def used() -> int:
+        return limits.ledger.find((f"tenant {ACME}", "builds")).used
+
+    assert (await put(stocked, ACME, "both", "0.5*own + 0.5*wide")).status_code == 200
+    assert used() == 0, "its stack is there"
+    svd = "svd(1*own + 1*wide, rank=2)"
+    assert (await put(stocked, ACME, "built", svd)).status_code == 201
+    assert (await put(stocked, ACME, "built", svd)).status_code == 200
+    assert used() == 1
+    assert (await add(stocked, ACME, "more", "fourth")).status_code == 201
+    assert (await add(stocked, ACME, "more", "none")).status_code == 400
+    assert (await stocked.client(ACME, "deployer").get("/v1/fusions/built/export")).status_code == 200
+    assert used() == 4
+    statuses = [(await put(stocked, ACME, "built", f"svd(0.5*own + 0.{n}*wide, rank=2)")).status_code for n in (1, 2)]
+    assert statuses == [200, 429]
+    assert stocked.service.registry.profiles[f"{ACME}|built"].version == 3
+    for answer in (
+        await add(stocked, ACME, "other", "third"),
+        await stocked.client(ACME, "deployer").get("/v1/fusions/built/export"),
+        await stocked.client(ACME, "deployer").post("/v1/load_lora_adapter", json=VLLM_BODY),
+    ):
+        assert (answer.status_code, "5 stacks and builds a minute" in answer.text) == (429, True)
+    assert (await add(stocked, GLOBEX, "other", "third")).status_code == 201
+
+
+async def test_what_may_not_answer_is_not_exported(stocked: Tenancy) -> None:
+    stocked.service.policy = make_policy(stocked.service.registry, floor=[{"adapter": "wide", "at_least": 0.5}])
+    for tenant, name, status in ((ACME, "both", 200), (GLOBEX, "both", 403), (GLOBEX, "plain", 200)):
+        answer = await stocked.client(tenant, "deployer").get(f"/v1/fusions/{name}/export")
+        assert answer.status_code == status, answer.text

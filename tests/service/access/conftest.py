@@ -15,7 +15,16 @@ from tests.conftest import ROOT, launch, stop, wait_ready
 OPERATOR = secrets.token_hex(16)
 TENANTS = ("acme", "globex", "initech")
 LIMITED, TOKENS = "limited", 3000
-POLICY = f"[limits.tenants.{LIMITED}]\ntokens = {TOKENS}\nrequests = 1000\nconcurrent = 8\n"
+GUARD, LEAST = "guard", 0.3
+"""A public adapter, which only the tests of the policy register, and what fusions that have it must have of it."""
+POLICY = f"""
+range = [{{adapter = "{GUARD}", at_least = {LEAST}}}]
+
+[limits.tenants.{LIMITED}]
+tokens = {TOKENS}
+requests = 1000
+concurrent = 8
+"""
 ASK = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 4, "temperature": 0}
 
 
@@ -70,7 +79,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         wait_ready(process, url, folder / "log")
         served = Served(url, {("", "admin"): OPERATOR}, {})
         with served.client() as http:
-            for tenant, role in (("", "admin"), (LIMITED, "user"), *itertools.product(TENANTS, ROLES[:2])):
+            for tenant, role in (
+                ("", "admin"),
+                ("", "deployer"),
+                (LIMITED, "user"),
+                *itertools.product(TENANTS, ROLES[:2]),
+            ):
                 made = http.post("/v1/keys", json={"role": role, "tenant": tenant}).raise_for_status().json()
                 served.keys[tenant, role] = made["key"]
         for tenant in TENANTS:

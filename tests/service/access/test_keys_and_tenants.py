@@ -94,8 +94,9 @@ def test_one_name_answers_each_tenant_with_its_own(served: Served) -> None:
             digests.add(answer.headers["x-fusion-digest"])
             hidden = http.get("/v1/fusions/both").text
             assert f"{tenant}-system" not in hidden
-            echo = http.post("/v1/chat/completions", json=ASK | {"model": "both", "echo": True})
-            assert echo.status_code == 403
+            for reveals in ({"echo": True}, {"prompt_logprobs": 0}, {"prompt_logprobs": False}):
+                shown = http.post("/v1/chat/completions", json=ASK | {"model": "both"} | reveals)
+                assert shown.status_code == 403, reveals
         with served.client(tenant, "deployer") as http:
             assert http.get("/v1/fusions/both").json()["defaults"]["system"] == f"{tenant}-system"
     assert len(digests) == len(TENANTS)
@@ -112,6 +113,16 @@ def test_public_things_are_used_by_all_and_changed_by_the_operator(served: Serve
         theirs = [card["name"] for card in http.get("/v1/adapters", params={"tenant": "acme"}).json()["data"]]
         assert mine == ["task"]
         assert {"own", "acme-secret"} <= set(theirs)
+
+
+def test_the_operator_s_deployer_is_in_no_tenant(served: Served) -> None:
+    with served.client("", "deployer") as http:
+        for path in ("adapters/acme%7Cown", "fusions/acme%7Cboth", "adapters/own", "fusions/both"):
+            assert http.get(f"/v1/{path}").status_code == 404
+            assert http.delete(f"/v1/{path}", headers={"if-match": '"a"'}).status_code in (400, 404)
+        assert http.post("/v1/unload_lora_adapter", json={"lora_name": "acme|own"}).status_code == 404
+    with served.client("acme", "user") as http:
+        assert http.get("/v1/adapters/own").status_code == 200
 
 
 def test_a_key_that_is_rotated_or_revoked_opens_no_more(served: Served) -> None:

@@ -22,7 +22,8 @@ from service.registry import Registry
 from service.residency import ADAPTER, REPORT
 from service.resolve import Fusion
 from tests.conftest import BASE_NAME, Server, launch, stop, wait_ready
-from tests.service.conftest import Postgres, adapter_info, fill
+from tests.service.conftest import adapter_info, fill
+from tests.service.databases import Postgres
 from tests.service.test_damage import CONFIG, WEIGHTS, flip
 
 CHAT = {"messages": [{"role": "user", "content": "Count to ten."}], "max_tokens": 4, "temperature": 0}

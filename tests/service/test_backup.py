@@ -1,0 +1,216 @@
+"""Backup and restore: everything a server keeps, from any database to any, whole or not at all."""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import Store
+from service.backup import MANIFEST, ROWS
+from service.backup_cli import main
+from service.materializer import Materializer
+from service.records import AdapterRecord, ProfileVersion
+from service.registry import Registry
+from service.remote_stores import open_shared_store
+from service.scorecards import Scorecards
+from service.settings import Settings
+from tests.adapters import samples
+from tests.conftest import ROOT
+from tests.service.conftest import adapter_info, fill
+from tests.service.databases import Postgres
+
+OLD = ROOT / "tests/service/aged/registry-d7a74cb.sqlite"
+"""Made by the code of commit d7a74cb: two adapters, a profile with two versions, rolled back, and a scorecard."""
+CREATED = "2026-01-01T00:00:00+00:00"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield ""
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        with postgres.fresh() as fresh:
+            yield fresh
+
+
+Use = Callable[..., Settings]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """Has the commands use these settings from now on."""
+
+    def set_all(data: Path, database: str = "", store: str = "") -> Settings:
+        for name, value in (("DATA", str(data)), ("DATABASE", database), ("STORE", store)):
+            monkeypatch.setenv(f"FUSION_{name}", value)
+        return Settings(data=data, database=database, store=store)
+
+    return set_all
+
+
+def open_registry(settings: Settings) -> Registry:
+    return Registry(settings.registry_url, timeout_s=5)
+
+
+def stock(settings: Settings) -> Registry:
+    """A registry that is open, as a server's is, with two adapters' files, a profile, and a scorecard."""
+    settings.data.mkdir(exist_ok=True)
+    registry = open_registry(settings)
+    store = open_shared_store(settings, settings.data) or Store(settings.data / "adapters", budget_bytes=2**40)
+    materializer = Materializer(store, 16)
+    for seed, name in enumerate("ab"):
+        adapter = samples.adapter(seed, 2)
+        materializer.add(adapter)
+        fill(
+            registry, AdapterRecord(name, adapter.digest, adapter_info(rank=2), CREATED, "acme" if name == "b" else "")
+        )
+    parents = {"a": registry.adapters["a"].digest}
+    fill(registry, ProfileVersion("p", 1, "1*a", parents, "c" * 64, {"system": "Be ü."}, "first", CREATED))
+    asyncio.run(Scorecards(settings, registry, asyncio.Lock()).add("c" * 64, {"harm": 0.5}))
+    return registry
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", ["backup", "backup.tar"])
+def test_what_a_running_server_has_is_there_again_in_another_place(
+    use: Use, tmp_path: Path, database: str, name: str, postgres: Postgres, capfd: pytest.CaptureFixture[str]
+) -> None:
+    registry = stock(use(tmp_path / "data", database))
+    try:
+        assert run("backup", tmp_path / name) == 0
+    finally:
+        expected = registry.snapshot
+        identity = registry.identity
+        registry.close()
+    with postgres.fresh() as other:  # from either database to the other one
+        target = use(tmp_path / "new", "" if database else other)
+        assert run("restore", tmp_path / name) == 0, capfd.readouterr().err
+        restored = open_registry(target)
+        found = restored.snapshot
+        assert (found.adapters, found.profiles, found.versions) == (
+            expected.adapters,
+            expected.profiles,
+            expected.versions,
+        )
+        assert (found.scorecard_counts, restored.identity) == (expected.scorecard_counts, identity)
+        digests = {record.digest for record in found.adapters.values()}
+        assert {path.name for path in (tmp_path / "new/adapters").iterdir()} == digests
+        asyncio.run(Scorecards(target, restored, asyncio.Lock()).add("c" * 64, {"harm": 0.25}))  # ids go on
+        restored.close()
+        with_key = json.loads((tmp_path / name / MANIFEST).read_text()) if name == "backup" else {}
+        assert "lf-" not in str(with_key)
+
+
+def test_nothing_is_ever_overwritten(use: Use, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stock(use(tmp_path / "data")).close()
+    assert run("backup", tmp_path / "one") == 0
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert run("backup", tmp_path / "one") == 1
+    assert "exists; nothing is overwritten" in capfd.readouterr().err
+    assert run("restore", tmp_path / "one") == 1
+    assert "is not empty; nothing is overwritten" in capfd.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("part", [ROWS, "adapters", MANIFEST])
+def test_a_backup_with_a_changed_bit_is_not_restored(
+    use: Use, tmp_path: Path, part: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stock(use(tmp_path / "data")).close()
+    assert run("backup", tmp_path / "one") == 0
+    path = tmp_path / "one" / part
+    path = next(path.rglob("*.safetensors")) if path.is_dir() else path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if part != MANIFEST else 0] ^= 1
+    path.write_bytes(content)
+    target = use(tmp_path / "new")
+    assert run("restore", tmp_path / "one") == 1
+    assert "not as they were written" in (err := capfd.readouterr().err) or "is not as it" in err or "no backup" in err
+    assert not (target.data / "registry.sqlite").exists()
+
+
+def test_an_adapter_whose_files_are_damaged_stops_a_backup(
+    use: Use, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    registry = stock(use(tmp_path / "data"))
+    digest = registry.adapters["a"].digest
+    registry.close()
+    shutil.rmtree(tmp_path / "data/adapters" / digest)
+    assert run("backup", tmp_path / "one") == 1
+    assert f"the files of adapter {digest} are not whole" in capfd.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}  # nothing half-done is left
+
+
+def test_a_backup_of_a_newer_version_is_refused(use: Use, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stock(use(tmp_path / "data")).close()
+    assert run("backup", tmp_path / "one") == 0
+    manifest = json.loads((tmp_path / "one" / MANIFEST).read_text())
+    (tmp_path / "one" / MANIFEST).write_text(json.dumps({**manifest, "schema": "9999"}))
+    use(tmp_path / "new")
+    assert run("restore", tmp_path / "one") == 1
+    assert "is of a newer version: its schema is '9999'" in capfd.readouterr().err
+
+
+def test_what_is_no_backup_is_refused(use: Use, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    use(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    with tarfile.open(tmp_path / "other.tar", "w"):
+        pass
+    (tmp_path / "text.tar").write_text("x")
+    for name in ("empty", "other.tar", "text.tar", "missing"):
+        assert run("restore", tmp_path / name) == 1
+        assert capfd.readouterr().err.startswith("error: ")
+    assert run("backup", tmp_path / "one") == 1
+    assert "there is no registry at" in capfd.readouterr().err
+
+
+def test_replicas_files_come_from_their_shared_place_and_return_to_one(
+    use: Use, tmp_path: Path, postgres: Postgres
+) -> None:
+    with postgres.fresh() as first, postgres.fresh() as second:
+        registry = stock(use(tmp_path / "data", first, str(tmp_path / "shared")))
+        digests = {record.digest for record in registry.adapters.values()}
+        registry.close()
+        shutil.rmtree(tmp_path / "data")  # the shared place alone has them
+        assert run("backup", tmp_path / "one") == 0
+        use(tmp_path / "new", second, str(tmp_path / "other"))
+        assert run("restore", tmp_path / "one") == 0
+        assert {path.name for path in (tmp_path / "other/adapters").iterdir()} >= digests
+
+
+def test_the_registry_of_an_earlier_commit_is_upgraded_and_loses_nothing(tmp_path: Path) -> None:
+    shutil.copy(OLD, tmp_path / "registry.sqlite")
+    with closing(sqlite3.connect(OLD)) as old:
+        rows: dict[str, list[Any]] = {
+            table: old.execute(f"SELECT * FROM {table}").fetchall() for table in ("adapters", "profile_versions")
+        }
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
+    try:
+        assert {(r.name, r.digest) for r in registry.adapters.values()} == {row[:2] for row in rows["adapters"]}
+        assert registry.profiles["balanced"].version == 1
+        assert {n: v.body() for n, v in registry.versions["balanced"].items()} == {
+            number: json.loads(body) for _, number, body in rows["profile_versions"]
+        }
+        assert registry.snapshot.scorecard_counts["1" * 64] == 1
+        assert not registry.snapshot.damaged_adapters
+    finally:
+        registry.close()
+
+
+def test_help_says_what_each_command_does(capfd: pytest.CaptureFixture[str]) -> None:
+    for command in ("backup", "restore"):
+        with pytest.raises(SystemExit) as end:
+            run(command, "--help")
+        assert end.value.code == 0
+        assert "FUSION_DATABASE" in capfd.readouterr().out
