@@ -70,8 +70,9 @@ debian:
 	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEBIAN); }
 	@dpkg -s $(DEBIAN) >/dev/null 2>&1 || { echo "error: install Debian's packages: apt-get install $(DEBIAN)"; exit 1; }
 
+# In two processes, each with its half of the cores (tests/conftest.py).
 test: setup-dev debian $(CLIENTS)/.done
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadscope
 
 check: setup-dev
 	$(VENV)/bin/ruff format --check .

@@ -71,7 +71,8 @@ def compare(
     """Measure both sides in turn and record the row."""
     print(f"  {name}", flush=True)
     values = alternate(partial(measure, mine), partial(measure, other), pairs)
-    record("before.json", f"{COMMAND} {commit}", [Comparison(name, "this commit", commit, unit, aim, **values)])
+    row = Comparison(f"{name}, against {commit}", "this commit", commit, unit, aim, **values)
+    record("before.json", f"{COMMAND} {commit}", [row])
 
 
 def compare_servers(row: Callable[..., None], rows: set[str], mine: RunningServer, other: RunningServer) -> None:

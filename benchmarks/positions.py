@@ -205,7 +205,7 @@ def record(report: Mapping[str, Any], size: Size, command: str) -> dict[str, Any
 
 
 def write(sweep: Sweep, size: Size, folder: Path, command: str) -> None:
-    """Write the report of a `command` into `folder`, results/positions.json and its pictures, and print the other half."""
+    """Write the report of `command` into `folder`, results/positions.json and its pictures; print the other half."""
     limits = [replace_references(Limit.parse(text), sweep) for text in LIMITS]
     write_answers(folder, sweep.answers)
     about = ["Weights by module, by position and by prompt against plain mixes, with attacks that begin the answer."]

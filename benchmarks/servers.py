@@ -104,11 +104,11 @@ class RunningServer:
 def run_server(
     command: Sequence[str], environment: Mapping[str, str], cwd: Path, log: Path, ready_path: str
 ) -> Iterator[RunningServer]:
-    """Start a server on both cores, wait until it is ready, and end it with what it started."""
+    """Start a server on the cores at hand, wait until it is ready, and end it with what it started."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the server would outlive us
-    # Both sides get both cores: vLLM would keep one of two free, which this service undoes by itself.
-    cores = {"OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    # Both sides get all cores: vLLM would keep one of two free, which this service undoes by itself.
+    cores = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
     common = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"} | cores
     common.pop("PYTHONPATH", None)
     began = time.monotonic()

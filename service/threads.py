@@ -114,7 +114,7 @@ class Threads:
         """Pools in which up to `waiting` calls of a kind wait; all but builds, which requests wait for together,
         give up after `wait_timeout_s` in the queue.
         """
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
 
         def pool(kind: str, threads: int, *, queue_s: float | None = wait_timeout_s) -> ThreadPool:
             return ThreadPool(kind, threads=threads, waiting=waiting, timeout_s=CALL_TIMEOUT_S, queue_s=queue_s)

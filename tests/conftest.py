@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from benchmarks import servers
 from service.receipt_keys import make_key
@@ -28,6 +29,35 @@ EVAL_DATA = Path(os.environ.get("EVAL_DATA") or ROOT / "data")
 ENGINE = "--dtype float32 --max-model-len 2048 --max-num-batched-tokens 512 --max-num-seqs 64"
 family, stop, wait_ready = servers.family, servers.stop, servers.wait_ready
 """Used by the tests of every server."""
+
+
+def take_cores() -> None:
+    """Keep this process of pytest-xdist, with all that it starts, on its share of the cores: two engines on the same
+    cores wait for each other's OpenMP threads, and take many times as long.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not worker:
+        return
+    if share := sorted(os.sched_getaffinity(0))[int(worker[2:]) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]:
+        os.sched_setaffinity(0, share)
+        os.environ["OMP_NUM_THREADS"] = str(len(share))
+
+
+take_cores()
+
+
+class Together(LoadScopeScheduling):
+    """Has all tests of the two servers below run in one process of pytest-xdist, and those of any other file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = ROOT / nodeid.partition("::")[0]
+        texts = (path.read_text() for path in (file, file.with_name("conftest.py")) if path.exists())
+        return "servers" if any("server: Server" in text for text in texts) else str(file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Read by pytest-xdist. Its own `loadgroup` marks node ids in a way that pytest 9.2 no longer has."""
+    return Together(config, log)
 
 
 # The heavy libraries are imported where they are used: most tests need none of them.

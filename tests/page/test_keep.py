@@ -62,6 +62,7 @@ def test_what_somebody_else_saved_meanwhile_is_not_lost(
     watched[1].expected.append("412")
     save(page, name, "Save as version 2")
     expect(page.get_by_role("alert")).to_contain_text("Somebody else changed page/kept")
+    expect(page.get_by_role("region", name=f"Versions of {name}")).to_contain_text("2 (current)")
     assert http.get(f"/v1/fusions/{name}").json()["recipe"] == "safety"
 
 

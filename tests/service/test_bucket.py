@@ -26,9 +26,11 @@ KEY, OTHER = "1" * 64, "2" * 64
 PLACE = "s3://shared/team/replicas"
 
 
-def open_store(folder: Path, endpoint: str, *, budget_bytes: int = 2**40, place: str = PLACE) -> SharedStore:
+def open_store(
+    folder: Path, endpoint: str, *, budget_bytes: int = 2**40, place: str = PLACE, timeout_s: float = 10
+) -> SharedStore:
     folder.mkdir(exist_ok=True)
-    bucket = Bucket(place, credentials_file=str(write_table(folder, endpoint)), timeout_s=2)
+    bucket = Bucket(place, credentials_file=str(write_table(folder, endpoint)), timeout_s=timeout_s)
     return SharedStore(
         folder / "own", BucketRemote(bucket, "builds", budget_bytes=budget_bytes), budget_bytes=budget_bytes
     )
@@ -207,7 +209,7 @@ def test_a_bucket_that_hangs_or_refuses_ends_in_time_and_shows_no_secret(tmp_pat
     ]
     for answer, fault in answers:
         with serve(answer) as host:
-            store = open_store(tmp_path, host.url)
+            store = open_store(tmp_path, host.url, timeout_s=2)
             began = time.monotonic()
             with pytest.raises(SharedStoreError, match=fault) as caught:
                 store.fetch(KEY)

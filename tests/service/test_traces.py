@@ -86,7 +86,7 @@ def test_a_request_is_one_tree_from_the_client_to_vllm(
     with small_server.http() as http:
         for attempt in range(20):  # on a busy machine a build takes longer than requests of this server may wait
             trace_id = secrets.token_hex(16)
-            model = f"ties(0.5*task + 0.{4 + stream}{attempt:02}37*safety, density=0.5)"  # which is built, and new
+            model = f"svd(0.5*task + 0.{4 + stream}{attempt:02}37*safety, rank=4)"  # which is built, and new
             answer = http.post(
                 "/v1/completions",
                 json={"model": model, "prompt": "A quiet marble", "max_tokens": 3, "stream": stream},
@@ -96,12 +96,14 @@ def test_a_request_is_one_tree_from_the_client_to_vllm(
                 break
         assert answer.status_code == 200, answer.text
         assert answer.headers["traceresponse"].split("-")[1] == trace_id
-    named = {"resolve", "policy", "lease", "engine", "llm_request"}
+    ours = {"resolve", "policy", "lease", "engine"}
+    named = ours | {"fuse", "load", "llm_request"}
     spans = collector.wait_for(trace_id, lambda spans: {span.name for span in spans} > named)
     parents = check_tree(spans, client)
     server = parents["resolve"]
     assert parents[server] == "client"
-    assert {name: parents[name] for name in named} == dict.fromkeys(named, server) | {"llm_request": "engine"}
+    below = {"fuse": "lease", "load": "lease", "llm_request": "engine"}
+    assert {name: parents[name] for name in named} == dict.fromkeys(ours, server) | below
     assert "marble" not in str(spans)
     assert "lora-fusion" in collector.services
 
