@@ -20,7 +20,7 @@ help:
 	@echo "make check   check format, lint, types"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   measurements against the peers (see benchmarks/README.md)"
-	@echo "make soak    the long runs (30 minutes on 2 cores); results in benchmarks/results/"
+	@echo "make soak    the long runs (hours on 2 cores; see docs/reliability.md)"
 	@echo "make paper   the paper's experiment; DATA=folder with xstest/ (make paper-full: all of it; also mmlu/)"
 	@echo "make bento   build the Bento (see deploy/README.md for containers)"
 	@echo "make lock    renew requirements/*.txt from requirements/*.in, for the Python at hand"

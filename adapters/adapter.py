@@ -92,6 +92,8 @@ class LoraAdapter:
     """How its value is read, when it is a gate and no adapter to be fused."""
     answer_only: bool = False
     """Whether it acts from the prompt's last token on, which predicts the answer's first, and not before."""
+    weight_range: tuple[float, float] | None = None
+    """The weights that its maker recommends, lowest and highest; no part of its content."""
 
     @cached_property
     def digest(self) -> str:

@@ -135,11 +135,15 @@ def _show(args: argparse.Namespace) -> Output:
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "bytes": adapter.nbytes,
         **({"answer_only": True} if adapter.answer_only else {}),
+        **({} if adapter.weight_range is None else {"weight_range": list(adapter.weight_range)}),
         **({} if adapter.gate is None else {"gate": asdict(adapter.gate)}),
         "notes": list(adapter.notes),
         "modules": rows,
     }
-    lines = [f"{key:<8}{value}" for key, value in content.items() if key not in ("answer_only", "modules", "notes")]
+    others = ("answer_only", "weight_range", "modules", "notes")
+    lines = [f"{key:<8}{value}" for key, value in content.items() if key not in others]
+    if adapter.weight_range is not None:
+        lines.append("recommended weights: {:g} to {:g}".format(*adapter.weight_range))
     lines += ["acts on the answer alone: serve it inside answer(…)"] * adapter.answer_only
     lines += [f"note    {note}" for note in adapter.notes]
     lines += [f"{name}  rank {m.rank}  scaling {m.scaling:g}  {m.shape}" for name, m in adapter.modules.items()]

@@ -27,12 +27,13 @@ from benchmarks.common import BASE, RESULTS, Measurement, record, stamp
 from benchmarks.servers import ours
 from service.attempts import Making
 from service.build_files import BuildFiles
+from service.evictions import Resident
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.placement import Limits, home_key, place
 from service.records import AdapterRecord, now
 from service.registry import Registry
-from service.residency import Residency, Resident
+from service.residency import Residency
 from service.resolve import Fusion
 
 REPLICAS, STACKS, PROFILES = 4, 8, 50

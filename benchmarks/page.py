@@ -1,7 +1,7 @@
-"""The page's weight and pace: bytes, first paint, and a slider's move to the first new token against the same request
-made by curl, in alternating pairs.
+"""The page's weight and pace: bytes, first paint, and a slider's move to the first new token, against such a request by
+curl.
 
-    python -m benchmarks.page --pairs 20 --out page.json
+    python -m benchmarks.page --pairs 20
 
 Starts the service with the bundled adapters, and headless Chromium (`chromium` on the path, or CHROMIUM).
 """
@@ -9,19 +9,25 @@ Starts the service with the bundled adapters, and headless Chromium (`chromium` 
 import argparse
 import json
 import os
+import random
 import shutil
-import statistics
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import ROOT, Comparison, Measurement, alternate, record
 from benchmarks.servers import ours
 
+COMMAND = "python -m benchmarks.page"
 PROMPT = "How do I sharpen a kitchen knife?"
 START = "#mix?recipe=0.4*safety+%2B+0.6*task"
 TOKENS = 16
-WAIT_MS = 120_000
+LOADS = 5
+WAIT_MS, WAIT_S = 120_000, 120
+WEIGHTS = [step / 20 for step in range(-40, 41) if step not in (0, 12)]
+"""Where a slider can go; every answer has a mix that was not asked before, so that no prompt is in a cache."""
 # Notes when a slider moves, and when the mix's pane, cleared then, shows text again.
 WATCH = """() => {
   const pane = document.querySelector('#pane-mix').closest('section');
@@ -32,34 +38,39 @@ WATCH = """() => {
     else if (window.cleared && window.shown === null) window.shown = performance.now();
   }).observe(pane, {subtree: true, childList: true, characterData: true});
 }"""
+SIZES = """['navigation', 'resource'].flatMap((kind) => performance.getEntriesByType(kind))
+  .filter((one) => one.name.includes('/page/') || one.entryType === 'navigation')
+  .map((one) => [one.decodedBodySize, one.transferSize])"""
+PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+"""Milliseconds from the navigation's start."""
 
 
 def time_curl(url: str, body: str) -> float:
-    """Milliseconds from curl's start of the request to the answer's first token, without the start of the process."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        file.write(body)
-        file.flush()
-        command = ["curl", "-sN", "--trace-time", "--trace-ascii", "-", "-o", os.devnull]
-        command += ["-H", "content-type: application/json", "--data-binary", f"@{file.name}"]
-        done = subprocess.run([*command, f"{url}/v1/chat/completions"], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    began = next(read_time(line) for line in lines if "=> Send header" in line)
-    marks = [index for index, line in enumerate(lines) if "<= Recv data" in line]
-    for index in marks:
-        following = "".join(lines[index : index + 40])
-        if '"content":"' in following and '"content":""' not in following.split("<= Recv data")[1]:
-            return (read_time(lines[index]) - began) * 1000
-    raise ValueError(f"curl saw no token: {done.stdout[-500:]}")
+    """Milliseconds from curl's request line to the answer's first text, without the start of the process."""
+    command = ["curl", "-sNv", "--max-time", str(WAIT_S), "-H", "content-type: application/json", "--data-binary", body]
+    began = first = 0.0
+    with subprocess.Popen(
+        [*command, f"{url}/v1/chat/completions"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as curl:
+        assert curl.stdout is not None
+        for line in curl.stdout:
+            if line.startswith(b"> POST "):
+                began = time.perf_counter()
+            elif not first and line.startswith(b"data: {") and read_text(line):
+                first = time.perf_counter()
+    if not (began and first):
+        raise RuntimeError(f"curl ended with {curl.returncode} and saw no token of the answer to {body}")
+    return (first - began) * 1000
 
 
-def read_time(line: str) -> float:
-    """Seconds of the day at which curl wrote a line of its trace."""
-    hours, minutes, seconds = line.split(" ")[0].split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+def read_text(line: bytes) -> str:
+    """The text of an event of a stream."""
+    choices = json.loads(line.removeprefix(b"data: "))["choices"]
+    return choices[0]["delta"].get("content") or "" if choices else ""
 
 
 def time_move(page: Any, weight: float) -> tuple[float, str]:
-    """Milliseconds from a slider's move until the page shows the first new token, and the request's body."""
+    """Milliseconds from a slider's move until the page shows the first new token, and the body of its request."""
     with page.expect_request(lambda request: request.url.endswith("/v1/chat/completions")) as caught:
         slider = page.get_by_role("slider", name="Weight of task")
         slider.evaluate(
@@ -67,24 +78,44 @@ def time_move(page: Any, weight: float) -> tuple[float, str]:
             weight,
         )
     took = page.evaluate(  # Playwright's own waiting is `eval`, which the page forbids
-        "new Promise((done) => { const look = () => (window.shown ? done(window.shown - window.moved)"
-        " : setTimeout(look, 5)); look(); })"
+        "limit => new Promise((done, fail) => { const look = () => {"
+        " if (window.shown) done(window.shown - window.moved);"
+        " else if (performance.now() > window.moved + limit) fail(new Error('no new token'));"
+        " else setTimeout(look, 5); }; look(); })",
+        WAIT_MS,
     )
     page.locator(".pane[aria-busy=true]").first.wait_for(state="hidden", timeout=WAIT_MS)
     return took, caught.value.post_data
 
 
-def measure(page: Any, url: str, pairs: int) -> dict[str, Any]:
-    """All figures of one browser."""
+def load(browser: Any, url: str) -> tuple[Any, float, list[list[int]]]:
+    """The page in a browser that has nothing of it yet, when it painted first, and bytes of its files: whole, sent."""
+    page = browser.new_context().new_page()
     page.goto(f"{url}/{START}")
     page.locator(".verdict strong").wait_for(timeout=WAIT_MS)
-    paints = []
-    for _ in range(5):
-        page.reload()
-        page.locator(".verdict strong").wait_for(timeout=WAIT_MS)
-        paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-    sizes = page.evaluate("performance.getEntriesByType('resource').filter(e => e.name.includes('/page/'))"
-                          ".map(e => [e.decodedBodySize, e.encodedBodySize])")  # fmt: skip
+    return page, page.evaluate(PAINT), page.evaluate(SIZES)
+
+
+def measure_loads(browser: Any, url: str) -> list[Measurement]:
+    """First paint and bytes."""
+    paints, sizes = [], []
+    for _ in range(LOADS):
+        page, paint, files = load(browser, url)
+        page.context.close()
+        paints.append(paint / 1000)
+        sizes.append(files)
+    whole = tuple(sum(plain for plain, _ in files) / 1024 for files in sizes)
+    sent = tuple(sum(size for _, size in files) / 1024 for files in sizes)
+    note = f"{len(sizes[0])} files, {whole[0]:.0f} KiB unpacked, each load with an empty cache"
+    return [
+        Measurement("the page's first paint", "s", 1, tuple(paints), note=note),
+        Measurement("the page, as it is sent", "KiB", 300, sent),
+    ]
+
+
+def measure_moves(browser: Any, url: str, pairs: int) -> Comparison:
+    """A slider's move to the first new token on the page, and curl's request for another mix of the same adapters."""
+    page, _, _ = load(browser, url)
     page.get_by_text("System message and sampling").click()
     page.get_by_role("spinbutton", name="Most tokens").fill(str(TOKENS))
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
@@ -92,52 +123,54 @@ def measure(page: Any, url: str, pairs: int) -> dict[str, Any]:
     page.locator(".pane .said").first.wait_for(timeout=WAIT_MS)
     page.locator(".pane[aria-busy=true]").first.wait_for(state="hidden", timeout=WAIT_MS)
     page.evaluate(WATCH)
-    rows = []
-    for index in range(pairs):
-        weight = round(0.65 + 0.05 * (index % 20), 2)
-        moved, body = time_move(page, weight)
-        rows.append({"move_ms": moved, "curl_ms": time_curl(url, body)})
-    ratios = [row["move_ms"] / row["curl_ms"] for row in rows]
-    return {
-        "first_paint_ms": statistics.median(paints),
-        "files": len(sizes) + 1,
-        "bytes": sum(plain for plain, _ in sizes),
-        "bytes_sent": sum(sent for _, sent in sizes),
-        "ratio": statistics.median(ratios),
-        "pairs": rows,
-    }
+    bodies = []
+    weights = iter(random.Random(0).sample(WEIGHTS, len(WEIGHTS)))
+
+    def move() -> float:
+        took, body = time_move(page, next(weights))
+        bodies.append(json.loads(body))
+        return took
+
+    def curl() -> float:
+        other = f"0.4*safety + {next(weights) + 0.025:g}*task"
+        return time_curl(url, json.dumps({**bodies[-1], "fusion": other}))
+
+    sides = alternate(move, curl, pairs)
+    page.context.close()
+    name, ours_is, peer_is = "slider moved to first new token", "the page, shown", "curl, received"
+    note = "no mix is asked twice: no answer's prompt is cached"
+    return Comparison(name, ours_is, peer_is, "ms", ("<=", 1.2), **sides, note=note)
+
+
+def run(url: str, pairs: int, chromium: str) -> list[Comparison | Measurement]:
+    """All figures of the service at `url`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        return [*measure_loads(browser, url), measure_moves(browser, url, pairs)]
 
 
 def main() -> None:
-    """Measure, print the medians, and write everything."""
-    from playwright.sync_api import sync_playwright
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--url", help="a running service, instead of one that is started")
-    parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=20, choices=range(1, len(WEIGHTS) // 2), metavar="N")
+    parser.add_argument("--url", help="a running service, instead of one that is started; nothing is recorded then")
     flags = parser.parse_args()
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         parser.error("chromium is not on the path: `make debian` installs it, or set CHROMIUM")
-
-    def run(url: str) -> dict[str, Any]:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            return measure(browser.new_page(), url, flags.pairs)
-
     if flags.url:
-        figures = run(flags.url)
-    else:
-        shipped = Path(__file__).resolve().parents[1] / "examples/adapters"
-        adapters = ",".join(f"{name}={shipped / name}" for name in ("task", "safety", "risk"))
-        with tempfile.TemporaryDirectory() as scratch:
-            settings = {"FUSION_ADAPTERS": adapters, "FUSION_PROFILES": "", "FUSION_ADAPTER_ROOTS": str(shipped)}
-            with ours([], Path(scratch), **settings) as server:
-                figures = run(server.url)
-    print(json.dumps({key: value for key, value in figures.items() if key != "pairs"}, indent=1))
-    if flags.out:
-        flags.out.write_text(json.dumps(figures, indent=1) + "\n")
+        for row in run(flags.url, flags.pairs, chromium):
+            print(row.line())
+        return
+    shipped = ROOT / "examples/adapters"
+    adapters = ",".join(f"{name}={shipped / name}" for name in ("task", "safety", "risk"))
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = {"FUSION_ADAPTERS": adapters, "FUSION_PROFILES": "", "FUSION_ADAPTER_ROOTS": str(shipped)}
+        with ours([], Path(scratch), **settings) as server:
+            rows = run(server.url, flags.pairs, chromium)
+    record("page.json", f"{COMMAND} --pairs {flags.pairs}", rows)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import headline, quality, reference
+from benchmarks import headline, quality, reference, reliability
 from benchmarks.common import HEADER, MEASUREMENTS, RESULTS, ROOT, Comparison, Measurement
 
 REPLICAS = "replicas.json"
@@ -35,7 +35,7 @@ def read_records(*names: str) -> list[dict[str, Any]]:
         for name in names
         or (
             *("serving.json", "fusing.json", "algebra.json", "training.json", "sweeping.json", "functions.json"),
-            *("sources.json", REPLICAS),
+            *("sources.json", "page.json", "smooth.json", REPLICAS),
         )
     ]
     return [row for file in files if file.exists() for row in json.loads(file.read_text()).values()]
@@ -250,6 +250,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/gates.md": {"gates": gates},
     "docs/fleet.md": {"fleet": fleet},
     "docs/ray.md": {"ray": ray},
+    "docs/reliability.md": {"reliability": reliability.render},
     "docs/replicas.md": {"replicas": replicas},
     "docs/distribution.md": {"ranks": ranks},
     "docs/settings.md": {"settings": reference.settings},

@@ -53,7 +53,7 @@ def _prepare_data(settings: Settings) -> None:
     """Make the data folder, and take away an earlier start's failure; SettingsError when it cannot be written."""
     failure = settings.data / START_FAILURE
     try:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         failure.touch()
         failure.unlink()
     except OSError as error:

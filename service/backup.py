@@ -11,21 +11,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, MetaData, NullPool, create_engine, inspect, text
+from sqlalchemy import Connection, MetaData, NullPool, create_engine, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 
 from adapters import AdapterError, Store, load
 from adapters.files import CHECKSUMS, is_whole
+from service.audit import Actor, Entry, append_entry
 from service.migrations import NewerSchemaError, check_known, find_revision, migrate
 from service.records import now
 from service.remote_stores import UNLIMITED, open_shared_store
 from service.settings import Settings
+from service.tables import KEYS
 
 FORMAT, FIRST = 1, "0001"
 """Of backups, and of the schema that tables without migrations are brought to."""
 MANIFEST, ROWS, ADAPTERS = "backup.json", "registry.jsonl", "adapters"
 PASSING = ("alembic_version", "leases", "limit_shares")
 """Tables of what is under way, and of the schema's version, which the manifest has."""
+RESTORER = Actor(role="operator", address="offline")
 MAX_TRIES = 3
 """How often a registry is read whose adapters are deleted meanwhile."""
 Say = Callable[[str], None]
@@ -45,7 +48,7 @@ def write_backup(settings: Settings, target: Path, say: Say) -> dict[str, Any]:
     """Fill the new folder `target` with a backup of what the settings name; returns its manifest. BackupError."""
     url = find_url(settings)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
-        raise BackupError(f"there is no registry at {url.database!r}; set FUSION_DATA or FUSION_DATABASE")
+        raise BackupError(f"no registry found at {url.database!r}: set FUSION_DATA or FUSION_DATABASE")
     target.mkdir(parents=True)
     store = open_shared_store(settings, target) or Store(settings.data / ADAPTERS, budget_bytes=UNLIMITED)
     for _ in range(MAX_TRIES):
@@ -142,7 +145,7 @@ def read_manifest(source: Path) -> dict[str, Any]:
         known, adapters = manifest["format"], manifest["adapters"]
         schema, sha256, rows = manifest["schema"], manifest["registry_sha256"], manifest["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackupError(f"{str(source)!r} is no backup: it has no {MANIFEST} that can be read") from error
+        raise BackupError(f"{str(source)!r} is not a backup: expected a readable {MANIFEST} in it") from error
     if known != FORMAT:
         raise BackupError(f"the backup has the format {known!r}, this version reads {FORMAT}: use the one that made it")
     try:
@@ -181,9 +184,15 @@ def restore_backup(settings: Settings, source: Path, say: Say) -> dict[str, Any]
             migrate(connection, manifest["schema"] or FIRST)
             _insert(connection, source / ROWS)
             migrate(connection)
+            about = {"created": manifest["created"], "registry_sha256": manifest["registry_sha256"]}
+            append_entry(connection, Entry("registry.restore", "registry", after=about), RESTORER)
+            keys = connection.execute(select(KEYS.c.id).where(KEYS.c.revoked.is_(None))).all()
     finally:
         engine.dispose()
     say(f"registry: {sum(manifest['rows'].values())} rows")
+    if keys:
+        since = f"revoke those again that have been revoked since {manifest['created']}"
+        say(f"{len(keys)} API keys open this registry: {since} (lora-fusion keys)")
     return manifest
 
 

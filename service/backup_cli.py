@@ -83,9 +83,18 @@ def _opened(path: Path) -> Iterator[Path]:
         yield path
         return
     if not path.is_file():
-        raise BackupError(f"there is no backup at {str(path)!r}: expected a folder with {MANIFEST}, or a .tar")
+        raise BackupError(f"no backup found at {str(path)!r}: expected a folder with {MANIFEST}, or a .tar file of one")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".restore-") as scratch:
-        with tarfile.open(path) as archive:
-            archive.extractall(scratch, filter="data")
+        with tarfile.open(path, "r:") as archive:  # as it was written: not compressed
+            archive.extractall(scratch, filter=_check_member)
         yield Path(scratch, "backup")
         shutil.rmtree(Path(scratch, "backup"), ignore_errors=True)
+
+
+def _check_member(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """A plain file or folder, which is all that a backup has; BackupError for others: links, and what is sparse."""
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise BackupError(
+            f"it holds {member.name[:100]!r}, which is neither a plain file nor a folder: it is no backup"
+        )
+    return tarfile.data_filter(member, folder)

@@ -34,6 +34,11 @@ class Caller:
         return ROLES.index(self.role) >= ROLES.index(role)
 
 
+def hide_secrets(text: str) -> str:
+    """`text` without the secrets of API keys, which a client may put anywhere."""
+    return KEY.sub(r"lf-\1-...", text)
+
+
 def find_caller(scope: Scope) -> Caller:
     """The caller that the edge has found for a request."""
     caller: Caller = scope.get(CALLER) or Caller()

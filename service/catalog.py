@@ -19,7 +19,7 @@ from service.effect import Effects
 from service.errors import ApiError, public_entry
 from service.layers import BaseLayers
 from service.pool import Pool
-from service.records import AdapterRecord, now
+from service.records import WEIGHT_HIGH, WEIGHT_LOW, AdapterRecord, now
 from service.registry import Registry
 from service.resolve import Names
 from service.settings import BaseMatch, Settings
@@ -275,6 +275,8 @@ def _describe(
         info["gate"] = adapter.gate.to_text()
     if adapter.answer_only:
         info["answer_only"] = True
+    if adapter.weight_range is not None:
+        info[WEIGHT_LOW], info[WEIGHT_HIGH] = adapter.weight_range
     if mismatch is not None:
         info[MISMATCH] = mismatch
     if adapter.notes:  # one text, which servers of earlier versions can read

@@ -16,14 +16,14 @@ _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The two headers' text, None where there is none: entity tags with commas between, or `*` for any."""
+    """The text of the two headers, None for one that was not sent: entity tags separated by commas, or `*`, any."""
 
     if_match: str | None = None
     if_none_match: str | None = None
 
     def check(self, tag: str | None) -> None:
-        """Raise 412 unless the condition holds of what has the entity tag `tag`, None for nothing; 400 for headers that
-        are no list of tags.
+        """Raise 412 unless the condition holds for the entity tag `tag`, which is None when there is nothing to change;
+        400 for a header that is neither `*` nor a list of entity tags.
         """
         if self.if_match is not None and not _has(self.if_match, tag, "If-Match"):
             message = "it does not exist" if tag is None else f"its ETag is {tag} now"

@@ -15,8 +15,11 @@ SCRATCH_PREFIXES = ("proof", "export", "upload")
 
 @contextmanager
 def hold_data_folder(data: Path) -> Iterator[None]:
-    """Create `data`, lock it for this process, clear old scratch folders; RuntimeError when another server has it."""
-    data.mkdir(parents=True, exist_ok=True)
+    """Create `data`, lock it for this process, clear old scratch folders; RuntimeError when another server has it.
+
+    A new folder is its owner's alone: it has system prompts, and hashes of keys.
+    """
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data / "lock").open("w") as handle:
         deadline = time.monotonic() + LOCK_WAIT_S
         while True:

@@ -48,7 +48,9 @@ class Evidence:
         self._known.pop(digest, None)
 
     async def find(self, digest: str, tenant: str) -> list[Card]:
-        """The cards of a fusion by keys that any rule trusts; 503 when the database does not answer."""
+        """The cards of a fusion by keys that any rule trusts and nobody has revoked; 503 when the database does not
+        answer.
+        """
         if self._registry.snapshot is not self._snapshot:  # a replica has changed something
             self._snapshot = self._registry.snapshot
             self._known.clear()
@@ -64,7 +66,9 @@ class Evidence:
                     self._known.popitem(last=False)
         else:
             self._known.move_to_end(digest)
-        return cards
+        # Whoever got hold of a key may have attached cards with it before it was revoked.
+        keys = self._registry.snapshot.keys
+        return [card for card in cards if card.key not in keys or keys[card.key].revoked is None]
 
     def _read(self, connection: Connection, digest: str) -> list[Card]:
         table = SCORECARDS.c

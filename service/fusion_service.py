@@ -14,6 +14,7 @@ from service.keys import Keys
 from service.limits import Limits
 from service.materializer import Materializer
 from service.metrics import Metrics
+from service.pins import Pins
 from service.policy import Policy
 from service.pool import Pool
 from service.profiles import Profiles
@@ -47,3 +48,4 @@ class FusionService:
     threads: Threads
     keys: Keys
     limits: Limits
+    pins: Pins

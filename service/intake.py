@@ -98,7 +98,8 @@ class Intake:
         current_client.set(identify_client(scope, fair=self._fair))
         current_priority.set(self._priorities.get(Headers(scope=scope).get(OBJECTIVE, ""), 0))
         whole = await receive()  # the edge has read it to its end
-        metered = MeteredSend(send, self._metrics, self._names.registry, scope.get(ENTRY))
+        tenant = find_caller(scope).tenant
+        metered = MeteredSend(send, self._metrics, self._names.registry, scope.get(ENTRY), tenant=tenant)
         async with AsyncExitStack() as leases:
             try:
                 if self._limits is not None and (account := self._limits.find_account(find_caller(scope))) is not None:

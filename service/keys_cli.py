@@ -69,7 +69,7 @@ def _change_registry(args: argparse.Namespace) -> Any:
     from service.registry import Registry
 
     settings = read_settings()
-    settings.data.mkdir(parents=True, exist_ok=True)
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     shared, timeout_s = bool(settings.store), settings.database_timeout_s
     folder = None if shared else settings.data  # which a replica may be using
     registry = Registry(settings.registry_url, timeout_s=timeout_s, shared=shared, folder=folder)

@@ -43,13 +43,13 @@ class LoadedNames:
         stacks = {r.key: frozenset(r.widths) for r in residents if r.kind == "stack"}
         loaded, making = _Index(stacks), _Index(self._pool.list_making())
         active = {r.key for r in residents[: self._slots]}
-        keys = {r.key for r in residents}
+        keys, pinned = {r.key for r in residents}, set(self._pool.list_pinned())
         names: list[LoadedName] = []
         waiting: list[str] = []
         for name, seat in self._list_seats():
             found = {seat.build} & keys if seat.build else loaded.find(seat.digests)
             if found:
-                names.append(LoadedName(name, seat.rank, not active.isdisjoint(found)))
+                names.append(LoadedName(name, seat.rank, not active.isdisjoint(found), not pinned.isdisjoint(found)))
             elif seat.build in making.keys if seat.build else making.find(seat.digests):
                 waiting.append(name)
         busy = sum(r.leases > 0 for r in residents)

@@ -36,12 +36,13 @@ LOADED_LABELS = ("adapter_name", "level", "pinned", "rank")
 @dataclass(frozen=True, slots=True)
 class LoadedName:
     """A public name that is answered at once; `is_active`: its stack or build has a slot of the batch, as far as the
-    server knows.
+    server knows; `is_pinned`: it stays while there is other room.
     """
 
     name: str
     rank: int
     is_active: bool
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,9 @@ class LoadedSeries(Collector):
         yield info
         each = GaugeMetricFamily(LOADED, NAMES[LOADED], labels=LOADED_LABELS)
         for loaded in survey.loaded:
-            each.add_metric((loaded.name, "gpu" if loaded.is_active else "cpu", "false", str(loaded.rank)), 1)
+            each.add_metric(
+                (loaded.name, "gpu" if loaded.is_active else "cpu", str(loaded.is_pinned).lower(), str(loaded.rank)), 1
+            )
         yield each
         for name, value in (
             (LOADED_GPU, active),

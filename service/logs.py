@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from service.callers import KEY
+from service.callers import hide_secrets
 
 MAX_MESSAGE, MAX_TRACEBACK = 8192, 32768
 """Characters of a log message, and of a traceback, that are written."""
@@ -37,9 +37,9 @@ def escape_record(record: logging.LogRecord) -> logging.LogRecord:
 
 def escape(text: str, limit: int) -> str:
     """`text` on one line: what is not printable is escaped as in Python, the middle left out beyond `limit`, and the
-    secret of an API key, which a client may put anywhere.
+    secret of an API key.
     """
-    text = KEY.sub(r"lf-\1-...", text)
+    text = hide_secrets(text)
     if len(text) > limit:
         text = f"{text[: limit // 2]} … {text[-limit // 2 :]}"
     if text.isprintable():

@@ -22,8 +22,16 @@ MAX_HELD = 64
 class MeteredSend:
     """`send` that adds the fusion's headers and counts the answer's status, tokens and time to the first token."""
 
-    def __init__(self, send: Send, metrics: Metrics, registry: Registry, entry: dict[str, Any] | None = None) -> None:
-        """`entry` is filled with what the request's line in the log says of the answer."""
+    def __init__(
+        self,
+        send: Send,
+        metrics: Metrics,
+        registry: Registry,
+        entry: dict[str, Any] | None = None,
+        *,
+        tenant: str = "",
+    ) -> None:
+        """`entry` is filled with what the request's line in the log says of the answer; `tenant` is the caller's."""
         self.headers: list[tuple[bytes, bytes]] = []
         self.label: str | None = "(refused)"
         """What the answer is counted under; None is not counted."""
@@ -47,6 +55,7 @@ class MeteredSend:
         self._start = time.monotonic()
         self._running = 0
         self._entry = {} if entry is None else entry
+        self._tenant = tenant
         self._at_end: list[Callable[[], None]] = []
 
     async def __call__(self, message: Message) -> None:
@@ -125,7 +134,7 @@ class MeteredSend:
         self._metrics.served.labels(self._series, lease.mode, lease.source).inc()
         traces.describe(digest=digest, mode=lease.mode, source=lease.source, profile=self._series)
         self._entry |= {"digest": digest, "mode": lease.mode, "source": lease.source}
-        return self._metrics.begin_lease(lease.resident.kind, lease.resident.key, digest)
+        return self._metrics.begin_lease(lease.resident.kind, lease.resident.key, digest, self._tenant)
 
     def record_gap(self, gap_s: float, tokens: int) -> None:
         """Count the time before each of some tokens."""

@@ -1,7 +1,5 @@
 """Prometheus series of the service, labeled by profile; all inline recipes share one label."""
 
-import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,10 +8,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from service.histograms import LabeledHistogram
 from service.loaded_series import LoadedSeries
 from service.read_series import Mixes, ReadGauge
+from service.uses import Uses
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOLERANCE = 1e-9
-MAX_USED = 4096
 WEIGHTS = (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.5, 2, 4)
 
 
@@ -68,8 +66,7 @@ class Metrics:
         text = "Unloaded from the engine: for others (room), or not needed (gone)"
         self.evictions = Counter("fusion_evictions", text, ["kind", "reason"], registry=registry)
         self.mixes = Mixes()
-        self.last_used: OrderedDict[str, float] = OrderedDict()
-        """When a request last had a fusion (Unix time), by digest: the newest `MAX_USED`."""
+        self.uses = Uses()
         text = "Vectors of weights that run on a stack"
         ReadGauge("fusion_stack_mixes", text, "stack", registry=registry).source = self.mixes.list_running
         text = "Vectors of weights within a minute"
@@ -127,18 +124,18 @@ class Metrics:
         if weight < self._demanded.get(adapter, weight) - TOLERANCE:
             self._misses.labels(adapter).inc()
 
-    def begin_lease(self, kind: str, key: str, vector: str) -> Callable[[], None]:
-        """Count a request that runs on a stack, with this vector of weights, or on a build; returns what ends it."""
-        self.last_used[vector] = time.time()
-        self.last_used.move_to_end(vector)
-        if len(self.last_used) > MAX_USED:
-            self.last_used.popitem(last=False)
+    def begin_lease(self, kind: str, key: str, vector: str, tenant: str = "") -> Callable[[], None]:
+        """Count a tenant's request that runs on a stack, with this vector of weights, or on a build; returns what ends
+        it.
+        """
+        end_use = self.uses.begin(tenant, key, vector)
         gauge = self.leases.labels(kind)
         gauge.inc()
         if kind == "stack":
             self.mixes.begin(key, vector)
 
         def end() -> None:
+            end_use()
             gauge.dec()
             if kind == "stack":
                 self.mixes.end(key, vector)

@@ -9,7 +9,8 @@ from service.attempts import Stage
 from service.placement import Kind
 
 if TYPE_CHECKING:
-    from service.residency import Residency, Resident
+    from service.evictions import Resident
+    from service.residency import Residency
 
 Digests = tuple[str, ...]
 
@@ -31,6 +32,8 @@ class Occupant:
     rank: int = 0
     error: float = 0.0
     """Relative Frobenius error of a build."""
+    pinned: bool = False
+    """Whether it stays while there is other room."""
     in_batch: bool = False
     """Whether it is among those that fit into one batch: the ones in use first, then those used last."""
 
@@ -46,18 +49,21 @@ class Occupancy:
 
 def survey(residency: "Residency", made: Mapping[str, Digests], slots: int) -> Occupancy:
     """The occupants of the engine, those in use first; `made` has the adapters of builds, by key."""
-    free = residency.count_room() - sum(resident.leases == 0 for resident in residency.residents.values())
+    pinned = residency.list_pinned()
+    idle = sum(not one.leases and key not in pinned for key, one in residency.residents.items())
+    free = residency.count_room() - idle
     return Occupancy(slots, free, tuple(_list_occupants(residency, made, slots)))
 
 
 def _list_occupants(residency: "Residency", made: Mapping[str, Digests], slots: int) -> Iterator[Occupant]:
-    now = time.monotonic()
+    now, pinned = time.monotonic(), residency.list_pinned()
 
     def describe(resident: "Resident", state: Literal["warm", "draining"], *, in_batch: bool = False) -> Occupant:
         digests = tuple(resident.widths) or made.get(resident.key, ())
         since = now - resident.last_used
         kind, rank, error = resident.kind, resident.rank, resident.error
-        return Occupant(resident.key, kind, state, digests, resident.leases, since, rank, error, in_batch)
+        stays = resident.key in pinned
+        return Occupant(resident.key, kind, state, digests, resident.leases, since, rank, error, stays, in_batch)
 
     ordered = sorted(residency.residents.values(), key=lambda one: (one.leases > 0, one.last_used), reverse=True)
     for number, resident in enumerate(ordered):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from itertools import chain
 
+from adapters.recipes import did_you_mean
 from service.callers import Caller
 from service.errors import ApiError
 from service.evidence import Card, Evidence
@@ -21,6 +22,8 @@ from service.weight_bounds import UNKNOWN, Place, Span, list_places
 
 TOLERANCE = 1e-9
 """A weight that misses its bound by less keeps it: those of ramps and fades are rounded."""
+NEGLIGIBLE = 1e-6
+"""Largest weight that counts as none where the base alone may not answer: in float32 the base's numbers hide it."""
 COMPUTES_NOTHING = ("/tokenize", "/detokenize", "/render", "/count_tokens")
 """Ends of the paths that ask no model."""
 
@@ -108,6 +111,19 @@ class Policy:
         record = self._registry.adapters.get(name)
         return {*also} if record is None else {record.digest, *also}
 
+    def list_warnings(self) -> list[str]:
+        """A sentence for each adapter that rules name and that is not registered publicly now: perhaps a slip."""
+        public = [record.name for record in self._registry.adapters.values() if not record.tenant]
+        warnings = []
+        for name, ids in self.rules.list_adapters().items():
+            if name not in public:
+                hint = did_you_mean(name, public) or "register it, or correct the policy"
+                rules = ", ".join(map(repr, ids))
+                warnings.append(
+                    f"no public adapter has the name {name!r}, which is in the policy's rules {rules}: {hint}"
+                )
+        return warnings
+
     def _judge_base(self, caller: Caller) -> Iterator[Verdict]:
         if not is_enough(caller, self.rules.base_role):
             yield Verdict(
@@ -132,7 +148,7 @@ class Policy:
     def _judge_sender(self, fusion: Fusion, places: Collection[Place], caller: Caller) -> Iterator[Verdict]:
         """What the caller's role lets it write; names of adapters and profiles are written by others."""
         recipe, rules = fusion.recipe, self.rules.inline
-        if not any(recipe.magnitudes().values()):  # the base by another name
+        if not any(recipe.magnitudes().values()) or is_negligible(fusion, places):  # the base by another name
             yield from self._judge_base(caller)
         if fusion.profile is not None or self._is_name(fusion):
             return
@@ -221,6 +237,17 @@ class Policy:
         if fusion.profile is not None:
             others.add("inline")
         return Verdict(rules=tuple(i for i in self._ids if i not in others), scorecards=tuple(sorted(used)))
+
+
+def is_negligible(fusion: Fusion, places: Collection[Place]) -> bool:
+    """Whether all that acts of every content, by the names that a recipe has for it, is next to nothing everywhere."""
+    sums = (
+        sum(place.spans.get(name, (0.0, 0.0))[end] for name in names)
+        for place in places
+        for names in group_names(fusion)
+        for end in (0, 1)
+    )
+    return all(abs(each) <= NEGLIGIBLE for each in sums)
 
 
 def list_names(fusion: Fusion, name: str, digests: Collection[str]) -> list[str]:

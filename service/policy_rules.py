@@ -166,6 +166,15 @@ class Rules(StrictModel):
         stated += ["base"] if self.base_role != "user" else []
         return stated + [rule.id for _, _, rule in self._lists()]
 
+    def list_adapters(self) -> dict[str, list[str]]:
+        """The adapters and gates that rules name, each with the ids of these rules, by name."""
+        found = {name: ["adapters"] for name in self.adapters or ()}
+        for _, _, rule in self._lists():
+            names = rule.adapters if isinstance(rule, Apart) else [rule.adapter] if isinstance(rule, BoundRule) else []
+            for name in names:
+                found.setdefault(name, []).append(rule.id)
+        return dict(sorted(found.items()))
+
     def list_rules(self) -> list[dict[str, Any]]:
         """All rules as JSON, each with its id and kind."""
         rules: list[dict[str, Any]] = [

@@ -13,11 +13,12 @@ from service.client_turns import ClientTurns
 from service.clients import ClientPlaces
 from service.engine.weights import Weights
 from service.errors import ApiError
+from service.evictions import Eviction, Resident
 from service.functions import Functions, Spans
 from service.materializer import Materializer
 from service.occupancy import Occupancy, survey
 from service.placement import Group, Home, Limits, Placement, find_home, home_key, place
-from service.residency import Residency, Resident, Source
+from service.residency import Residency, Source
 from service.resolve import Fusion
 from service.tracing import traced
 
@@ -97,7 +98,7 @@ class Pool:
 
     def find_resident(self, home: Home) -> Resident | None:
         """What would serve the fusions with this home now, if it is in the engine; the one with the most requests."""
-        residents, members = self._residency.residents, home.members
+        residents, members = dict(self._residency.residents), home.members
         if members is None:
             return residents.get(home.key)
         holding = [resident for resident in residents.values() if members <= resident.widths.keys()]
@@ -105,7 +106,8 @@ class Pool:
 
     def list_making(self) -> dict[str, tuple[str, ...]]:
         """The stacks and builds that are being made or loaded, by key, with their adapters."""
-        return {key: self._made.get(key, ()) for key in self._residency.making}
+        keys = [attempt.making.key for attempt in self._residency.attempts]
+        return {key: self._made.get(key, ()) for key in keys}
 
     def survey(self) -> Occupancy:
         """What the engine's places hold, and what is on its way there."""
@@ -152,7 +154,7 @@ class Pool:
     def is_ready(self, fusion: Fusion) -> bool:
         """Whether `fusion` needs nothing made or loaded that is not being made for others already."""
         key = self.place(fusion).key
-        return key in self._residency.residents or key in self._residency.making
+        return key in self._residency.residents or key in self.list_making()
 
     def check_room(self, fusion: Fusion, client: str | None) -> None:
         """Raise `ApiError` 429 when the `client` may not use what serves `fusion` now, 503 when too many wait."""
@@ -232,6 +234,20 @@ class Pool:
         if members is not None and any(members <= r.widths.keys() for r in self._residency.residents.values()):
             return "warm", None
         return self._residency.state(home.key)
+
+    def keep_pinned(self, list_pinned: Callable[[], Collection[str]]) -> None:
+        """Keep the residents with the keys that `list_pinned` gives, while there is other room."""
+        self._residency.list_pinned = list_pinned
+
+    def list_pinned(self) -> Collection[str]:
+        """The keys of the residents that stay."""
+        return self._residency.list_pinned()
+
+    def find_eviction(self, home: Home) -> Eviction | None:
+        """Why what served the fusions with this home is not in the engine any more; None while something does, and
+        where nothing ever did.
+        """
+        return None if self.find_resident(home) else self._residency.evictions.find(home)
 
     def forget(self, digest: str) -> None:
         """Retire every stack and build containing the adapter `digest`, and delete their files; running requests finish

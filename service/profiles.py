@@ -28,7 +28,7 @@ MAX_VERSION_BYTES = 256 * 1024
 
 
 OPERATOR = Caller()
-PROFILE_ROUTES = ("export", "rollback", "status")
+PROFILE_ROUTES = ("export", "pin", "rollback", "status")
 """What follows a profile's name in paths."""
 
 
@@ -161,6 +161,9 @@ class Profiles:
             self._check_owner(tenant, name)
             self.names.view(tenant).profile(f"{name}@{version}", param="version")
             condition.check(self.registry.tag_profile(key))
+            current = self.registry.profiles.get(key)
+            if current is not None and current.version == version:  # nothing changes, and so says the audit
+                return current
             return await self.registry.set_current(key, version)
 
     async def remove(self, name: str, *, tenant: str = "", condition: Condition = UNCONDITIONAL) -> None:

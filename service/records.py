@@ -13,6 +13,9 @@ from service.validation import describe_fault
 
 HexDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
+WEIGHT_LOW, WEIGHT_HIGH = "weight_low", "weight_high"
+"""What a record holds of a recommended range: two numbers, for servers of earlier versions take no list."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
@@ -43,6 +46,12 @@ class AdapterRecord:
     def answer_only(self) -> bool:
         """Whether it acts on the answer alone, so that no recipe may give it a weight on the prompt."""
         return bool(self.info.get("answer_only", False))
+
+    @property
+    def weight_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest weight that are recommended; None when nobody has said."""
+        low, high = self.info.get(WEIGHT_LOW), self.info.get(WEIGHT_HIGH)
+        return None if low is None or high is None else (float(low), float(high))
 
     @property
     def recipe(self) -> Recipe:
@@ -114,6 +123,8 @@ class _AdapterInfo(BaseModel):
     built: str = ""
     gate: str = ""
     answer_only: bool = False
+    weight_low: FiniteFloat | None = None
+    weight_high: FiniteFloat | None = None
 
 
 class _Defaults(BaseModel):

@@ -15,9 +15,9 @@ from service.errors import ApiError
 from service.follower import Follower
 from service.ledger import Ledger
 from service.quotas import Quotas
-from service.records import AdapterRecord, ProfileVersion
+from service.records import AdapterRecord, ProfileVersion, now
 from service.snapshot import ROW_BYTES
-from service.tables import ADAPTERS, NAMELESS, PROFILES, VERSIONS
+from service.tables import ADAPTERS, NAMELESS, PINNED, PROFILES, VERSIONS
 
 log = logging.getLogger("fusion")
 
@@ -168,6 +168,25 @@ class Registry(Follower):
         await self.write(write, lambda _: self.snapshot.set_current(name, version), lambda _: entry)
         return self.profiles[name]
 
+    async def set_pinned(self, name: str, *, pinned: bool) -> None:
+        """Have the profile with this registered name stay in the engine, or not."""
+        created = now()
+        states = {"pinned": not pinned}, {"pinned": pinned}
+        entry = Entry("profile.pin" if pinned else "profile.unpin", name, *states)
+
+        def write(connection: Connection) -> None:
+            connection.execute(delete(PINNED).where(PINNED.c.name == name))
+            if pinned:
+                connection.execute(insert(PINNED).values(name=name, created=created))
+
+        def apply(_: None) -> None:
+            if pinned:
+                self.snapshot.pinned[name] = created
+            else:
+                self.snapshot.pinned.pop(name, None)
+
+        await self.write(write, apply, lambda _: entry)
+
     async def remove_profile(self, name: str) -> None:
         """Delete the profile with this registered name, all its versions, and what is kept for them alone."""
         unpinned = [{"gone": digest} for digest in self.snapshot.list_unpinned(name)]
@@ -176,6 +195,7 @@ class Registry(Follower):
         def write(connection: Connection) -> None:
             connection.execute(delete(VERSIONS).where(VERSIONS.c.name == name))
             connection.execute(delete(PROFILES).where(PROFILES.c.name == name))
+            connection.execute(delete(PINNED).where(PINNED.c.name == name))
             if unpinned:
                 connection.execute(delete(NAMELESS).where(NAMELESS.c.digest == bindparam("gone")), unpinned)
 

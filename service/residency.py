@@ -1,24 +1,24 @@
 """Stacks and builds in the engine, by key: made once, leased, unloaded when room is needed.
 
 While a resident has leases it is neither unloaded nor its files deleted. It is made off the event loop. Room comes
-from unloading what has no leases, least recently used first; those who need it get it in turn. The caller decides what
-is made.
+from unloading what has no leases and is not pinned, least recently used first; those who need it get it in turn. What
+is in use serves new requests at once, before those who wait for a place, but not for ever: when one of them has waited
+for long, what was loaded first serves no new ones, and goes when it is idle. The caller decides what is made.
 """
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import Collection, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from service.attempts import Attempt, Attempts, Making
 from service.build_files import BuildFiles
 from service.errors import ApiError, hide_paths
+from service.evictions import Evictions, Loader, Reason, Resident
 from service.metrics import Metrics
-from service.placement import Kind
 from service.places import Places
 from service.tracing import traced, traces
 
@@ -29,33 +29,9 @@ REPORT = "report.json"
 MAX_FAILURES = 1000
 ENGINE_TIMEOUT_S = 120.0
 """How long the engine may take to load or unload; a busy one takes seconds."""
+PATIENCE = 0.25
+"""Of the time that a request may wait, after which what is never idle has to make way for it."""
 log = logging.getLogger("fusion")
-
-
-class Loader(Protocol):
-    """The part of the engine that residency needs."""
-
-    async def load(self, path: Path, name: str) -> object:
-        """Load the adapter folder `path` into every worker; returns vLLM's handle."""
-
-    async def unload(self, request: object) -> None:
-        """Free what `load` returned."""
-
-
-@dataclass(slots=True, eq=False)
-class Resident:
-    """A stack or a build that the engine holds."""
-
-    key: str
-    kind: Kind
-    path: Path
-    request: object
-    rank: int
-    error: float = 0.0
-    widths: Mapping[str, int] = field(default_factory=dict)
-    """Stacks: width of each member's coordinate range, by digest, in order."""
-    leases: int = 0
-    last_used: float = field(default_factory=time.monotonic)
 
 
 class Residency:
@@ -72,6 +48,9 @@ class Residency:
         wait_timeout_s: float,
     ) -> None:
         self.residents: dict[str, Resident] = {}
+        self.list_pinned: Callable[[], Collection[str]] = tuple
+        """The keys of what stays while there is other room, set by what knows."""
+        self.evictions = Evictions()
         self.failures: dict[str, str] = {}
         """Why the last attempt failed, by key; the newest `MAX_FAILURES`."""
         self._engine = engine
@@ -87,7 +66,8 @@ class Residency:
         self._attempts = Attempts(
             self._make, self._deliver, self.release, metrics, max_waiting=max_waiting, timeout_s=wait_timeout_s
         )
-        files.in_use, files.evict_idle = self._list_keys, self._evict_idle
+        self._patience_s = PATIENCE * wait_timeout_s
+        files.in_use, files.evict_idle = self._list_keys, lambda: self._evict_idle("disk")
 
     async def acquire(self, making: Making, *, timeout_s: float | None = None) -> tuple[Resident, Source]:
         """Make the resident if it is not there, and hold it until `release`; says how it came.
@@ -126,11 +106,6 @@ class Residency:
         return sum(resident.leases > 0 and resident is not besides for resident in used)
 
     @property
-    def making(self) -> Collection[str]:
-        """Keys of what is being made or loaded."""
-        return self._attempts.stages.keys()
-
-    @property
     def attempts(self) -> list[Attempt[Resident]]:
         """What is being made or loaded, oldest first."""
         return self._attempts.under_way
@@ -142,7 +117,7 @@ class Residency:
 
     def count_room(self) -> int:
         """How many places are free, or held by what is idle and would make way."""
-        return self._places.free + sum(resident.leases == 0 for resident in list(self.residents.values()))
+        return self._places.free + len(self._list_idle())
 
     def state(self, key: str) -> tuple[str, str | None]:
         """`warm`, `queued`, `fusing`, `loading`, `evicted` (made when asked for) or `failed` and why."""
@@ -185,7 +160,11 @@ class Residency:
         attempt.stage = "in line"
         if not self._places.free:
             self._free_places(self._places.wanted + 1)
-        await self._places.take()
+        timer = asyncio.get_running_loop().call_later(self._patience_s, self._drain)
+        try:
+            await self._places.take()
+        finally:
+            timer.cancel()
         attempt.stage = "loading"
         try:
             return await self._load(attempt.making, path, report)
@@ -245,18 +224,39 @@ class Residency:
 
     def _free_places(self, wanted: int) -> None:
         """Evict idle residents, least recently used first, until `wanted` places are being freed or none is idle."""
-        while self._freeing < wanted and self._evict_idle():
+        while self._freeing < wanted and self._evict_idle("room"):
             pass
 
-    def _evict_idle(self) -> bool:
+    def _list_idle(self) -> list[Resident]:
+        """What makes way at once when a place is needed."""
+        pinned = self.list_pinned()
+        return [
+            resident for resident in list(self.residents.values()) if not resident.leases and resident.key not in pinned
+        ]
+
+    def _evict_idle(self, reason: Reason) -> bool:
         """Evict the idle resident that was used longest ago; False when there is none."""
-        idle = [resident for resident in self.residents.values() if resident.leases == 0]
+        idle = self._list_idle()
         if idle:
-            self._evict(min(idle, key=lambda resident: resident.last_used), "room")
+            self._evict(min(idle, key=lambda resident: resident.last_used), reason)
         return bool(idle)
 
-    def _evict(self, resident: Resident, reason: Literal["room", "gone"]) -> None:
+    def _drain(self) -> None:
+        """Have what was loaded first serve no new requests, so that those who wait for a place get one."""
+        pinned = self.list_pinned()
+        busy = [resident for resident in self.residents.values() if resident.leases and resident.key not in pinned]
+        if busy and self._freeing + len(self._draining) < self._places.wanted:
+            self._evict(min(busy, key=lambda resident: resident.loaded), "room")
+
+    def _find_first(self) -> str | None:
+        """The key of what gets the next place that nobody has been promised."""
+        line = [attempt.making.key for attempt in self.attempts if attempt.stage == "in line"]
+        promised = self._freeing + len(self._draining)
+        return line[promised] if promised < len(line) else None
+
+    def _evict(self, resident: Resident, reason: Reason) -> None:
         """Unload a resident when it is idle; its files stay in the store until that needs room."""
+        self.evictions.record(resident, reason, self._find_first() if reason == "room" else None)
         # First no request finds it, then the engine forgets it.
         del self.residents[resident.key]
         self._update_metrics()

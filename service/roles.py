@@ -39,6 +39,8 @@ LEAST: dict[tuple[str, str], Role] = {
     ("PUT", "/v1/fusions/{profile:profile}"): "deployer",
     ("DELETE", "/v1/fusions/{profile:profile}"): "deployer",
     ("POST", "/v1/fusions/{profile:name}/rollback"): "deployer",
+    ("PUT", "/v1/fusions/{profile:name}/pin"): "deployer",
+    ("DELETE", "/v1/fusions/{profile:name}/pin"): "deployer",
     ("GET", "/v1/fusions/{profile:name}/status"): "user",
     ("GET", "/v1/fusions/{profile:name}/export"): "deployer",  # the weights themselves
     ("GET", "/v1/scorecards"): "user",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LEASE_S = 10.0
 """How long a replica uses a share without having renewed it."""
 RENEW_S = 2.0
+ASK_AGAIN_S = 0.2
+"""How long nothing more is asked of a limit of which others had the rest: whoever is over it costs no transactions."""
 SPARE = 8
 """What a replica has of a limit and does not use shrinks to this part of it, for the others."""
 log = logging.getLogger("fusion")
@@ -94,12 +96,21 @@ class Shares:
         self._registry, self._ledger, self._now = registry, ledger, now
         self._holder = secrets.token_hex(16)
         self._lock = asyncio.Lock()
+        self._spent: dict[Key, float] = {}
+        """Limits of which others had the rest, and until when that is taken for granted (seconds)."""
 
     async def ask(self, wanted: Mapping[Key, tuple[float, int]]) -> None:
         """Get larger shares, as far as there are any; `ApiError` 503 when the database does not answer."""
         async with self._lock:
-            if short := {key: want for key, want in wanted.items() if self._ledger.find_room(key) < want[1]}:
+            now = self._now()
+            self._spent = {key: until for key, until in self._spent.items() if until > now}
+            short = self._find_short(wanted)
+            if short and not short.keys() & self._spent.keys():
                 await self._renew(short)
+                self._spent |= dict.fromkeys(self._find_short(short), self._now() + ASK_AGAIN_S)
+
+    def _find_short(self, wanted: Mapping[Key, tuple[float, int]]) -> dict[Key, tuple[float, int]]:
+        return {key: want for key, want in wanted.items() if self._ledger.find_room(key) < want[1]}
 
     async def run(self) -> None:
         """Renew the leases until cancelled, and ask for more of what is used."""

@@ -58,10 +58,13 @@ def _is_damaged(service: FusionService, name: str) -> bool:
 
 
 async def warm(service: FusionService) -> None:
-    """Load the stacks of the first profiles, so that their first requests find them."""
-    for profile in list(service.registry.profiles.values())[: service.settings.max_loras]:
+    """Load what serves the pinned profiles and the first ones, so that their first requests find it."""
+    profiles, pinned = service.registry.profiles, service.registry.snapshot.pinned
+    first = list(profiles)[: service.settings.max_loras]
+    for key in dict.fromkeys([*(key for key in pinned if key in profiles), *first]):
+        profile = profiles[key]
         try:
-            async with service.pool.lease(service.names.resolve_profile(profile)):
+            async with service.pool.lease(service.names.view(profile.tenant).resolve_profile(profile)):
                 pass
         except Exception as error:
             log.warning("profile %r cannot be served now: %s", profile.name, error)

@@ -11,7 +11,7 @@ from sqlalchemy import Select, func, select
 from service.database import Database
 from service.key_records import ApiKey, read_key
 from service.records import AdapterRecord, DamageError, ProfileVersion, read_adapter, read_version
-from service.tables import ADAPTERS, KEYS, NAMELESS, PROFILES, REGISTRY, SCORECARDS, VERSIONS
+from service.tables import ADAPTERS, KEYS, NAMELESS, PINNED, PROFILES, REGISTRY, SCORECARDS, VERSIONS
 from service.tenants import join_key, split_key
 
 Rows = Callable[[Select[Any]], Iterator[Any]]
@@ -53,6 +53,8 @@ class Snapshot:
     """For every digest of an adapter, the profiles that pin it and in how many versions."""
     fusions: Counter[str] = field(default_factory=Counter)
     """Fusion digests of adapters alone and of profile versions, by tenant and digest, joined as a registered name."""
+    pinned: dict[str, str] = field(default_factory=dict)
+    """Since when profiles stay in the engine, by registered name."""
     keys: dict[str, ApiKey] = field(default_factory=dict)
     """API keys by id, those included that are not taken any more."""
     damaged_keys: dict[str, str] = field(default_factory=dict)
@@ -145,6 +147,7 @@ class Snapshot:
         """Take a profile and all its versions out."""
         unpinned = self.list_unpinned(name)
         self.profiles.pop(name, None)
+        self.pinned.pop(name, None)
         self.damaged_profiles.pop(name, None)
         self.damaged_versions.pop(name, None)
         for version in self.versions.pop(name, {}).values():
@@ -205,6 +208,9 @@ def read_snapshot(database: Database) -> tuple[Snapshot, int]:
         ((changes,),) = rows(select(REGISTRY.c.changes))
         _read_adapters(snapshot, rows)
         _read_profiles(snapshot, rows)
+        snapshot.pinned.update(
+            (str(name), str(created)) for name, created in rows(select(PINNED).order_by(PINNED.c.name))
+        )
         size = func.coalesce(func.sum(func.length(SCORECARDS.c.body)), 0)
         groups = (SCORECARDS.c.tenant, SCORECARDS.c.digest)
         for tenant, digest, nbytes, count in rows(select(*groups, size, func.count()).group_by(*groups)):

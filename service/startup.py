@@ -32,6 +32,7 @@ from service.loaded import LoadedNames
 from service.materializer import Materializer
 from service.metrics import Metrics
 from service.norms import Headroom
+from service.pins import Pins
 from service.placement import Kind, Limits
 from service.policy import Policy
 from service.policy_rules import read_rules
@@ -122,6 +123,8 @@ async def _fill(service: FusionService) -> None:
     await delete_orphans(service)
     service.fetches.resume()
     await register_shipped(service)
+    for warning in service.policy.list_warnings():
+        log.warning("%s", warning)
     await warm(service)
     warn_of_idle_groups(service.settings, service.registry)
 
@@ -192,6 +195,8 @@ def _assemble(
     policy = _read_policy(settings, registry, metrics)
     profiles = Profiles(settings, registry, names, pool, metrics, files, policy, write_lock)
     exports = Exports(settings.data, materializer, files, threads)
+    pins = Pins(registry, names, pool, policy, write_lock, settings.max_cpu_loras, settings.wait_timeout_s)
+    pool.keep_pinned(pins.list_keys)
     return FusionService(
         settings,
         engine,
@@ -211,6 +216,7 @@ def _assemble(
         threads,
         Keys(settings, registry, write_lock, KeyRing(registry, engine.api_keys)),
         limits,
+        pins,
     )
 
 

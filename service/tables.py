@@ -39,6 +39,13 @@ VERSIONS = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("body", Text, nullable=False),
 )
+PINNED = Table(
+    "pinned_profiles",
+    METADATA,
+    Column("name", String(MAX_KEY), primary_key=True),
+    Column("created", String(32), nullable=False),
+)
+"""Profiles that stay in the engine, and since when."""
 SCORECARDS = Table(
     "scorecards",
     METADATA,

@@ -11,8 +11,10 @@ TENANT_PATTERN = rf"[a-z0-9][a-z0-9._-]{{0,{MAX_TENANT - 1}}}"
 
 
 def join_key(tenant: str, name: str) -> str:
-    """The registered name of what a tenant calls `name`; the same for what is public, of the tenant "". A name with the
-    separator in it, which is no valid one, has that of nothing: another tenant's would be its own otherwise.
+    """The registered name of what a tenant calls `name`; of public things, whose tenant is "", that is the name itself.
+
+    A name that contains the separator is invalid. Its registered name then begins with the separator, as no registered
+    thing's does: taken as it is, `acme|own` would let anybody name the adapter `own` of the tenant `acme`.
     """
     return f"{tenant}{SEPARATOR}{name}" if tenant or SEPARATOR in name else name
 

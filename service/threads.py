@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -15,6 +17,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 CALL_TIMEOUT_S = 3600.0
 """How long one build, plan, export or upload may take; nobody waits longer for a thread that hangs."""
+NICE = 5
+"""Of threads that compute for long: a quarter of a core beside an engine that needs it all, and whatever that leaves.
+Nicer ones would keep the interpreter's lock from the others while they wait for a core.
+"""
 
 
 class ThreadPool:
@@ -26,14 +32,22 @@ class ThreadPool:
     """
 
     def __init__(
-        self, kind: str, *, threads: int, waiting: int, timeout_s: float | None = None, queue_s: float | None = None
+        self,
+        kind: str,
+        *,
+        threads: int,
+        waiting: int,
+        timeout_s: float | None = None,
+        queue_s: float | None = None,
+        nice: int = 0,
     ) -> None:
+        """`nice` is added to the threads' niceness, where threads have their own (Linux)."""
         self._kind = kind
         self._limit = threads + waiting
         self._timeout_s = timeout_s
         self._queue_s = queue_s
         self._calls = 0
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"fusion-{kind}")
+        self._executor = ThreadPoolExecutor(threads, f"fusion-{kind}", _yield_cores, (nice,))
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of `call` in one of the threads; `ApiError` 503 when the queue is full or the time is over."""
@@ -86,6 +100,13 @@ class ThreadPool:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
+def _yield_cores(nice: int) -> None:
+    """Let this thread go behind the others, and what the engine computes, where cores are scarce."""
+    if nice and sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
+
+
 def _stopping() -> ApiError:
     return ApiError(503, "The server is stopping, or its engine is being replaced; try again.")
 
@@ -116,16 +137,18 @@ class Threads:
         """
         cores = len(os.sched_getaffinity(0))
 
-        def pool(kind: str, threads: int, *, queue_s: float | None = wait_timeout_s) -> ThreadPool:
-            return ThreadPool(kind, threads=threads, waiting=waiting, timeout_s=CALL_TIMEOUT_S, queue_s=queue_s)
+        def pool(kind: str, threads: int, *, queue_s: float | None = wait_timeout_s, nice: int = 0) -> ThreadPool:
+            return ThreadPool(
+                kind, threads=threads, waiting=waiting, timeout_s=CALL_TIMEOUT_S, queue_s=queue_s, nice=nice
+            )
 
         return cls(
             files=pool("files", 4),
             adapters=pool("registrations of adapters", 2),
             functions=pool("functions", 2),
-            builds=pool("builds", min(4, cores), queue_s=None),
-            plans=pool("plans", 2),
-            exports=pool("exports", 2),
+            builds=pool("builds", min(4, cores), queue_s=None, nice=NICE),
+            plans=pool("plans", 2, nice=NICE),
+            exports=pool("exports", 2, nice=NICE),
         )
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ def chat(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if device == "cuda" else torch.float32)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*'answer_only'.* ignored")  # by PEFT, not here
+        warnings.filterwarnings("ignore", message=r".*'(answer_only|weight_range)'.* ignored")  # by PEFT
         model = PeftModel.from_pretrained(model, str(adapter)).to(device).eval()
     if loaded.answer_only:
         hook_layers(model, _keep_last)

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def _make_adapter(tensors: Mapping[str, Tensor], config: Config) -> adapters.Lor
             stem = name.removesuffix("lora_A.weight")
             a, b = (tensors[f"{stem}lora_{factor}.weight"].to(dtype).contiguous() for factor in "AB")
             modules[stem.removeprefix("base_model.model.").removesuffix(".")] = adapters.LoraModule(a, b, scaling)
-    return adapters.make_adapter(modules, name_base(config.model.base), answer_only=lora.answer_only)
+    adapter = adapters.make_adapter(modules, name_base(config.model.base), answer_only=lora.answer_only)
+    low, high = config.train.weight_range
+    return adapter if (low, high) == (1, 1) else replace(adapter, weight_range=(float(low), float(high)))
 
 
 def merge(adapter: Path, out: Path, *, base: str | None = None, weight: float = 1.0) -> Path:

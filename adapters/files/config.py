@@ -14,6 +14,7 @@ from adapters.files.json_text import MAX_NOTES, note_repeated, read_object, to_j
 from adapters.files.layout import CONFIG, DROP_OR_MERGE, MERGE_ALL, MERGE_DORA
 from adapters.files.matcher import PatternTable
 from adapters.files.targets import Targets, read_targets
+from adapters.files.weight_range import WEIGHT_RANGE, read_range
 from adapters.readout import Readout
 
 Number = TypeVar("Number", int, float)
@@ -59,6 +60,7 @@ KNOWN_KEYS = frozenset(
             "megatron_core",
             "loftq_config",
             ANSWER_ONLY,
+            WEIGHT_RANGE,
         ),
         "gate",  # ours
         *("eva_config", "corda_config", "lora_ga_config", "velora_config", "qalora_group_size", "ensure_weight_tying"),
@@ -96,6 +98,7 @@ class LoraConfig:
     parameters: tuple[str, ...] = ()
     """Parameters of experts that it trains as one, without the experts' name."""
     gate: Readout | None = None
+    weight_range: tuple[float, float] | None = None
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
@@ -132,6 +135,7 @@ def read_config(text: bytes) -> LoraConfig:
         answer_only=_read_flag(raw, ANSWER_ONLY),
         parameters=read_parameters(raw.get("target_parameters")),
         gate=Readout.from_json(raw["gate"]) if raw.get("gate") is not None else None,
+        weight_range=read_range(raw.get(WEIGHT_RANGE)),
         notes=(*note_repeated(repeated), *_note_keys(raw)),
     )
 
@@ -252,6 +256,7 @@ def write_config(adapter: LoraAdapter, details: PeftDetails | None = None, param
         "target_modules": sorted(targets or (name for name in adapter.modules if name not in parameters)),
         **({"target_parameters": sorted(parameters)} if parameters else {}),
         **({ANSWER_ONLY: True} if adapter.answer_only else {}),
+        **({} if adapter.weight_range is None else {WEIGHT_RANGE: [_as_integer(n) for n in adapter.weight_range]}),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": rslora,

@@ -44,7 +44,8 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None, lazy: bo
         split = split_experts(dict(modules.items()), modules.parameters, modules.ranks)
         read = make_adapter(split, config.base).modules
     notes = (*config.notes, *modules.notes)
-    return LoraAdapter(read, config.base, notes, modules.copies, config.gate, config.answer_only)
+    stated = config.gate, config.answer_only, config.weight_range
+    return LoraAdapter(read, config.base, notes, modules.copies, *stated)
 
 
 def save(

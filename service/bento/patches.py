@@ -6,7 +6,7 @@ BentoML that moved something, or captured it earlier, is rejected with an error 
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.callers import hide_secrets
 from service.edge.access import BENTOML_PATHS
 from service.edge.connections import Connections
 from service.edge.protocol import BoundedProtocol
@@ -30,6 +31,10 @@ TRACES = "OpenTelemetryMiddleware"
 PATH, SCOPE = "fusion.path", "fusion.scope"
 MAX_LOGGED = 200
 """Characters of a path or a header that the access log repeats."""
+LOGGED, TRACED = (b"content-type", b"content-length"), (b"host", b"user-agent", b"traceparent", b"tracestate")
+"""Headers that BentoML's access log reads, and those that OpenTelemetry's middleware may see."""
+MAX_TRACED = 512
+"""Bytes of each of the latter; a `tracestate` has no more."""
 
 ACCESS_OPTIONS = [f"has_{way}_content_{what}" for way in ("request", "response") for what in ("length", "type")]
 
@@ -91,7 +96,7 @@ def _bound_metrics(original: Any, metric_path: Callable[[Scope], str]) -> type:
 
 
 class _RestoreScope:
-    """Inside BentoML's access log: gives a request its own scope back."""
+    """Inside BentoML's access log, or its traces: gives a request its own scope back."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -109,25 +114,38 @@ def _bound_access_log(original: Any) -> type:
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
-                headers = [
-                    (name, value[:MAX_LOGGED].decode("latin-1").encode("ascii", "backslashreplace"))
-                    for name, value in scope["headers"]
-                    if name in (b"content-type", b"content-length")
-                ]
-                scope = {**scope, SCOPE: scope, "headers": headers, "path": scope["path"][:MAX_LOGGED]}
+                scope = _shorten(scope, LOGGED, MAX_LOGGED)
             await super().__call__(scope, receive, send)
 
     return BoundedAccessLog
 
 
+def _shorten(scope: Scope, names: Collection[bytes], limit: int) -> Scope:
+    """`scope` with short ASCII in the headers of these names, and no others; the path has no API key's secret."""
+    headers = [
+        (name, value[:limit].decode("latin-1").encode("ascii", "backslashreplace"))
+        for name, value in scope["headers"]
+        if name in names
+    ]
+    return {**scope, SCOPE: scope, "headers": headers, "path": hide_secrets(scope["path"])[:MAX_LOGGED]}
+
+
 def _trace_requests(original: Any) -> type:
-    """BentoML's traces with a span for each request: those of each message are one for every token of a stream."""
+    """BentoML's traces with a span for each request: those of each message are one for every token of a stream.
+
+    They stand before all checks, also where nothing is traced, and fail for bytes that they cannot decode.
+    """
 
     class RequestTraces(original):  # type: ignore[misc]  # it has no types
         def __init__(self, app: ASGIApp, **options: Any) -> None:
             if traces.provider is not None:
                 options |= {"tracer_provider": traces.provider, "excluded_urls": QUIET}
-            super().__init__(app, **options, exclude_spans=["receive", "send"])
+            super().__init__(_RestoreScope(app), **options, exclude_spans=["receive", "send"])
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] in ("http", "websocket"):
+                scope = {**_shorten(scope, TRACED, MAX_TRACED), "query_string": b""}
+            await super().__call__(scope, receive, send)
 
     return RequestTraces
 

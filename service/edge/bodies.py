@@ -8,7 +8,7 @@ from collections import Counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.edge.clients import Shares, client_name, wait_for_reader
+from service.edge.clients import Shares, sender_name, wait_for_reader
 from service.edge.media_types import is_upload
 from service.errors import ApiError, error_response
 from service.settings import Settings
@@ -73,7 +73,7 @@ class LimitBodies:
             await self._pass_whole(scope, receive, send)
 
     async def _pass_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = _Body(client_name(scope))
+        body = _Body(sender_name(scope))
         self._incomplete[body] = None
         try:
             try:
@@ -129,7 +129,7 @@ class LimitBodies:
         body.parts, body.is_dropped = [], True
 
     async def _pass_transfer(self, scope: Scope, receive: Receive, send: Send, app: ASGIApp) -> None:
-        client = client_name(scope)
+        client = sender_name(scope)
         if not self._transfers.take(client):
             message = f"{TRANSFERS} uploads and exports are in progress, or most of them from this client; try again."
             await error_response(_full(message))(scope, receive, send)

@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.callers import find_caller
 from service.errors import ApiError, error_response
 
+MAX_NAME = 64
+"""Characters of a client's name, of which some are remembered."""
 DRAIN = "fusion.drain"
 """Key of a request's scope: waits until the client has read most of what was answered; uvicorn's flow control."""
 READS = ("GET", "HEAD")
@@ -19,7 +21,7 @@ def client_network(address: str) -> str:
     try:
         host = ip_address(address.partition("%")[0])
     except ValueError:  # a proxy's header may hold anything
-        return address
+        return address[:MAX_NAME]
     if isinstance(host, IPv6Address):
         return str(host.ipv4_mapped or ip_network((int(host) >> 64 << 64, 64)))
     return str(host)
@@ -28,6 +30,14 @@ def client_network(address: str) -> str:
 def client_name(scope: Scope) -> str:
     """The client of a request, as `client_network` has it; all clients of a Unix socket are one."""
     return client_network(scope["client"][0]) if scope.get("client") else ""
+
+
+def sender_name(scope: Scope) -> str:
+    """Who sends a request whose key has been looked at: its tenant, or else its client. Behind a gateway all clients
+    have its address.
+    """
+    tenant = find_caller(scope).tenant
+    return f"tenant {tenant}" if tenant else client_name(scope)
 
 
 async def wait_for_reader(scope: Scope) -> None:
@@ -76,8 +86,7 @@ class LimitRequests:
         if scope["type"] != "http" or (scope["path"] in self._exempt and scope["method"] in READS):
             await self.app(scope, receive, send)
             return
-        tenant = find_caller(scope).tenant
-        client = f"tenant {tenant}" if tenant else client_name(scope)  # behind a gateway all have its address
+        client = sender_name(scope)
         if not self._shares.take(client):
             message = "Too many requests are in progress (FUSION_MAX_REQUESTS); try again."
             await error_response(ApiError(429, message))(scope, receive, send)

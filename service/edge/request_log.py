@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.callers import CALLER, find_caller
+from service.callers import CALLER, find_caller, hide_secrets
 from service.edge.check import header_values
 from service.edge.request_ids import ID
 
@@ -60,7 +60,7 @@ class RequestLog:
                     "tenant": caller.tenant,
                     "role": caller.role if CALLER in scope else "",
                     "method": scope["method"],
-                    "path": scope["path"][:MAX_PATH],
+                    "path": hide_secrets(scope["path"])[:MAX_PATH],
                     "status": status,
                     "duration_s": round(time.monotonic() - began, 6),
                     **entry,

@@ -53,6 +53,8 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
         self._most_tokens = most_tokens()
         compile_kernel()
         self._packed: dict[tuple[int, int], PackedLayer | None] = {}
+        self.fusion_packs: dict[int, dict[int, PackedLayer | None]] = {}
+        """The layers of adapters that were packed when they were loaded, by id and address (see `loads`)."""
         self._embeddings: dict[tuple[int, int], torch.Tensor | None] = {}
         self.fusion_hidden: torch.Tensor | None = None
         """All hidden states of the step [tokens, d], while logits of prompts are computed from parts of them."""
@@ -103,6 +105,9 @@ class MixedPunicaCPU(TokenRows, PunicaWrapperCPU):
         self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], widths: tuple[int, ...], slot: int
     ) -> PackedLayer | None:
         key = (a[0].data_ptr(), slot)
+        ready = self.fusion_packs.get(self._slot_ids[slot] or 0)
+        if ready is not None and key[0] in ready:
+            return ready[key[0]]
         if key not in self._packed:
             self._packed[key] = pack(a, b, widths, slot)
         return self._packed[key]

@@ -122,6 +122,8 @@ class TokenRows:
     fusion_store: RowStore
     fusion_index: torch.Tensor
     """int64 [max tokens]."""
+    fusion_steps = 0
+    """How many steps there were."""
 
     def make_rows(self, max_tokens: int, lora_config: Any, device: torch.device | str) -> None:
         """Rows of ordinary adapters for all tokens, alike in all layers; `slices` brings a larger store."""
@@ -133,6 +135,7 @@ class TokenRows:
 
         `uniform` says that each of them is the same in all layers.
         """
+        self.fusion_steps += 1
         if index is None:
             self.fusion_index.fill_(ONES)
             return

@@ -27,6 +27,7 @@ from service.engine.bodies import bound_text, bound_validation
 from service.engine.core import Core, start_core
 from service.engine.flags import EngineOptions, count_ranks, parse_flags, prepare_cpu
 from service.engine.grammars import GrammarChecker
+from service.engine.loader import Loader
 from service.engine.names import SERVER_PID, SLOT_WAIT_S
 from service.engine.overflow import Overflows
 from service.engine.probe import probe_sampling
@@ -80,6 +81,8 @@ class Engine:
         """The modules that weights by module have a row for, in this order; see `number_modules`."""
         self._spare_rows = spare_rows
         self.client.generate = special.refuse_prompts(self.client.generate, self._heads)
+        staged = self.config.parallel_config.pipeline_parallel_size > 1
+        self._loader = Loader(self._ranks, staged=staged, dtype=self.dtype)
         self._ids = itertools.count(1000)  # vLLM's warm-up uses small ids
         self._requests = itertools.count()
         self._dropping: set[asyncio.Task[None]] = set()
@@ -126,34 +129,17 @@ class Engine:
     async def load(self, path: Path, name: str) -> LoRARequest:
         """Load the adapter folder at `path` into every worker, before any request names it.
 
-        Raises RuntimeError when a worker loads none of its layers (with pipeline stages only when all do), or numbers
-        that are not finite in the served dtype.
+        Raises RuntimeError as `Loader.load` does.
         """
         request = LoRARequest(name, next(self._ids), str(path))
         try:
-            await self.client.add_lora(request)
-            await self._check_loaded(request)
+            if special.has_head(await self._loader.load(request)):
+                self._heads.add(request.lora_int_id)
         except BaseException:  # some workers may have it, or get it when the engine goes on
             self._dropping.add(task := asyncio.create_task(self._drop(request)))
             task.add_done_callback(self._dropping.discard)
             raise
         return request
-
-    async def _check_loaded(self, request: LoRARequest) -> None:
-        id_ = request.lora_int_id
-        staged = self.config.parallel_config.pipeline_parallel_size > 1
-        for layers in await self._ranks.call("fusion_adapter_layers", id_):
-            if not (any(layers) if staged else all(layers)):
-                raise RuntimeError("a worker loaded none of the adapter's layers; check its target_modules")
-            if special.has_head(name for worker in layers for name in worker):
-                self._heads.add(id_)
-        for missing in await self._ranks.call("fusion_missing_layers", id_):
-            if lost := set.intersection(*map(set, missing)):
-                raise RuntimeError(f"no worker has a LoRA layer for the adapter's {min(lost)!r}")
-        for infinite in await self._ranks.call("fusion_infinite_layers", id_):
-            if any(infinite):
-                layer = next(filter(None, infinite))[0]
-                raise RuntimeError(f"the adapter's numbers overflow {self.dtype} in {layer!r}")
 
     async def _drop(self, request: LoRARequest) -> None:
         with contextlib.suppress(Exception):

@@ -4,10 +4,12 @@ The engine computes so many sequences at once and takes further ones in the orde
 answers of 8,000 tokens, sent twice, keeps everybody else waiting for hours. So the sequences of one client take three
 quarters of them at most, and wait here for the others. In the engine they are ordered by the tokens that their client
 has had, those of answers counting twice (start-time fair queuing), also where memory is short, by vLLM's priorities.
-While a client waits for a slot of the engine's batch, those that have had more send nothing that would keep it. And
+While a client waits for a slot of the engine's batch, those that have had more send nothing that would keep it, and of
+its own requests none once it has waited for `PATIENCE_S`: until then, what finds its adapter in a slot goes first. And
 beside a client with a crowd of sequences, those of others begin in a step without it (see `first_steps`).
 """
 
+import time
 from asyncio import CancelledError, Future, get_running_loop
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -37,6 +39,8 @@ CROWD = 8
 """Sequences of one client that make others wait, and more than another has."""
 MAX_CLIENTS = 1024
 """In memory, when those go that are no further than others who come anew."""
+PATIENCE_S = 5.0
+"""How long a request may wait for a slot before others of its own client send nothing that would keep it, either."""
 LEARN = 0.2
 """The weight of the latest answer in what the next ones are expected to have."""
 
@@ -57,6 +61,8 @@ class Turn:
     used: int = 0
     """Tokens of its answers so far."""
     begun: bool = False
+    since: float = 0.0
+    """When it went to the engine, by the monotonic clock."""
     entered: Future[None] | None = None
 
 
@@ -111,10 +117,10 @@ class Turns:
             return False
         if len(self._adapters) <= self._slots or turn.adapter is None:
             return True
-        start = self._find_start(client)
-        blocked = (other for other in self._running if not other.begun and other.adapter is not None)
+        start, late = self._find_start(client), time.monotonic() - PATIENCE_S
+        blocked = (other for other in self._running if not other.begun and other.adapter not in (None, turn.adapter))
         return not any(
-            other.client != turn.client and other.adapter != turn.adapter and other.start <= start for other in blocked
+            other.start <= start if other.client != turn.client else other.since <= late for other in blocked
         )
 
     def _find_start(self, client: _Client) -> float:
@@ -125,7 +131,7 @@ class Turns:
         others = max((other.sequences for other in self._clients.values() if other is not client), default=0)
         turn.alone = others >= max(CROWD, client.sequences + turn.count)
         client.sequences += turn.count
-        turn.start = self._find_start(client)
+        turn.start, turn.since = self._find_start(client), time.monotonic()
         turn.expected = OUTPUT * turn.count * client.answer
         client.finish = turn.start + INPUT * turn.prompt + turn.expected
         self._running.add(turn)

@@ -7,12 +7,14 @@ model and its LoRA layers are made.
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import torch
+from vllm.lora.request import LoRARequest
 
 from service.engine import seam, slices, special
 from service.engine.death import record_errors
+from service.engine.loads import Loads
 from service.engine.names import SERVER_PID
 from service.engine.supported import require
 from service.logs import escape_records
@@ -30,12 +32,6 @@ special.install()
 return_freed_memory()
 
 
-def _is_finite(factors: Any) -> bool:
-    """Whether all numbers are finite; `factors` is a tensor, or for packed layers one per slice, None for none."""
-    tensors = factors if isinstance(factors, list) else [factors]
-    return all(bool(torch.isfinite(torch.stack(torch.aminmax(t))).all()) for t in tensors if t is not None)
-
-
 class FusionWorker:
     """Mixed into vLLM's worker class; its methods answer `collective_rpc`."""
 
@@ -51,19 +47,12 @@ class FusionWorker:
         layers = {} if lora is None else {n: manager.modules.get(n) for n in lora.loras}
         return {name: lora.loras[name].rank for name, layer in layers.items() if layer is not None}
 
-    def fusion_infinite_layers(self, lora_id: int) -> list[str]:
-        """The layers of adapter `lora_id` whose factors are not finite in the served dtype.
-
-        Such an adapter would spoil tokens of its batches that do not use it: zero times infinity is NaN.
-        """
-        require(self.model_runner.lora_manager, "_adapter_manager")
-        lora = self.model_runner.lora_manager._adapter_manager.get_adapter(lora_id)
-        loras = {} if lora is None else lora.loras
-        return [name for name, factors in loras.items() if not all(map(_is_finite, (factors.lora_a, factors.lora_b)))]
-
-    def fusion_missing_layers(self, lora_id: int) -> list[str]:
-        """The layers of adapter `lora_id` that this worker has no place for."""
-        return special.find_missing(self.model_runner.lora_manager, lora_id)
+    def fusion_load(self, name: str, id_: int, path: str) -> dict[str, Any] | None:
+        """Do the next slice of loading an adapter; what `loads.Report` says of it once that is done, else None."""
+        if not hasattr(self, "fusion_loads"):
+            self.fusion_loads = Loads(self.model_runner.lora_manager)
+        report = self.fusion_loads.advance(LoRARequest(name, id_, path))
+        return None if report is None else asdict(report)
 
     def fusion_special_layers(self) -> dict[str, str]:
         """This worker's layers besides dense ones that vLLM adapts: their kind by vLLM's name."""

@@ -70,7 +70,7 @@ export async function ask(path, options) {
 export async function list(path, { signal, most = 5000 } = {}) {
   const entries = [];
   for (let after = ""; entries.length < most; ) {
-    const part = await ask(`${path}?limit=1000${after && `&after=${encodeURIComponent(after)}`}`, { signal });
+    const part = await ask(`${path}${path.includes("?") ? "&" : "?"}limit=1000${after && `&after=${encodeURIComponent(after)}`}`, { signal });
     entries.push(...part.data);
     if (!part.has_more || !part.last_id) break;
     after = part.last_id;

@@ -13,7 +13,8 @@ export async function connect() {
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     caller.value = null;
-    const state = error.status === 401 ? "locked" : error.status === 503 || error.status === 0 ? "starting" : "failed";
+    // 429 comes after many wrong keys: the right one is taken all the same.
+    const state = [401, 429].includes(error.status) ? "locked" : error.status === 503 || error.status === 0 ? "starting" : "failed";
     server.value = { state, reason: error.message };
     if (state === "starting") setTimeout(connect, RETRY_MS);
   }

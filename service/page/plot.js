@@ -4,7 +4,7 @@ import { html } from "./html.js";
 
 export const WIDTH = 640;
 export const HEIGHT = 420;
-const MARGIN = { left: 80, right: 16, top: 14, bottom: 48 };
+const MARGIN = { left: 80, right: 28, top: 14, bottom: 48 };
 const TICKS = [0, 0.25, 0.5, 0.75, 1];
 
 /** The place on the picture of `value` between `low` and `high`. */

@@ -29,3 +29,8 @@ export const terms = computed(() => adapters.value.filter((adapter) => adapter.d
 export function may(role) {
   return ROLES.indexOf(caller.value?.role) >= ROLES.indexOf(role);
 }
+
+/** Whether the visitor's key may change the adapter or profile of this card. */
+export function mayChange(card) {
+  return may("deployer") && !card.public;
+}

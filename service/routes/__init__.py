@@ -16,6 +16,7 @@ from service.body import parse_body
 from service.callers import Caller, find_caller
 from service.clients import identify_client
 from service.conditions import Condition, read_tags
+from service.edge.clients import MAX_NAME
 from service.errors import ApiError
 from service.profiles import PROFILE_ROUTES
 from service.resolve import Names
@@ -50,9 +51,11 @@ class ProfileConvertor(NameConvertor):
 register_url_convertor("name", NameConvertor())
 register_url_convertor("profile", ProfileConvertor())
 
+# Not as `model`: of a route that answers with plain text, FastAPI would take its errors for that, too.
+_ERROR = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorAnswer, "description": "The request is at fault; `message` says where and what to do"},
-    "5XX": {"model": ErrorAnswer, "description": "The server is at fault, or is starting or stopping"},
+    "4XX": {"content": _ERROR, "description": "The request is at fault; `message` says where and what to do"},
+    "5XX": {"content": _ERROR, "description": "The server is at fault, or is starting or stopping"},
 }
 """What any route may answer besides success."""
 
@@ -115,7 +118,7 @@ def make_router(tag: str, prefix: str = "") -> APIRouter:
 def find_actor(request: Request) -> Actor:
     """Who makes what this request changes, for the audit; a request without an id gets one."""
     caller = find_caller(request.scope)
-    address = request.client.host if request.client else ""
+    address = request.client.host[:MAX_NAME] if request.client else ""
     id_ = request.headers.get("x-request-id") or secrets.token_hex(8)
     return Actor(caller.key, caller.role, caller.tenant, address, id_)
 
@@ -164,8 +167,8 @@ async def get_condition(
     if_match: Annotated[list[str] | None, Header(description="change only what has one of these ETags")] = None,
     if_none_match: Annotated[list[str] | None, Header(description="`*`: create only, change nothing there is")] = None,
 ) -> Condition:
-    """What must hold for the request's change; 400 for what is no condition. Tags that another replica has just given
-    out are known from here on.
+    """What must hold for the request's change; 400 for a header that is neither `*` nor a list of entity tags. Before
+    it returns, this replica catches up with the others, so that it knows the tags that they have just given out.
     """
     texts = [None if values is None else ", ".join(values) for values in (if_match, if_none_match)]
     for text, header in zip(texts, ("If-Match", "If-None-Match"), strict=True):

@@ -36,6 +36,8 @@ def adapter_card(record: AdapterRecord, damage: Mapping[str, str]) -> Adapter:
     card = Adapter(name=record.name, object="adapter", digest=record.digest, created=record.created, **info)
     if record.gate:
         card.gate = json.loads(record.gate)
+    if record.weight_range is not None:
+        card.weight_range = record.weight_range
     if notes := record.info.get("notes"):
         card.notes = str(notes).split("\n")
     if record.digest in damage:
@@ -146,6 +148,8 @@ def _any_card(service: "FusionService", names: Names, name: str) -> Adapter | Da
     if record is None:
         return None if fetch is None else fetching_card(fetch)
     card = adapter_card(record, service.materializer.damage)
+    if names.seen.is_public(name):
+        card.public = True
     if fetch is not None:
         card.fetch = fetching_card(fetch)
     return card

@@ -33,6 +33,8 @@ def profile_card(version: ProfileVersion, caller: Caller, missing: str | None = 
     if hidden := list_hidden(version, caller):
         card.defaults = {key: value for key, value in version.defaults.items() if key not in hidden}
         card.hidden = hidden
+    if caller.tenant and not version.tenant:
+        card.public = True
     if missing is not None:
         card.state, card.reason = "damaged", f"no adapter is registered with the content of its {missing!r}"
     return card
@@ -162,6 +164,28 @@ async def roll_back_profile(
     version = await service.profiles.rollback(profile, body.version, tenant=tenant, caller=caller, condition=condition)
     _set_tag(response, service, version)
     return profile_card(version, caller)
+
+
+@router.put("/{profile:name}/pin")
+async def pin_profile(
+    profile: str,
+    service: Service,
+    names: SeenNames,
+    tenant: Tenant,
+    caller: Sender,
+    condition: When,
+    response: Response,
+) -> FusionStatus:
+    """Load what serves a profile, and keep it in the engine, also after a restart, until it is unpinned."""
+    version = await service.pins.pin(profile, tenant=tenant, caller=caller, condition=condition)
+    _set_tag(response, service, version)
+    return await find_status(service, names, version)
+
+
+@router.delete("/{profile:name}/pin", status_code=204)
+async def unpin_profile(profile: str, service: Service, tenant: Tenant, condition: When) -> None:
+    """Let what serves a profile go when its place is needed."""
+    await service.pins.unpin(profile, tenant=tenant, condition=condition)
 
 
 @router.get("/{profile:name}/status")

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Match
 
 from service.routes import adapters, audit, evidence, fusions, keys, models, policy, scorecards, state, whoami
 from service.routes.schemas import FusionKeys
-from service.routes.state_schemas import Readiness
+from service.routes.state_schemas import ErrorAnswer, Readiness
 
 TITLE = "LoRA Fusion"
 VERSION = "0.1.0"
@@ -70,7 +70,7 @@ def build_document(own: Iterable[BaseRoute], vllm: Iterable[BaseRoute]) -> dict[
         license_info={"name": "MIT", "identifier": "MIT"},
     )
     paths, components = document["paths"], document["components"]
-    for model in (FusionKeys, Readiness):
+    for model in (ErrorAnswer, FusionKeys, Readiness):
         schema = model.model_json_schema(ref_template=f"{REF}{{model}}")
         components["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

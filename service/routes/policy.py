@@ -10,9 +10,12 @@ router = make_router("Policy", "/v1/policy")
 async def show_policy(service: Service) -> PolicyState:
     """Show the rules on combinations, and the contents that their adapters' names stand for now."""
     policy = service.policy
-    rules = policy.rules.list_rules()
-    names = {name for rule in rules for name in (*(rule.get("adapters") or ()), *filter(None, [rule.get("adapter")]))}
-    digests = {name: min(policy.digests(name), default=None) for name in sorted(names)}
     return PolicyState(
-        object="policy", id=policy.id, name=policy.rules.name, exempt=policy.rules.exempt, rules=rules, adapters=digests
+        object="policy",
+        id=policy.id,
+        name=policy.rules.name,
+        exempt=policy.rules.exempt,
+        rules=policy.rules.list_rules(),
+        adapters={name: min(policy.digests(name), default=None) for name in policy.rules.list_adapters()},
+        warnings=policy.list_warnings(),
     )

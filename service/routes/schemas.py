@@ -11,6 +11,7 @@ from service.sources.fetches import State
 from service.validation import StrictModel
 
 T = TypeVar("T")
+PUBLIC = "as tenants see it: of what the operator owns, which they use and do not change"
 Name = Annotated[str, Field(min_length=1, examples=["balanced"])]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="sha256 of a fusion, 64 hexadecimal digits")]
 Created = Annotated[str, Field(examples=["2026-01-31T12:00:00+00:00"], description="UTC, ISO 8601")]
@@ -140,11 +141,15 @@ class Adapter(BaseModel):
         default=None, description="of a gate: the tokens `yes` and `no` whose odds are its value, and its readout"
     )
     answer_only: bool = Field(default=False, description="whether no recipe may let it act on the prompt")
+    weight_range: tuple[float, float] | None = Field(
+        default=None, description="the lowest and the highest weight that its adapter_config.json recommends"
+    )
     base_mismatch: str | None = Field(
         default=None, description="the base that the adapter names, when it is not this one and every shape fits"
     )
     notes: list[str] = Field(default=[], description="what of its files was not used, or read otherwise than it says")
     profiles: list[str] = Field(default=[], description="profiles that use it")
+    public: bool = Field(default=False, description=PUBLIC)
     fetch: "Fetching | None" = Field(default=None, description="of an adapter that is to take its name, or failed to")
     state: Literal["", "damaged"] = Field(default="", description="only of adapters whose stored files have changed")
     reason: str = Field(default="", description="of the damage")
@@ -180,6 +185,7 @@ class Profile(BaseModel):
     description: str
     created: Created
     versions: list[int] = Field(default=[], description="all versions there are")
+    public: bool = Field(default=False, description=PUBLIC)
     state: Literal["", "damaged"] = Field(default="", description="only of profiles that cannot be served")
     reason: str = Field(default="", description="of the damage")
 
@@ -202,6 +208,7 @@ class PolicyState(BaseModel):
     exempt: str = Field(description="the least role that no rule is about")
     rules: list[dict[str, Any]] = Field(description="each with its `id` and `kind`, and what the file says")
     adapters: dict[str, str | None] = Field(description="digests of the adapters of rules; null: not registered")
+    warnings: list[str] = Field(description="a sentence for each adapter of rules that is not registered")
 
 
 class Plan(BaseModel):

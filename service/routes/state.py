@@ -37,6 +37,7 @@ class Resident(BaseModel):
     requests: int = Field(description="that use it, or wait for it")
     seconds: float = Field(description="since it was last used; of one on its way, since it was first asked for")
     evictable: bool = Field(description="whether it makes way when a place is needed: nobody uses it")
+    pinned: bool = Field(description="whether it stays while there is other room")
     in_batch: bool = Field(description="whether it is among those that one batch can hold")
     rank: int = Field(description="0 of one on its way")
     error: float = Field(description="relative Frobenius error of a build")
@@ -129,7 +130,8 @@ def _make_card(one: Occupant, names: dict[str, list[str]], tenant: str, *, sees_
         adapters=[Member(digest=digest, names=show(names[digest])) for digest in one.digests],
         requests=one.requests,
         seconds=round(one.seconds, 1),
-        evictable=one.state == "warm" and not one.requests,
+        evictable=one.state == "warm" and not one.requests and not one.pinned,
+        pinned=one.pinned,
         in_batch=one.in_batch,
         rank=one.rank,
         error=one.error,

@@ -74,7 +74,18 @@ class Residence(BaseModel):
     key: str = Field(description="which one, as `x-fusion-stack` says it of the one that routers keep together")
     kind: Literal["stack", "build"]
     rank: int
-    requests: int = Field(description="that run on it now, of all fusions that it serves")
+    requests: int = Field(description="that run on it now, of all fusions that it serves; a tenant's own")
+
+
+class Evicted(BaseModel):
+    """When and why a stack or build was taken out of the engine."""
+
+    at: str = Field(description="in UTC")
+    reason: Literal["room", "disk", "gone"] = Field(
+        description="another one needed its place (`room`) or the disk's space, or an adapter of it was replaced or "
+        "deleted (`gone`)"
+    )
+    wanted_by: str | None = Field(description="key of what needed its place; for the operator's keys alone")
 
 
 class FusionStatus(BaseModel):
@@ -90,11 +101,13 @@ class FusionStatus(BaseModel):
     )
     last_error: str | None = Field(description="why it was not made, or cannot be served")
     residence: Residence | None = Field(description="where it is in the engine; null when it is not")
+    pinned: bool = Field(description="whether it stays in the engine while there is other room")
+    evicted: Evicted | None = Field(description="why it is not in the engine any more; null when it is, or never was")
     eta_s: float | None = Field(
         description="how long a request would wait for it now, at most, as it took on average until now; 0 when warm, "
         "null when nothing was measured yet"
     )
-    last_used: str | None = Field(description="when a request last had it on this server, in UTC")
+    last_used: str | None = Field(description="when a request, a tenant's own, last had it on this server, in UTC")
     evidence_age_s: float | None = Field(description="how old its newest scorecard is; null when there is none")
 
 

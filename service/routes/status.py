@@ -10,7 +10,7 @@ from service.metrics import Metrics
 from service.placement import Kind
 from service.records import ProfileVersion
 from service.resolve import Names
-from service.routes.state_schemas import FusionStatus, Residence
+from service.routes.state_schemas import Evicted, FusionStatus, Residence
 
 if TYPE_CHECKING:
     from service.fusion_service import FusionService
@@ -21,7 +21,8 @@ LOADED_STATES = ("loading", "warm")
 async def find_status(service: "FusionService", names: Names, version: ProfileVersion) -> FusionStatus:
     """The status of a profile version; of one that is damaged, why."""
     made = await service.scorecards.find_newest(version.digest, names.tenant)
-    used = service.metrics.last_used.get(version.digest)
+    uses = service.metrics.uses
+    used = uses.find_last(names.tenant, version.digest)
     status = FusionStatus(
         object="fusion.status",
         name=version.name,
@@ -31,6 +32,8 @@ async def find_status(service: "FusionService", names: Names, version: ProfileVe
         state="damaged",
         last_error=None,
         residence=None,
+        pinned=version.key in service.registry.snapshot.pinned,
+        evicted=None,
         eta_s=None,
         last_used=None if used is None else datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds"),
         evidence_age_s=None if made is None else (datetime.now(UTC) - datetime.fromisoformat(made)).total_seconds(),
@@ -44,7 +47,11 @@ async def find_status(service: "FusionService", names: Names, version: ProfileVe
     state, status.last_error = service.pool.home_state(home)
     resident = service.pool.find_resident(home)
     if resident is not None:
-        status.residence = Residence(key=resident.key, kind=resident.kind, rank=resident.rank, requests=resident.leases)
+        requests = uses.count(names.tenant, resident.key) if names.tenant else resident.leases
+        status.residence = Residence(key=resident.key, kind=resident.kind, rank=resident.rank, requests=requests)
+    elif (eviction := service.pool.find_eviction(home)) is not None:
+        wanted_by = None if names.tenant else eviction.wanted_by
+        status.evicted = Evicted(at=eviction.at, reason=eviction.reason, wanted_by=wanted_by)
     status.mode = "built" if placement.kind == "build" else "mixed"
     status.eta_s = estimate_wait(service.metrics, placement.kind, state)
     return status.model_copy(update={"state": state})

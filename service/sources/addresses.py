@@ -13,6 +13,8 @@ from service.errors import ApiError
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 NAT64 = ip_network("64:ff9b::/96")
+UNICAST = ip_network("2000::/3")
+"""All of IPv6 that is public. Python calls more of it so: site-local addresses, IPv4 inside others, local NAT64."""
 PUBLIC_BUT_INTERNAL = (
     ip_network("168.63.129.16/32"),  # Azure's own services, as seen from its machines
     ip_network("192.0.0.0/24"),  # protocol assignments, which older releases of Python call public
@@ -32,7 +34,7 @@ def is_internal(address: Address) -> bool:
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return is_internal(address.ipv4_mapped)
-        if any(map(is_internal, _embedded(address))):
+        if any(map(is_internal, _embedded(address))) or not (address in UNICAST or address in NAT64):
             return True
     if address.is_multicast or any(address in network for network in PUBLIC_BUT_INTERNAL):
         return True

@@ -150,9 +150,14 @@ class Fetches:
         if order.client is not None and not self._shares.take(order.client):
             message = "Too many fetches are queued, or most are from this client; try again."
             raise ApiError(429, message)
+        fetch = Fetch(order, self._enter(location, folder or secrets.token_hex(16)))
+        try:
+            self._write(fetch)
+        except BaseException:  # the disk is full: there is no fetch, and nothing of it stays taken
+            self._give_back(fetch)
+            raise
         self._fetches.pop(order.key, None)  # a new one is the last of all
-        fetch = self._fetches[order.key] = Fetch(order, self._enter(location, folder or secrets.token_hex(16)))
-        self._write(fetch)
+        self._fetches[order.key] = fetch
         fetch.task = asyncio.create_task(self._run(fetch))
         fetch.task.add_done_callback(partial(self._end, fetch))
         return fetch
@@ -239,12 +244,10 @@ class Fetches:
             await self._loop.run(self._sources.fetch(download.location, download.folder, download.progress))
 
     def _end(self, fetch: Fetch, task: asyncio.Task[Any]) -> None:
-        """Let go of what a fetch used. One that succeeded is forgotten, of those that failed a few are remembered."""
-        if fetch.order.client is not None:
-            self._shares.free(fetch.order.client)
+        """Give back what a fetch used. One that succeeded is forgotten, of those that failed a few are remembered."""
+        self._give_back(fetch)
         if not task.cancelled():
             task.exception()  # asyncio would log it when nobody waits
-        self._leave(fetch.download)
         if self._fetches.get(fetch.order.key) is not fetch or self._closing:
             return
         self._file(fetch.order.key).unlink(missing_ok=True)
@@ -253,6 +256,12 @@ class Fetches:
         failed = [name for name, other in self._fetches.items() if other.reason]
         for name in failed[:-MAX_FAILURES]:
             del self._fetches[name]
+
+    def _give_back(self, fetch: Fetch) -> None:
+        """Let go of its client's share and of its download."""
+        if fetch.order.client is not None:
+            self._shares.free(fetch.order.client)
+        self._leave(fetch.download)
 
     def _leave(self, download: Download) -> None:
         """One user less; without any, what it fetched is deleted, or waits for the next start if the server stops."""

@@ -6,6 +6,7 @@ Every page is watched: an error in its console, and a request to another origin,
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,20 +19,28 @@ from tests.conftest import ROOT, Server
 AXE = ROOT / ".cache/clients/node/node_modules/axe-core/axe.min.js"
 """Which `make test` installs by tests/clients/node/package-lock.json."""
 SHIPPED = ("task", "safety", "risk")
+MIX = "#mix?recipe=0.6*task+%2B+0.4*safety"
 LIMIT_MS = 60_000
 expect.set_options(timeout=LIMIT_MS)
 PHONE = {"width": 360, "height": 740}
 
 
-@pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:
-    """Chromium, headless; it ends with the tests of this folder, for its loop would be in the way of others'."""
+@contextmanager
+def run_browser() -> Iterator[Browser]:
+    """Chromium, headless, for the block."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     assert path, "the page's tests need Chromium: `make debian` installs Debian's package, or set CHROMIUM to another"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """A browser that ends with the tests of this folder: its loop would be in the way of others'."""
+    with run_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="package")
@@ -99,9 +108,9 @@ def visit(page: Page, fragment: str = "") -> None:
 
 @pytest.fixture
 def page(watched: tuple[Page, Watch]) -> Page:
-    """The page as it is after `make serve`, on a desk."""
+    """The page on a desk, with a mix of two adapters."""
     page = watched[0]
-    visit(page)
+    visit(page, MIX)
     return page
 
 

@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Page, expect
 
-from tests.page.conftest import Watch, find_violations
+from tests.page.conftest import Watch, find_violations, visit
 
 
 def test_tabs_are_turned_by_arrow_keys_and_links(page: Page) -> None:
@@ -13,6 +13,14 @@ def test_tabs_are_turned_by_arrow_keys_and_links(page: Page) -> None:
     assert page.url.endswith("#evidence")
     page.go_back()
     expect(page.get_by_role("tab", name="Mix")).to_have_attribute("aria-selected", "true")
+
+
+def test_who_comes_without_a_recipe_finds_one(watched: tuple[Page, Watch]) -> None:
+    page, _ = watched
+    visit(page)
+    page.locator(".verdict strong").wait_for()
+    expect(page.get_by_label("Recipe", exact=True)).not_to_be_empty()
+    expect(page.get_by_role("button", name="See what that does to three prompts")).to_be_in_viewport()
 
 
 def test_nothing_serious_is_wrong_for_who_cannot_see(page: Page) -> None:
@@ -48,6 +56,21 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent_to_this_server_alone(watche
     page.get_by_role("button", name="Forget the key").click()
     expect(page.get_by_label("API key")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_after_many_wrong_keys_another_one_can_be_entered(watched: tuple[Page, Watch]) -> None:
+    page, watch = watched
+    watch.expected.append("429")
+    message = "This client sent 10 wrong API keys within a minute; no more are looked at for 60 s."
+    error = {"error": {"message": message, "type": "RateLimitError", "code": 429}}
+    page.route("**/v1/whoami", lambda route: route.fulfill(status=429, json=error))
+    page.goto("/")
+    page.get_by_label("API key").fill("wrong")
+    page.get_by_label("API key").press("Enter")
+    expect(page.get_by_role("alert")).to_have_text(message)
+    page.unroute("**/v1/whoami")
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.get_by_role("tab", name="Mix")).to_be_visible()
 
 
 def test_a_server_that_starts_is_waited_for(watched: tuple[Page, Watch]) -> None:

@@ -11,9 +11,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.page.conftest import Watch, visit
+from tests.page.conftest import MIX, Watch, visit
 
-MIX = "#mix?recipe=0.6*task+%2B+0.4*safety"
 NAME = "page/kept"
 
 
@@ -29,7 +28,6 @@ def save(page: Page, name: str, button: str) -> None:
 
 
 def test_versions_are_saved_compared_and_rolled_back(page: Page, http: httpx.Client, name: str) -> None:
-    visit(page, MIX)
     page.get_by_label("most tokens", exact=True).check()
     save(page, name, "Save")
     versions = page.get_by_role("region", name=f"Versions of {name}")
@@ -72,7 +70,6 @@ def copied(page: Page, form: str) -> str:
 
 
 def test_copies_say_the_same_elsewhere(page: Page) -> None:
-    visit(page, MIX)
     page.get_by_label("Prompt", exact=True).fill('It\'s "three" rivers:\nwhich?')
     page.get_by_text("System message and sampling").click()
     page.get_by_role("spinbutton", name="Most tokens").fill("4")
@@ -91,7 +88,6 @@ def test_copies_say_the_same_elsewhere(page: Page) -> None:
 
 
 def test_a_copy_is_in_the_clipboard(page: Page) -> None:
-    visit(page, MIX)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy", exact=True).click()
     expect(page.locator(".foot [role=status]")).to_have_text("Copied.")

@@ -4,9 +4,7 @@ import re
 
 from playwright.sync_api import Page, Request, expect
 
-from tests.page.conftest import Watch, visit
-
-MIX = "#mix?recipe=0.6*task+%2B+0.4*safety"
+from tests.page.conftest import MIX, Watch, visit
 
 
 def recipe(page: Page, text: str) -> None:
@@ -19,7 +17,6 @@ def verdict(page: Page, words: str) -> None:
 
 
 def test_a_slider_its_number_and_the_text_are_one(page: Page) -> None:
-    visit(page, MIX)
     slider = page.get_by_role("slider", name="Weight of task")
     expect(slider).to_have_value("0.6")
     assert [slider.get_attribute(name) for name in ("min", "max", "step")] == ["-2", "2", "0.05"]
@@ -39,10 +36,18 @@ def test_a_slider_its_number_and_the_text_are_one(page: Page) -> None:
 
 
 def test_cards_say_what_an_adapter_is_and_take_it_in_and_out(page: Page) -> None:
-    visit(page, MIX)
     card = page.get_by_role("region", name="task", exact=True)
-    for words in ("rank 8", "120 modules", "base smollm2-135m-instruct", "effect", "no scorecards"):
+    for words in (
+        "rank 8",
+        "120 modules",
+        "base smollm2-135m-instruct",
+        "effect",
+        "no scorecards",
+        "recommended 0.5 to 1",
+    ):
         expect(card).to_contain_text(words)
+    bar = card.locator(".range rect")
+    assert [float(bar.get_attribute(name) or 0) for name in ("x", "width")] == [62.5, 12.5]  # of -2 to 2, in per cent
     box = page.get_by_role("checkbox", name="task", exact=True)
     box.press("Space")
     recipe(page, "0.4*safety")
@@ -51,7 +56,6 @@ def test_cards_say_what_an_adapter_is_and_take_it_in_and_out(page: Page) -> None
 
 
 def test_solo_and_mute_leave_terms_out_and_bring_them_back(page: Page) -> None:
-    visit(page, MIX)
     mute, solo = page.get_by_role("button", name="Mute safety"), page.get_by_role("button", name="Solo safety")
     mute.press("Enter")
     expect(mute).to_have_attribute("aria-pressed", "true")
@@ -64,7 +68,6 @@ def test_solo_and_mute_leave_terms_out_and_bring_them_back(page: Page) -> None:
 
 
 def test_schedules_are_curves_that_keys_and_the_pointer_move(page: Page) -> None:
-    visit(page, MIX)
     card = page.get_by_role("region", name="safety", exact=True)
     shape = card.get_by_label("Shape")
     shape.select_option("ramp")
@@ -97,7 +100,6 @@ def test_schedules_are_curves_that_keys_and_the_pointer_move(page: Page) -> None
 
 def test_what_no_curve_can_show_stays_as_it_is_written(page: Page) -> None:
     text = "{*.mlp.*: 0.2, *: 0.6}*safety + 1*task"
-    visit(page)
     page.get_by_label("Recipe", exact=True).fill(text)
     expect(page.get_by_role("region", name="safety", exact=True)).to_contain_text("{*.mlp.*: 0.2, *: 0.6}")
     page.get_by_role("slider", name="Weight of task").press("ArrowLeft")
@@ -105,7 +107,6 @@ def test_what_no_curve_can_show_stays_as_it_is_written(page: Page) -> None:
 
 
 def test_a_gate_is_a_choice_with_bounds(page: Page) -> None:
-    visit(page, MIX)
     page.get_by_label("Gate").select_option("risk")
     card = page.get_by_role("region", name="safety", exact=True)
     card.get_by_label("the gate chooses").press("Space")
@@ -122,7 +123,6 @@ def test_the_verdict_follows_the_text_and_nothing_is_built(page: Page) -> None:
     def note(request: Request) -> None:
         asked.append(request.url.rpartition("/v1/")[2])
 
-    visit(page, MIX)
     page.on("request", note)
     box = page.get_by_label("Recipe", exact=True)
     box.fill("svd(0.6*task + 0.4*safety, rank=8)")

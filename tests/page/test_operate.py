@@ -87,24 +87,35 @@ def test_the_real_state_has_what_was_asked_for(operate: Page, http: httpx.Client
     expect(operate.get_by_role("listitem").filter(has_text=re.compile(r"safety|task")).first).to_be_visible()
 
 
-def test_it_asks_while_it_is_seen_and_stops_when_it_is_not(operate: Page) -> None:
+def test_it_asks_while_it_is_seen_and_stops_when_it_is_not(watched: tuple[Page, Watch]) -> None:
+    page, _ = watched
+    page.clock.install()
+    page.goto("/#operate")
+    expect(page.get_by_role("heading", name="In the engine")).to_be_visible()
     asked: list[str] = []
-    operate.on("request", lambda request: asked.append(request.url))
-    with operate.expect_request("**/v1/state"):
-        pass
-    operate.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.unseen });")
-    operate.evaluate("window.unseen = true; document.dispatchEvent(new Event('visibilitychange'))")
-    operate.wait_for_timeout(500)
-    asked.clear()
-    operate.wait_for_timeout(4000)
-    assert not asked
-    with operate.expect_request("**/v1/state"):
-        operate.evaluate("window.unseen = false; document.dispatchEvent(new Event('visibilitychange'))")
-    operate.get_by_role("tab", name="Evidence").click()
-    operate.wait_for_timeout(500)
-    asked.clear()
-    operate.wait_for_timeout(4000)
-    assert not [url for url in asked if "/v1/state" in url]
+    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+
+    def wait(seconds: int) -> set[str]:
+        """What was asked for within that time."""
+        asked.clear()
+        page.clock.run_for(1000 * seconds)
+        page.evaluate("fetch('/livez').then((answer) => answer.text())")  # what was asked before it is known by then
+        return {*asked} - {"livez"}
+
+    def is_asked() -> bool:
+        """Whether it asks at all: the next turn is due once the one before is answered, in real time."""
+        return any("state" in wait(10) for _ in range(20))
+
+    assert is_asked()
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.unseen });")
+    page.evaluate("window.unseen = true; document.dispatchEvent(new Event('visibilitychange'))")
+    wait(1)
+    assert not wait(60)
+    page.evaluate("window.unseen = false; document.dispatchEvent(new Event('visibilitychange'))")
+    assert is_asked()
+    page.get_by_role("tab", name="Evidence").click()
+    wait(1)
+    assert "state" not in wait(60)
 
 
 def test_a_fault_is_told_and_ends_by_itself(watched: tuple[Page, Watch]) -> None:
@@ -112,8 +123,10 @@ def test_a_fault_is_told_and_ends_by_itself(watched: tuple[Page, Watch]) -> None
     watch.expected.append("503")
     error = {"message": "Too many management requests are in progress.", "code": 503}
     page.route("**/v1/state", lambda route: route.fulfill(status=503, json={"error": error}), times=1)
+    page.clock.install()
     page.goto("/#operate")
     expect(page.get_by_role("alert")).to_contain_text("Too many management requests")
+    page.clock.run_for(60_000)
     expect(page.get_by_role("heading", name="In the engine")).to_be_visible(timeout=LIMIT_MS)
     expect(page.get_by_role("alert")).to_have_count(0)
 

@@ -9,16 +9,14 @@ import pytest
 from playwright.sync_api import Page, Request, expect
 
 from tests.conftest import BASE_NAME
-from tests.page.conftest import Watch, change_headers, visit
+from tests.page.conftest import Watch, change_headers
 
-MIX = "#mix?recipe=0.6*task+%2B+0.4*safety"
 TOKENS = 6
 
 
 @pytest.fixture
 def bench(page: Page) -> Page:
     """The page with a mix, short answers, and a prompt."""
-    visit(page, MIX)
     page.get_by_text("System message and sampling").click()
     page.get_by_role("spinbutton", name="Most tokens").fill(str(TOKENS))
     page.get_by_label("Prompt", exact=True).fill("Name three rivers.")
@@ -78,7 +76,7 @@ def test_an_answer_of_another_recipe_is_told(bench: Page) -> None:
 
 
 def test_a_gate_s_weights_are_the_answer_s(bench: Page, http: httpx.Client) -> None:
-    recipe = "gate(1*task + 0.8*safety, by=risk, safety in 0..0.8)"
+    recipe = "gate(fade(1..0.4, 8)*task + 0.8*safety, by=risk, safety in 0..0.8)"
     bench.get_by_label("Recipe", exact=True).fill(recipe)
     bench.locator(".verdict strong").wait_for()
     bench.get_by_role("button", name="Ask all", exact=True).click()
@@ -86,7 +84,9 @@ def test_a_gate_s_weights_are_the_answer_s(bench: Page, http: httpx.Client) -> N
     answer = complete(http, fusion=recipe)
     said = bench.get_by_role("region", name="Mix", exact=True).locator(".reported")
     weights = json.loads(answer.headers["x-fusion-weights"])
-    expect(said).to_contain_text("weights " + ", ".join(f"{name} {weight:g}" for name, weight in weights.items()))
+    assert weights["task"] == {"fade": [1.0, 0.4, 8]}
+    expect(said).to_contain_text("task fade(1..0.4, 8)")
+    expect(said).to_contain_text(f"safety {weights['safety']:g}")
     expect(said).to_contain_text("gate: chose")
 
 
@@ -108,7 +108,7 @@ def test_moving_a_slider_asks_the_mix_again_and_nothing_else(bench: Page, http: 
     expect(mix.locator(".answer")).to_have_text(answer.json()["choices"][0]["message"]["content"])
     bench.get_by_label("Recipe", exact=True).fill("svd(0.6*task + 0.4*safety, rank=8)")
     expect(bench.locator(".verdict")).to_contain_text("built")
-    bench.wait_for_timeout(500)
+    bench.wait_for_timeout(200)
     assert asked == ["0.4*safety + 0.65*task"]
 
 
@@ -148,11 +148,17 @@ def test_weights_and_prompts_make_a_table_from_one_stack(bench: Page, http: http
 
 
 def test_the_first_minute_takes_one_press(page: Page) -> None:
-    visit(page, MIX)
     page.get_by_text("System message and sampling").click()
     page.get_by_role("spinbutton", name="Most tokens").fill("4")
+    page.get_by_role("button", name="See what that does to three prompts").press("Enter")
+    place = page.locator("#answers")
+    expect(place).to_be_focused()
+    expect(place).to_contain_text("12 answers in")
+    expect(place).to_be_in_viewport()
+    expect(page.get_by_role("button", name="See what that does")).to_have_count(0)
     page.get_by_role("button", name="All three, at once").press("Enter")
-    expect(page.get_by_text("12 answers in")).to_be_visible()
+    expect(place).to_have_text("…")
+    expect(place).to_contain_text("12 answers in")
     names = page.locator(".grid tbody th > code").all_inner_texts()
     assert names == ["Base", "safety alone", "task alone", "0.6*task + 0.4*safety"]
 

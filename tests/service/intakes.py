@@ -15,12 +15,12 @@ from service.callers import CALLER, Caller
 from service.client_turns import ClientTurns
 from service.engine.models import LoRARequest, ServedModel, served_model
 from service.engine.turns import current_priority
+from service.evictions import Resident
 from service.intake import Intake
 from service.metrics import Metrics
 from service.pool import Check, Lease
 from service.records import AdapterRecord, ProfileVersion, now
 from service.registry import Registry
-from service.residency import Resident
 from service.resolve import Fusion, Names
 from tests.service.conftest import adapter_info, fill
 

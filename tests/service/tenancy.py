@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 from service.callers import CALLER, Caller
 from service.exports import Exports
 from service.front import build_app
+from service.pins import Pins
 from service.scorecards import Scorecards
 from service.sources.addresses import read_networks
 from service.sources.fetch import Sources
@@ -73,6 +75,10 @@ async def open_tenancy(folder: Path, **settings: Any) -> AsyncIterator[Tenancy]:
         service.catalog, service.profiles, service.pool, service.files = catalog, profiles, catalog.pool, catalog.files
         service.threads, service.materializer, service.metrics = shop.threads, shop.materializer, profiles.metrics
         service.scorecards = Scorecards(catalog.settings, catalog.registry, catalog.write_lock)
+        service.pins = Pins(
+            catalog.registry, catalog.names, catalog.pool, profiles.policy, catalog.write_lock, places=4, timeout_s=5
+        )
+        catalog.pool.keep_pinned(service.pins.list_keys)
         service.exports = Exports(folder, shop.materializer, catalog.files, shop.threads)
         service.fetches = Fetches(sources, catalog, max_fetches=4)
         yield Tenancy(shop, build_app(service), service)
@@ -86,6 +92,14 @@ async def stock(tenancy: Tenancy) -> None:
     await put(tenancy, "", "plain", "0.5*wide")
     await put(tenancy, ACME, "both", "0.25*own + 0.5*wide", {"system": SYSTEM, "temperature": 0.5})
     await put(tenancy, GLOBEX, "both", "0.75*own")
+
+
+@pytest.fixture
+async def stocked(tmp_path: Path) -> AsyncIterator[Tenancy]:
+    """An app with what `stock` puts there."""
+    async with open_tenancy(tmp_path) as tenancy:
+        await stock(tenancy)
+        yield tenancy
 
 
 async def add(tenancy: Tenancy, tenant: str, name: str, folder: str, **options: Any) -> httpx.Response:

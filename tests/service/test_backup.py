@@ -1,6 +1,8 @@
 """Backup and restore: everything a server keeps, from any database to any, whole or not at all."""
 
 import asyncio
+import gzip
+import io
 import json
 import shutil
 import sqlite3
@@ -13,8 +15,11 @@ from typing import Any
 import pytest
 
 from adapters import Store
+from service.audit import read_entries
 from service.backup import MANIFEST, ROWS
 from service.backup_cli import main
+from service.key_ring import KeyRing
+from service.keys import Keys
 from service.materializer import Materializer
 from service.records import AdapterRecord, ProfileVersion
 from service.registry import Registry
@@ -136,7 +141,9 @@ def test_a_backup_with_a_changed_bit_is_not_restored(
     path.write_bytes(content)
     target = use(tmp_path / "new")
     assert run("restore", tmp_path / "one") == 1
-    assert "not as they were written" in (err := capfd.readouterr().err) or "is not as it" in err or "no backup" in err
+    assert (
+        "not as they were written" in (err := capfd.readouterr().err) or "is not as it" in err or "not a backup" in err
+    )
     assert not (target.data / "registry.sqlite").exists()
 
 
@@ -172,7 +179,54 @@ def test_what_is_no_backup_is_refused(use: Use, tmp_path: Path, capfd: pytest.Ca
         assert run("restore", tmp_path / name) == 1
         assert capfd.readouterr().err.startswith("error: ")
     assert run("backup", tmp_path / "one") == 1
-    assert "there is no registry at" in capfd.readouterr().err
+    assert "no registry found at" in capfd.readouterr().err
+
+
+def test_a_key_that_was_revoked_after_the_backup_is_told(
+    use: Use, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = use(tmp_path / "data")
+    registry = stock(settings)
+    keys = Keys(settings, registry, asyncio.Lock(), KeyRing(registry))
+    ids = [asyncio.run(keys.create("admin"))[0].id for _ in range(2)]
+    asyncio.run(keys.revoke(ids[0]))
+    assert run("backup", tmp_path / "one") == 0
+    asyncio.run(keys.revoke(ids[1]))
+    registry.close()
+    target = use(tmp_path / "new")
+    assert run("restore", tmp_path / "one") == 0
+    assert "1 API keys open this registry: revoke those again that have been" in capfd.readouterr().err
+    restored = open_registry(target)
+    entry = asyncio.run(restored.transact(lambda c: read_entries(c, after=0, limit=1, newest=True)))[0].to_dict()[
+        "entry"
+    ]
+    assert (entry["action"], entry["by"]["role"]) == ("registry.restore", "operator")
+    states = {id_: key.find_state("2026-01-01") for id_, key in restored.snapshot.keys.items()}
+    assert states == {ids[0]: "revoked", ids[1]: "active"}
+    restored.close()
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "device", "sparse", "compressed", "outside"])
+def test_an_archive_that_no_backup_has_written_is_not_unpacked(
+    use: Use, tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stock(use(tmp_path / "data")).close()
+    assert run("backup", tmp_path / "one.tar") == 0
+    member = tarfile.TarInfo({"outside": "../../escaped"}.get(kind, "backup/odd"))
+    types = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE}
+    member.type, member.linkname = types.get(kind, tarfile.REGTYPE), "/etc"
+    if kind == "sparse":
+        member.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(2**40)}
+    with tarfile.open(tmp_path / "one.tar", "a", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member, io.BytesIO(b""))
+    if kind == "compressed":
+        (tmp_path / "one.tar").write_bytes(gzip.compress((tmp_path / "one.tar").read_bytes()))
+    use(tmp_path / "new")
+    before = sorted(tmp_path.rglob("*"))
+    assert run("restore", tmp_path / "one.tar") == 1
+    assert "\nerror: " in capfd.readouterr().err
+    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.parent != tmp_path / "new"]
+    assert left in ([], [tmp_path / "new"])
 
 
 def test_replicas_files_come_from_their_shared_place_and_return_to_one(

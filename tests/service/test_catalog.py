@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from adapters import AdapterError, LoraAdapter, load, save
 from adapters.files.shipped import CHECKOUT
+from service.audit import read_entries
 from service.edge.clients import Shares
 from service.errors import ApiError
 from service.front import answer_error
@@ -107,12 +108,22 @@ async def test_two_names_share_one_adapter_s_files(shop: Shop) -> None:
     assert len(shop.sources.entries()) == 1
 
 
+async def read_actions(shop: Shop) -> list[str]:
+    """What the audit says was done, oldest first."""
+    rows = await shop.catalog.registry.transact(partial(read_entries, after=0, limit=99))
+    return [row.to_dict()["entry"]["action"] for row in rows]
+
+
 async def test_a_profile_gets_versions_and_rolls_back(shop: Shop) -> None:
     await shop.catalog.add("wide", shop.root / "wide")
     first, new = await shop.profiles.put("even", "1*wide", defaults={"max_tokens": 2}, description="plain")
     second, newer = await shop.profiles.put("even", "-1*wide")
     assert (first.version, new, second.version, newer) == (1, True, 2, False)
     assert await shop.profiles.rollback("even", 1) == first
+    changes = await read_actions(shop)
+    assert await shop.profiles.rollback("even", 1) == first
+    assert changes[-1] == "profile.rollback"
+    assert await read_actions(shop) == changes, "nothing has changed"
     with pytest.raises(ApiError, match="has no version '3'; it has 1, 2"):
         await shop.profiles.rollback("even", 3)
     for name, words in (("wide", "is already an adapter"), (samples.BASE, "is already the base model")):

@@ -140,6 +140,7 @@ async def test_a_client_that_goes_while_its_change_is_written_cuts_nothing_in_tw
     stocked: Shop, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     await stocked.profiles.put("even", "1*wide")
+    await stocked.profiles.put("even", "2*wide")
     registry, goes_on = stocked.profiles.registry, asyncio.Event()
     write = getattr(registry, method)
 
@@ -151,7 +152,7 @@ async def test_a_client_that_goes_while_its_change_is_written_cuts_nothing_in_tw
     changes: dict[str, Callable[[], Any]] = {
         "add_adapter": lambda: stocked.catalog.add("third", stocked.root / "third"),
         "remove_adapter": lambda: stocked.catalog.remove("narrow"),
-        "add_version": lambda: stocked.profiles.put("even", "2*wide"),
+        "add_version": lambda: stocked.profiles.put("even", "3*wide"),
         "set_current": lambda: stocked.profiles.rollback("even", 1),
         "remove_profile": lambda: stocked.profiles.remove("even"),
     }
@@ -160,14 +161,14 @@ async def test_a_client_that_goes_while_its_change_is_written_cuts_nothing_in_tw
     await asyncio.wait([going])
     assert stocked.catalog.write_lock.locked(), "the next change waits for this one"
     goes_on.set()
-    await stocked.profiles.put("other", "3*wide")
+    await stocked.profiles.put("other", "4*wide")
     await asyncio.sleep(0.2)  # what was removed is deleted
     assert {entry.key for entry in stocked.sources.entries()} == registry.needed_digests()
     assert ("third" in registry.adapters, "narrow" in registry.adapters) == (
         method == "add_adapter",
         method != "remove_adapter",
     )
-    assert len(registry.versions.get("even", {})) == {"add_version": 2, "remove_profile": 0}.get(method, 1)
+    assert len(registry.versions.get("even", {})) == {"add_version": 3, "remove_profile": 0}.get(method, 2)
 
 
 async def test_a_change_that_waits_too_long_for_others_is_refused(stocked: Shop) -> None:

@@ -1,21 +1,12 @@
 """`If-Match` and `If-None-Match`: of writers at the same time one wins, and the others are told."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from tests.service.tenancy import ACME, GLOBEX, Tenancy, add, open_tenancy, put, stock
+from tests.service.tenancy import ACME, GLOBEX, Tenancy, add, put, stocked as stocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
-
-
-@pytest.fixture
-async def stocked(tmp_path: Path) -> AsyncIterator[Tenancy]:
-    async with open_tenancy(tmp_path) as tenancy:
-        await stock(tenancy)
-        yield tenancy
 
 
 async def test_of_two_writers_with_one_tag_one_wins(stocked: Tenancy) -> None:

@@ -212,7 +212,14 @@ def test_plain_ids_return_and_others_do_not() -> None:
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("/v1/models/0.5*a + 1*ä", 200), ("/a\nb", 404), ("/a\x1b[31m", 404), ("/\x9b", 404), ("/" + "x" * 16384, 414)],
+    [
+        ("/v1/models/0.5*a + 1*ä", 200),
+        ("/a\nb", 404),
+        ("/a\x1b[31m", 404),
+        ("/\x9b", 404),
+        ("*", 404),
+        ("/" + "x" * 16384, 414),
+    ],
 )
 async def test_paths_are_printable(anyio_backend: str, path: str, expected: int) -> None:
     assert await status(Paths(answer_ok), [], path=path) == expected

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from service.settings import Settings
 from tests.service.databases import Postgres
 from tests.service.policies import make_policy
 from tests.service.replicas import Replica, run_replica, write_samples
+from tests.service.rings import make_keys
 from tests.service.test_replicas import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
@@ -88,6 +90,31 @@ async def test_a_profile_needs_a_trusted_card_of_exactly_its_fusion(pair: tuple[
     assert not (await policy.judge(served, USER)).allowed
     assert (await policy.judge(fusion, USER)).allowed, "a recipe of one's own is for other rules"
     await profiles.put("free", RECIPE, caller=TRUSTED)
+
+
+async def test_cards_of_a_key_that_was_revoked_count_no_more(pair: tuple[Replica, Replica]) -> None:
+    fusion, keys = pair[0].names.look_up(RECIPE), make_keys(pair[0].registry, Settings())
+    assert fusion is not None
+    await keys.create("admin")
+    made, rotated, other = [(await keys.create("deployer"))[0] for _ in range(3)]
+    policy, cards, _ = open_parts(pair[0], keys=[made.id, rotated.id])
+    far, _, _ = open_parts(pair[1], keys=[made.id, rotated.id])
+
+    async def allowed(judge: Policy = policy) -> bool:
+        return (await judge.judge(fusion, USER, profile="orders-eu")).allowed
+
+    first = await attach(cards, fusion.digest, GOOD, made.caller)
+    assert await allowed()
+    await keys.revoke(other.id)
+    await keys.rotate(made.id, timedelta(hours=1))
+    assert await allowed(), "another key's end, or a new secret of this one, changes nothing"
+    await keys.revoke(made.id)
+    assert not await allowed()
+    await until(lambda: pair[1].registry.snapshot.keys[made.id].revoked is not None)
+    assert not await allowed(far)
+    assert first in [card["scorecard_id"] for card in (await cards.read(fusion.digest, limit=9, after=0))[0]]
+    await attach(cards, fusion.digest, GOOD, rotated.caller)
+    assert await allowed()
 
 
 async def test_a_version_without_evidence_leaves_the_one_before_current(pair: tuple[Replica, Replica]) -> None:

@@ -17,7 +17,7 @@ from service.errors import ApiError
 from service.records import AdapterRecord
 from service.settings import Settings
 from service.shipped import register_shipped
-from service.sources.fetches import FOLDER, Order
+from service.sources.fetches import FOLDER, MAX_FETCHES, Order
 from tests.service.fetching import fetch, fetching, routed
 from tests.service.shops import Shop
 from tests.service.source_servers import Handler, files, serve, share, start_body, tag
@@ -107,6 +107,21 @@ async def test_one_client_cannot_have_all_fetches(shop: Shop) -> None:  # noqa: 
             with pytest.raises(ApiError, match="was ended by a DELETE"):
                 await greedy[0].wait()
             assert not await fetches.cancel("g0")
+
+
+async def test_a_fetch_that_cannot_be_written_down_leaves_nothing_taken(shop: Shop) -> None:  # noqa: F811 - a fixture
+    contents = {f"/x/{name}": content for name, content in files(shop.root / "wide").items()}
+    place = shop.catalog.settings.data / FOLDER
+    with serve(share(contents)) as host:
+        async with fetching(shop, host.url) as fetches:
+            place.write_text("a file where the folder should be")
+            for _ in range(MAX_FETCHES):
+                with pytest.raises(OSError, match="File exists"):
+                    fetches.start(Order("wide", f"{host.url}/x", "client"))
+            assert (fetches.get("wide"), fetches.names()) == (None, [])
+            place.unlink()
+            assert await fetch(fetches, f"{host.url}/x") == load(shop.root / "wide").digest
+    assert len(host.asked) == 2
 
 
 async def test_no_secret_is_in_an_answer_or_a_file(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811 - a fixture

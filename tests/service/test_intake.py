@@ -19,10 +19,10 @@ from service.engine.dry_run import NO_LORA
 from service.engine.models import LoRARequest, ServedModel, count_usage, mix_request, served_model
 from service.engine.names import weight_row
 from service.errors import ApiError
+from service.evictions import Resident
 from service.intake import Intake
 from service.metrics import Metrics
 from service.pool import Lease
-from service.residency import Resident
 from service.resolve import Fusion
 from tests.service.intakes import BASE, CHAT, Setup, make_setup
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from service.edge.request_log import RequestLog
 from service.json_logs import JsonFormatter
 from tests.conftest import BASE_NAME, Server
+from tests.service.edge_app import answer_ok
 
 SECRET = "sk-Zx81-never-in-a-log"
 LIMIT_S = 30
@@ -34,6 +36,22 @@ def test_a_record_is_one_line_whatever_it_has() -> None:
     assert (content["level"], content["status"]) == ("ERROR", 500)
     assert "Abc_Abc_" not in line
     assert "two" in content["traceback"]
+
+
+@pytest.mark.anyio
+async def test_a_key_in_a_path_is_in_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    secret = "Abc_" * 10 + "-xy"
+    for before in ("", "x" * 170):  # also where the line ends within the key
+        scope = {"type": "http", "method": "GET", "path": f"/v1/models/{before}lf-0f3a5c7e9b1d-{secret}", "headers": []}
+        with caplog.at_level(logging.INFO, "fusion.access"):
+            await RequestLog(answer_ok)(scope, None, send_nothing)  # type: ignore[arg-type]  # nothing is received
+        line = JsonFormatter().format(caplog.records[-1])
+        assert "/v1/models/" in line
+        assert secret[:8] not in line
+
+
+async def send_nothing(message: Any) -> None:
+    pass
 
 
 def read_lines(server: Server, start: int = 0) -> list[dict[str, Any]]:

@@ -47,8 +47,10 @@ def test_the_document_describes_errors_keys_and_what_a_fusion_adds(document: dic
     for path, operations in paths.items():
         for method, operation in operations.items():
             assert {"summary", "tags"} <= operation.keys(), (method, path)
-    shape = document["paths"]["/v1/adapters"]["get"]["responses"]["4XX"]["content"]["application/json"]["schema"]
-    assert shape == {"$ref": "#/components/schemas/ErrorAnswer"}
+    shape = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+    for path, method in (("/v1/adapters", "get"), ("/v1/load_lora_adapter", "post")):  # the second answers with text
+        assert document["paths"][path][method]["responses"]["4XX"]["content"] == shape
+    assert document["components"]["schemas"]["ErrorAnswer"]["required"] == ["error"]
 
 
 def test_the_document_has_the_project_s_version(document: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from service.edge.access import BENTOML_PATHS, Access
 from service.edge.connections import Connections, derive_limits
 from service.routes import page
 from service.settings import Settings
-from tests.service.edge_app import CORS, SITE, identify_right
+from tests.service.edge_app import CORS, SITE, answer_ok, identify_right, status as read_status
 
 BENTOML_PAGES = ("/", "/docs.json", "/schema.json", "/static_content/swagger-ui.css")
 HTTP = "bentoml._internal.server.http"
@@ -90,6 +90,29 @@ def test_a_stream_is_one_span_however_many_messages_it_has() -> None:
     traced = patches.replaced[patches.TRACES][1](stream, tracer_provider=provider)
     assert TestClient(traced).get("/").text == "xxx"
     assert len(spans.get_finished_spans()) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_traced", [False, True])
+async def test_no_bytes_of_a_stranger_fail_before_the_checks_or_are_traced(is_traced: bool) -> None:
+    heads: list[Scope] = []
+
+    async def see(scope: Scope, receive: Receive, send: Send) -> None:
+        heads.append(scope)
+        await answer_ok(scope, receive, send)
+
+    spans, provider = InMemorySpanExporter(), TracerProvider() if is_traced else None
+    if provider is not None:
+        provider.add_span_processor(SimpleSpanProcessor(spans))
+    traced = patches.replaced[patches.TRACES][1](see, tracer_provider=provider)
+    secret = "Abc_" * 10 + "-xy"
+    headers = [(name, b"\xff\\x[") for name in (b"host", b"user-agent", b"traceparent", b"tracestate", b"baggage")]
+    sent = {"query_string": f"key={secret}&".encode() + b"\xff", "path": f"/v1/models/lf-0f3a5c7e9b1d-{secret}"}
+    assert await read_status(traced, headers, **sent) == 200
+    assert heads[0]["headers"] == headers
+    assert {key: heads[0][key] for key in sent} == sent
+    assert len(spans.get_finished_spans()) == is_traced
+    assert secret not in str([dict(span.attributes or {}) for span in spans.get_finished_spans()])
 
 
 def test_metrics_in_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,9 @@ async def test_a_pinned_content_that_has_lost_its_name_keeps_no_floor(names: Nam
         ("gate(1*task, by=risk, task in 0..1)", {"adapters": ["task"]}, "adapters"),
         ("ties(1*task + 1*safety)", {"methods": ["sum", "slerp"]}, "methods"),
         ("0*task", {"base": {"role": "admin"}}, "base"),
+        ("1e-300*task", {"base": {"role": "admin"}}, "base"),
+        ("1*task + -1*twin", {"base": {"role": "admin"}}, "base"),
+        ("0.01*task", {"base": {"role": "admin"}}, ""),
         ("gate(0*task, by=risk, task in 0..0)", {"base": {"role": "admin"}}, "base"),
         ("base", {"base": {"role": "deployer"}}, "base"),
         ("base", FLOOR, "base"),
@@ -177,6 +180,27 @@ async def test_refusals_name_the_rule_and_what_is_required(names: Names) -> None
     with pytest.raises(ApiError, match="rule 'floor-1' refuses this: 'safety' is missing; every fusion") as caught:
         await policy_for(names, **FLOOR).check(names.look_up("1*task"), USER)
     assert (caught.value.status, "GET /v1/policy" in caught.value.message) == (403, True)
+
+
+async def test_names_that_no_adapter_has_are_told(names: Names) -> None:
+    tables: dict[str, Any] = {
+        "adapters": ["task", "safty", "polite"],
+        "floor": [{"adapter": "safty", "at_least": 0.3}],
+        "apart": [{"id": "no-both", "adapters": ["task", "own"]}],
+        "evidence": [{"limit": "harm <= 0.05", "keys": ["k1"]}],
+    }
+    await names.registry.add_adapter(AdapterRecord("own", "9" * 64, adapter_info(), "", "acme"))
+    policy = policy_for(names, **tables)
+    assert policy.list_warnings() == [
+        "no public adapter has the name 'own', which is in the policy's rules 'no-both': register it, or correct the "
+        "policy",
+        "no public adapter has the name 'safty', which is in the policy's rules 'adapters', 'floor-1': did you mean "
+        "'safety'?",
+    ]
+    for name in ("own", "safty"):
+        await names.registry.add_adapter(AdapterRecord(name, "8" * 64, adapter_info(), ""))
+    assert not policy.list_warnings()
+    assert not policy_for(names).list_warnings()
 
 
 @pytest.fixture

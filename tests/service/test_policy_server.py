@@ -58,6 +58,18 @@ def test_the_policy_is_shown_with_what_its_names_stand_for(http: httpx.Client, s
     assert shown["id"] == read_rules(str(small_server.data.parent / "policy.toml")).digest()
     assert [(rule["id"], rule["kind"]) for rule in shown["rules"]] == [("kept-apart", "apart")]
     assert shown["adapters"]["task"] == http.get("/v1/adapters/task").json()["digest"]
+    assert shown["warnings"] == []
+
+
+def test_a_name_that_no_adapter_has_is_told_at_start_and_by_the_policy(
+    http: httpx.Client, small_server: Server
+) -> None:
+    http.delete("/v1/adapters/kept-apart")
+    (warning,) = http.get("/v1/policy").json()["warnings"]
+    assert warning.startswith(
+        "no public adapter has the name 'kept-apart', which is in the policy's rules 'kept-apart'"
+    )
+    assert warning in small_server.log.read_text(), "the server began without it"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -95,3 +95,46 @@ async def test_a_full_disk_is_reported_without_a_path_and_leaves_nothing(
     assert str(tmp_path) not in error.message
     assert not [file for file in (tmp_path / "builds").rglob("*") if file.is_file()]
     assert not w.residency.residents
+
+
+async def test_what_is_never_idle_makes_way_once_others_have_waited_for_long(world: Callable[..., World]) -> None:
+    w = world(capacity=1, wait_timeout_s=8)
+    busy, other = w.fusion("1*a"), w.fusion("1*b")
+    await w.warm("1*b", "1*a")
+    first = await w.pool.acquire(busy)
+    waiting = asyncio.create_task(w.pool.acquire(other))
+    await asyncio.sleep(0.3)
+    second = await w.pool.acquire(busy)  # at once, though another waits
+    assert second.source == "warm"
+    w.pool.release(first)
+    while w.pool.find_resident(w.pool.find_home(busy)):
+        await asyncio.sleep(0.01)
+    late = asyncio.create_task(w.pool.acquire(busy))  # behind who has waited for long
+    await asyncio.sleep(0.1)
+    assert not late.done()
+    w.pool.release(second)
+    lease = await waiting
+    assert not late.done()
+    eviction = w.pool.find_eviction(w.pool.find_home(busy))
+    assert eviction is not None
+    assert (eviction.reason, eviction.wanted_by) == ("room", lease.resident.key)
+    w.pool.release(lease)
+    w.pool.release(await late)
+    assert w.pool.find_eviction(w.pool.find_home(busy)) is None
+
+
+async def test_what_is_pinned_makes_way_for_nothing(world: Callable[..., World]) -> None:
+    w = world(capacity=2, wait_timeout_s=2)
+    pinned = w.fusion("1*a")
+    await w.warm("1*a")
+    w.pool.keep_pinned(lambda: [w.pool.place(pinned).key])
+    await w.warm("1*b", "1*c", "1*a + 1*b")
+    assert w.pool.state(pinned) == ("warm", None)
+    assert w.pool.count_room() == 1
+    held = [await w.pool.acquire(w.fusion("1*c")), await w.pool.acquire(pinned)]
+    with pytest.raises(ApiError, match="not ready within"):
+        await w.pool.acquire(w.fusion("1*b"), client="one")
+    assert w.pool.state(pinned) == ("warm", None)
+    assert w.pool.state(w.fusion("1*c"))[0] == "evicted", "it serves those that it has, and no new ones"
+    for lease in held:
+        w.pool.release(lease)

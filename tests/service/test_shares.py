@@ -283,5 +283,6 @@ async def test_a_replica_that_is_cut_off_uses_its_share_and_then_refuses(
             with engine.begin() as connection:  # a minute and the lease later
                 connection.execute(text("UPDATE limit_shares SET until = now() - interval '1 second' WHERE amount > 0"))
             engine.dispose()
+            await asyncio.sleep(shares_module.ASK_AGAIN_S)
             await other.shares.ask({(SUBJECT, "tokens"): (400, 200)})
             assert await other.count("tokens", 10, 40) > 0

@@ -32,6 +32,8 @@ def test_a_data_folder_has_one_server_and_is_swept(tmp_path: Path, monkeypatch: 
             pass
     with hold_data_folder(data):
         pass
+    with hold_data_folder(tmp_path / "new"):
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700  # it has system prompts, and hashes of keys
 
 
 @pytest.mark.parametrize("prefix", data_folder.SCRATCH_PREFIXES)

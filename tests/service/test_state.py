@@ -1,6 +1,7 @@
 """What operators and pages read: the state of the engine and the limits, and all evidence at once; by tenant."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -155,3 +156,26 @@ async def test_evidence_says_when_a_name_has_another_content_now(stocked: Tenanc
     assert changed.status_code in (200, 201), changed.text
     data = (await read(stocked, "/v1/evidence", GLOBEX, "user"))["data"]
     assert [(one["recipe"], one["current"]) for one in data] == [(None, False), ("0.3*own", False)]
+
+
+async def test_evidence_with_long_recipes_lets_others_have_turns(stocked: Tenancy) -> None:
+    """Cards of the length of the longest recipe, which take the longest to be read."""
+    rules = ", ".join(f"*{number:04}*: ramp(0.1..0.{number:04})" for number in range(60))
+    recipe = " + ".join(f"{{{rules}, *: 1}}*{'x' * 40}{number}" for number in range(4))
+    digest = fusion(stocked, "", "0.5*wide").digest
+    for _ in range(60):
+        await stocked.service.scorecards.add(digest, {"fusion": recipe[:8000]})
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0)
+            longest = max(longest, time.monotonic() - before)
+
+    watching = asyncio.create_task(watch())
+    began = time.monotonic()
+    assert len((await read(stocked, "/v1/evidence"))["data"]) == 60
+    watching.cancel()
+    assert longest < max(0.05, (time.monotonic() - began) / 4), f"{longest} s of {time.monotonic() - began} s"

@@ -1,21 +1,12 @@
 """`GET /v1/fusions/{name}/status`: how a profile is doing, as its tenant sees it."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
-from tests.service.tenancy import ACME, GLOBEX, Tenancy, ask, open_tenancy, put, stock
+from tests.service.tenancy import ACME, GLOBEX, Tenancy, ask, put, stocked as stocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
-
-
-@pytest.fixture
-async def stocked(tmp_path: Path) -> AsyncIterator[Tenancy]:
-    async with open_tenancy(tmp_path) as tenancy:
-        await stock(tenancy)
-        yield tenancy
 
 
 async def test_a_profile_is_evicted_until_it_is_asked_for_and_warm_then(stocked: Tenancy) -> None:
@@ -48,6 +39,24 @@ async def test_a_tenant_sees_the_status_of_its_own_profile_and_of_public_ones(st
     assert states == {ACME: (6, False), GLOBEX: (3, True)}
     assert (await stocked.client("", "user").get("/v1/fusions/both/status")).status_code == 404
     assert (await stocked.client(GLOBEX, "user").get("/v1/fusions/plain/status")).json()["name"] == "plain"
+
+
+async def test_a_tenant_learns_of_its_own_requests_alone(stocked: Tenancy) -> None:
+    """Of a public profile, and of one of its own with the same fusion as another tenant's."""
+    await put(stocked, GLOBEX, "same", "0.5*wide")
+    service = stocked.service
+    seen: dict[tuple[str, str], list[tuple[str | None, int]]] = {}
+    for _ in range(2):
+        for tenant, role, name in ((GLOBEX, "user", "plain"), (GLOBEX, "user", "same"), (ACME, "user", "plain")):
+            answer = (await stocked.client(tenant, role).get(f"/v1/fusions/{name}/status")).json()
+            seen.setdefault((tenant, name), []).append((answer["last_used"], answer["residence"]["requests"]))
+        lease = await service.pool.acquire(service.names.view(ACME).look_up("plain"), client="tenant acme")
+        service.metrics.begin_lease("stack", lease.resident.key, service.names.look_up("plain").digest, ACME)
+    assert seen[GLOBEX, "plain"] == seen[GLOBEX, "same"] == [(None, 0)] * 2
+    assert seen[ACME, "plain"][0] == (None, 0)
+    assert seen[ACME, "plain"][1][1] == 1
+    everybody = (await stocked.client("", "user").get("/v1/fusions/plain/status")).json()
+    assert (everybody["residence"]["requests"], everybody["last_used"] is None) == (2, False)
 
 
 async def test_evidence_is_as_old_as_the_newest_scorecard_that_the_tenant_sees(stocked: Tenancy) -> None:

@@ -195,6 +195,18 @@ def test_a_content_type_of_any_bytes_gets_its_whole_answer(http: httpx.Client) -
     assert answer.json()["object"] == "list"
 
 
+@pytest.mark.parametrize("head", [b"GET /livez?\xff HTTP/1.1", b"GET /livez HTTP/1.1\r\nUser-Agent: \xff\\x"])
+def test_bytes_that_are_no_text_fail_nothing(server: Server, small_server: Server, head: bytes) -> None:
+    for one in (server, small_server):  # the second one traces its requests
+        start = one.log.stat().st_size
+        address = httpx.URL(one.url)
+        with socket.create_connection((address.host, address.port or 80), timeout=60) as connection:
+            connection.sendall(head + b"\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(2**16), b""))
+        assert answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 400 ")), answer
+        assert b"Traceback" not in one.log.read_bytes()[start:]
+
+
 @pytest.mark.parametrize("value", ["../../x\0", "a\nb", "", "x" * 129, "ä"])
 def test_ids_of_requests_are_plain(http: httpx.Client, value: str) -> None:
     body = {"model": "wide", "prompt": "A", "max_tokens": 1}

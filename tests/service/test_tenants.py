@@ -1,6 +1,5 @@
 """Tenants: each has its own names, sees the public ones besides, and learns of no other's."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -10,17 +9,10 @@ from service.limits import Limits, read_limits
 from service.tenants import SEPARATOR, check_tenant, join_key, split_key
 from tests.adapters.samples import BASE
 from tests.service.policies import make_policy
-from tests.service.tenancy import ACME, GLOBEX, SYSTEM, Tenancy, add, ask, open_tenancy, put, stock
+from tests.service.tenancy import ACME, GLOBEX, SYSTEM, Tenancy, add, ask, open_tenancy, put, stocked as stocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 VLLM_BODY = {"lora_name": "other", "lora_path": "third"}
-
-
-@pytest.fixture
-async def stocked(tmp_path: Path) -> AsyncIterator[Tenancy]:
-    async with open_tenancy(tmp_path) as tenancy:
-        await stock(tenancy)
-        yield tenancy
 
 
 async def list_names(client: httpx.AsyncClient, path: str) -> list[str]:

@@ -230,3 +230,27 @@ def test_one_client_s_answers_keep_nobody_waiting(server: Server) -> None:
         for flood in floods:
             answers.register(flood, select.POLLIN)
         assert answers.poll(0) == [], "they took all the time"
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("time_limit")
+async def test_a_client_that_has_waited_for_a_slot_keeps_others_of_its_own_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.engine.turns.PATIENCE_S", 0.2)
+    engine = Engine(1000)
+    engine.turns = Turns(1000, slots=1)
+    warm, cold = SimpleNamespace(lora_int_id=1), SimpleNamespace(lora_int_id=2)
+    engine.loaded.append(warm)
+    tasks = [asyncio.create_task(engine.ask("one", lora=lora)) for lora in (warm, cold, warm)]
+    await anyio.sleep(0.1)
+    assert engine.count("one") == 3, "what has its slot goes first"
+    await anyio.sleep(0.2)
+    tasks.append(asyncio.create_task(engine.ask("one", lora=warm)))
+    await anyio.sleep(0.05)
+    assert engine.count("one") == 3, "one has waited for long"
+    engine.loaded.append(cold)
+    await anyio.sleep(0.05)
+    assert engine.count("one") == 4
+    engine.end.set()
+    await asyncio.gather(*tasks)

@@ -27,6 +27,7 @@ def test_a_shipped_adapter_is_whole(name: str) -> None:
     adapter = load(folder)  # refuses NaN and Inf
     assert adapter.rank == recipe.lora.r
     assert {module.rpartition(".")[2] for module in adapter.modules} == set(recipe.lora.targets)
+    assert adapter.weight_range == tuple(recipe.train.weight_range)
     readme = (folder / "README.md").read_text()
     assert f"python -m training run {name} --export examples/adapters/{name}" in readme
     assert recipe.data.path in readme

@@ -56,7 +56,8 @@ function Save() {
     <fieldset class="row"><legend>Defaults, as set above</legend>
       ${tick("system", "system message")} ${tick("temperature", "temperature")} ${tick("max_tokens", "most tokens")}
     </fieldset>
-    <button disabled=${!verdict.value.plan}>${known ? `Save as version ${known.version + 1} or later` : "Save"}</button>
+    ${known?.public && html`<p class="faint">${known.name} is public: choose another name.</p>`}
+    <button disabled=${!verdict.value.plan || known?.public}>${known ? `Save as version ${known.version + 1} or later` : "Save"}</button>
     ${fault.value && html`<p class="fault" role="alert">${fault}</p>`}
   </form>`;
 }

@@ -4,12 +4,12 @@ import { ApiError, ask, list } from "../api.js";
 import { html } from "../html.js";
 import { loadProfiles } from "../load.js";
 import { setRecipe } from "../mixer.js";
-import { may, notice, profiles } from "../store.js";
+import { may, mayChange, notice, profiles } from "../store.js";
 import { Differences } from "./diff.js";
 
 const MOST = 50;
 
-/** The profile that is looked at: {name, current, versions, changes}, null for none. */
+/** The profile that is looked at: {name, current, public, versions, changes}, null for none. */
 const looked = signal(null);
 const chosen = signal([]);
 const fault = signal("");
@@ -33,9 +33,9 @@ export function look(name) {
     const card = await ask(path(name));
     const numbers = card.versions.slice(-MOST).reverse();
     const versions = await Promise.all(numbers.map((number) => ask(`${path(name)}@${number}`)));
-    const changes = may("admin") ? (await list("v1/audit")).map(({ entry }) => entry).filter(({ target }) => target.split("|").at(-1) === name) : null;
+    const changes = may("admin") ? (await list("v1/audit?order=desc")).map(({ entry }) => entry).filter(({ target }) => target === name) : null;
     chosen.value = numbers.slice(0, 2).reverse();
-    looked.value = { name, current: card.version, versions, changes };
+    looked.value = { name, current: card.version, public: card.public, versions, changes };
     return compareChosen();
   });
 }
@@ -79,7 +79,7 @@ function Versions() {
         <td>${created.replace("T", " ").slice(0, 16)}</td>
         <td class="row">
           <button type="button" class="plain" aria-label=${`Load version ${version}`} onClick=${() => setRecipe(recipe)}>Load</button>
-          ${may("deployer") && version !== current && html`<button type="button" class="plain" aria-label=${`Make version ${version} the current one`} onClick=${() => rollBack(name, version)}>Make current</button>`}
+          ${mayChange(looked.value) && version !== current && html`<button type="button" class="plain" aria-label=${`Make version ${version} the current one`} onClick=${() => rollBack(name, version)}>Make current</button>`}
         </td>
       </tr>`)}</tbody>
     </table>
@@ -92,7 +92,7 @@ function Changes() {
     <div class="scroll" tabindex="0" role="region" aria-label=${`Changes of ${name}`}>
       <table>
         <thead><tr><th scope="col">When</th><th scope="col">Who</th><th scope="col">What</th></tr></thead>
-        <tbody>${changes.toReversed().map(({ id, time, by, action, after }) => html`<tr key=${id}>
+        <tbody>${changes.map(({ id, time, by, action, after }) => html`<tr key=${id}>
           <td>${time.replace("T", " ").slice(0, 16)}</td>
           <td>${by.role} ${by.key && html`<code>${by.key}</code>`} ${by.tenant && `of ${by.tenant}`} ${by.address}</td>
           <td>${action}${after?.version && ` to version ${after.version}`} <code>${after?.recipe}</code></td>

@@ -16,7 +16,7 @@ const prompts = signal(EXAMPLES.map(({ prompt }) => prompt.replaceAll("\n", "\\n
 const weights = signal("0, 0.25, 0.5, 0.75, 1");
 const varied = signal("");
 /** {prompts, rows: [{name, texts, fusion, fault}], took}: what was asked last, as far as it has come. */
-const table = signal(null);
+export const table = signal(null);
 let running = new AbortController();
 
 /** Ask every row for all prompts, one request a row; rows: [{name, target}]. */
@@ -49,8 +49,13 @@ export async function fill(rows, texts) {
   if (!end.aborted) table.value = { ...table.value, took: performance.now() - began };
 }
 
-/** The first minute: base, each adapter alone, and the mix, on the three examples. */
+/** The first minute: base, each adapter alone, and the mix, on the three examples; the table comes into sight. */
 export function showExamples() {
+  setTimeout(() => {
+    const place = document.getElementById("answers");
+    place.scrollIntoView();
+    place.focus(); // what was pressed may be gone
+  });
   const names = activeTerms(mix.value).map(({ name }) => name);
   const rows = [{ name: "Base", target: {} }, ...names.map((name) => ({ name: `${name} alone`, target: { model: name } }))];
   const text = recipe.value.trim();
@@ -77,13 +82,13 @@ function Table() {
   const stacks = new Set(rows.map(({ fusion }) => fusion?.stack).filter(Boolean));
   const count = rows.filter((row) => row.texts).length * texts.length;
   const summary = took === null ? "…" : `${count} answers in ${(took / 1000).toFixed(1)} s, from ${stacks.size} stack${stacks.size === 1 ? "" : "s"}`;
-  return html`<p role="status">${summary}</p>
+  return html`<p role="status" id="answers" tabindex="-1">${summary}</p>
     <div class="scroll" tabindex="0" role="region" aria-label="Answers by recipe and prompt">
       <table class="grid">
         <thead><tr><td></td>${texts.map((text) => html`<th scope="col" key=${text}>${text}</th>`)}</tr></thead>
         <tbody>${rows.map(({ name, texts: answers, fusion, fault }) => html`<tr key=${name}>
           <th scope="row"><code>${name}</code>${fusion?.digest && html`<p class="faint">${fusion.mode}, <code>${fusion.digest.slice(0, 12)}</code></p>`}</th>
-          ${fault ? html`<td colspan=${texts.length} class="fault">${fault}</td>` : texts.map((text, index) => html`<td key=${text} class="answer">${answers?.[index] ?? "…"}</td>`)}
+          ${fault ? html`<td colspan=${texts.length} class="fault">${fault}</td>` : texts.map((text, index) => html`<td key=${text} class="answer" data-prompt=${text}>${answers?.[index] ?? "…"}</td>`)}
         </tr>`)}</tbody>
       </table>
     </div>`;

@@ -1,6 +1,6 @@
 // Side by side: one prompt, answered by the base, the mix, its adapters alone and saved profiles.
 import { html } from "../html.js";
-import { numberText } from "../recipe.js";
+import { weightText } from "../recipe.js";
 import { profiles } from "../store.js";
 import { EXAMPLES } from "./examples.js";
 import { Grid, showExamples } from "./grid.js";
@@ -15,7 +15,7 @@ function Reported({ id, answer }) {
     ? html`<code class="said">${fusion.recipe ?? "a recipe too long for a header"}</code> · ${fusion.mode} · <code>${fusion.digest.slice(0, 12)}</code>`
     : "the plain base";
   const facts = [
-    fusion.weights && `weights ${Object.entries(fusion.weights).map(([name, weight]) => `${name} ${numberText(weight)}`).join(", ")}`,
+    fusion.weights && `weights ${Object.entries(fusion.weights).map(([name, weight]) => `${name} ${weightText(weight)}`).join(", ")}`,
     fusion.gate && `gate: ${fusion.gate}`,
     times ? `first token ${times.first.toFixed(0)} ms` : done && "first token: not reported",
     times?.speed && `${times.speed.toFixed(1)} tokens/s`,

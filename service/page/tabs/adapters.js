@@ -4,7 +4,7 @@ import { ApiError, ask } from "../api.js";
 import { html } from "../html.js";
 import { loadAdapters } from "../load.js";
 import { usePoll } from "../poll.js";
-import { adapters, notice } from "../store.js";
+import { adapters, mayChange, notice } from "../store.js";
 
 const PERIOD_MS = 2500;
 const UPLOAD_MS = 600_000;
@@ -79,9 +79,9 @@ function Row({ one, act }) {
     <td>${(one.profiles ?? []).join(", ")}</td>
     <td>${one.state === "damaged" ? html`<span class="fault">damaged: ${one.reason}</span>` : isThere && (one.gate ? "a gate" : "ready")}
       ${fetch && html`<${Fetch} one=${fetch} />`}</td>
-    <td>${asks
+    <td>${mayChange(one) && (asks
       ? html`<span class="row"><button onClick=${remove}>${what} ${one.name}</button><button class="plain" onClick=${() => setAsks(false)}>Keep</button></span>`
-      : html`<button class="plain" aria-label=${`${what} ${one.name}…`} onClick=${() => setAsks(true)}>${what}…</button>`}</td>
+      : html`<button class="plain" aria-label=${`${what} ${one.name}…`} onClick=${() => setAsks(true)}>${what}…</button>`)}${one.public && html`<span class="faint">public</span>`}</td>
   </tr>`;
 }
 

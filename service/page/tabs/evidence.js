@@ -143,7 +143,7 @@ function Curve({ points, choose, look }) {
   const ticks = xs.length > 9 ? xs.filter((_, index) => index % Math.ceil(xs.length / 8) === 0) : xs;
   return html`<figure class="card">
     <h3>Along λ, the weight of ${line.along}</h3>
-    <label>Line
+    <label>Line${" "}
       <select value=${line.title} onChange=${(event) => setTitle(event.target.value)}>
         ${lines.map((one) => html`<option key=${one.title} value=${one.title}>${one.title}, ${one.members.length} points</option>`)}
       </select>

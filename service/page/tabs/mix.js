@@ -8,6 +8,7 @@ import { nameText } from "../recipe.js";
 import { route } from "../route.js";
 import { profiles, terms } from "../store.js";
 import { Keep } from "../keep/keep.js";
+import { showExamples, table } from "../side/grid.js";
 import { Side } from "../side/side.js";
 
 /** What a visitor finds who comes without a recipe: the first profile's, or the first adapter. */
@@ -18,9 +19,19 @@ function begin() {
   if (first) setRecipe(first);
 }
 
+/** What a stranger is offered: to see it, before anything is typed. */
+function Invitation() {
+  if (table.value || !terms.value.length) return null;
+  return html`<p class="row">
+    <span>Adapters, each with a weight, make one model.</span>
+    <button type="button" disabled=${!isRead.value} onClick=${showExamples}>See what that does to three prompts</button>
+  </p>`;
+}
+
 export function Mix() {
   useEffect(begin, []);
   return html`<h2>Mix</h2>
+    <${Invitation} />
     ${!terms.value.length && html`<p>There are no adapters yet. Register one, then reload: <a href="docs">POST /v1/adapters</a>.</p>`}
     <div class="mixer">
       <fieldset class="cards" disabled=${!isRead.value}>
