@@ -1,9 +1,9 @@
 """Gaps between tokens while others bring something new: `python -m benchmarks.smooth [--rounds N] [--kinds A,B]`.
 
-A few streams of mixes run all the time. In one phase nobody else comes; in the others somebody asks each second for one
-token of something new: weights that nobody had before, a build, a stack. A figure is the 99th percentile of the gaps of
-the streams' tokens in a phase, against that of the quiet phase of the same round. Phases change places from round to
-round. Builds are sums of two adapters cut to rank 8, stacks are pairs of adapters that no stack had before.
+Sixteen streams of mixes run all the time. In one phase nobody else comes; in the others somebody asks each second for
+one token of something new: weights that nobody had before, a build, a stack. A figure is the 99th percentile of the
+gaps of the streams' tokens in a phase, against that of the quiet phase of the same round. Phases change places from
+round to round. Builds are sums of two adapters cut to rank 8, stacks are pairs of adapters that no stack had before.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.serving import ENGINE, SHIPPED, mixes
 from benchmarks.traffic import prompt, stream
 
 COMMAND = "python -m benchmarks.smooth"
-STREAMS = 4
+STREAMS = 16
 VARIANTS = 12
 """Adapters of each kind: their pairs are stacks."""
 PERIOD_S, PHASE_S = 1.0, 20.0
