@@ -96,7 +96,7 @@ class Loads:
         if (load := self._loads.get(id_)) is None:  # other workers are not as far
             return self._reports[id_]
         began = time.monotonic()
-        steps = getattr(self._wrapper, "fusion_steps", None)  # without the seam nobody counts them
+        steps = getattr(self._wrapper, "fusion_steps", 0)  # without the seam nobody counts them
         if self._steps != steps:
             self._steps, self._quiet = steps, began
         idle = began - self._quiet > IDLE_S
