@@ -95,6 +95,7 @@ def _check_member(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """A plain file or folder, which is all that a backup has; BackupError for others: links, and what is sparse."""
     if not (member.isreg() or member.isdir()) or member.issparse():
         raise BackupError(
-            f"it holds {member.name[:100]!r}, which is neither a plain file nor a folder: it is no backup"
+            f"it holds {member.name[:100]!r}, which is neither a plain file nor a folder; "
+            "restore an archive that `lora-fusion backup` wrote"
         )
     return tarfile.data_filter(member, folder)

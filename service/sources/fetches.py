@@ -153,7 +153,7 @@ class Fetches:
         fetch = Fetch(order, self._enter(location, folder or secrets.token_hex(16)))
         try:
             self._write(fetch)
-        except BaseException:  # the disk is full: there is no fetch, and nothing of it stays taken
+        except BaseException:  # such as a full disk: the fetch never starts, so its share is free again
             self._give_back(fetch)
             raise
         self._fetches.pop(order.key, None)  # a new one is the last of all

@@ -183,7 +183,7 @@ def _ask_damaged(victim: Victim) -> None:
     """Of a registry that can still be read, what is not damaged is as it once was, and nothing else is answered."""
     for number in range(len(victim.profiles)):
         with suppress(httpx.HTTPError):
-            answer = victim.ask(victim.body_of("profile", number))
+            answer = victim.ask(victim.find_body("profile", number))
             if answer.status_code == 200:  # of any time: the log's last changes may be those that cannot be read
                 victim.check("profile", number, answer, began=0)
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import sqlalchemy
 from anyio.to_thread import run_sync
 from prometheus_client import CollectorRegistry
@@ -35,9 +37,12 @@ from service.settings import Settings
 from service.threads import Threads
 from tests.adapters import samples
 from tests.service.conftest import make_functions
+from tests.service.databases import Postgres
 from tests.service.policies import make_policy
 
 MAX_RANK = 8
+SWITCH_S = 2.0
+"""How soon a change of one replica is served by the others."""
 
 
 @dataclass
@@ -184,3 +189,24 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(part)
             await writer.drain()
     writer.close()
+
+
+async def until(condition: Callable[[], bool], limit_s: float = SWITCH_S) -> float:
+    """Seconds until `condition` holds, at most `limit_s`."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit_s
+        await asyncio.sleep(0.005)
+    return time.monotonic() - began
+
+
+@pytest.fixture(name="pair")
+async def filled_pair(postgres: Postgres, tmp_path: Path) -> AsyncIterator[tuple[Replica, Replica]]:
+    """Two replicas that both have the adapters `a` and `b`."""
+    write_samples(tmp_path / "root")
+    with postgres.fresh() as url:
+        async with run_replica(url, tmp_path, "one") as one, run_replica(url, tmp_path, "two") as two:
+            for name in ("a", "b"):
+                await one.add(name)
+            await until(lambda: {"a", "b"} <= two.registry.adapters.keys())
+            yield one, two

@@ -12,8 +12,8 @@ from service import bucket as buckets, replicas, shared_store
 from service.errors import ApiError
 from tests.service.buckets import BUCKET, list_keys, write_table
 from tests.service.databases import Postgres
-from tests.service.replicas import Replica, run_replica, write_samples
-from tests.service.test_replicas import TIES, read_bytes, until
+from tests.service.replicas import Replica, run_replica, until, write_samples
+from tests.service.test_replicas import TIES, read_bytes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,24 +12,11 @@ from service import follower
 from service.conditions import Condition
 from service.errors import ApiError
 from service.routes import get_condition
-from tests.service.databases import Postgres
-from tests.service.replicas import Replica, run_replica, write_samples
-from tests.service.test_replicas import until
+from tests.service.replicas import Replica, filled_pair as filled_pair, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 ROUNDS = 12
 Change = Callable[[Replica, Condition, int], Coroutine[Any, Any, object]]
-
-
-@pytest.fixture
-async def pair(postgres: Postgres, tmp_path: Path) -> AsyncIterator[tuple[Replica, Replica]]:
-    write_samples(tmp_path / "root")
-    with postgres.fresh() as url:
-        async with run_replica(url, tmp_path, "one") as one, run_replica(url, tmp_path, "two") as two:
-            for name in ("a", "b"):
-                await one.add(name)
-            await until(lambda: {"a", "b"} <= two.registry.adapters.keys())
-            yield one, two
 
 
 async def put(replica: Replica, condition: Condition, number: int) -> object:

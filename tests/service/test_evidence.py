@@ -2,10 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +15,9 @@ from service.policy import Policy
 from service.policy_rules import EvidenceRule
 from service.scorecards import Scorecards
 from service.settings import Settings
-from tests.service.databases import Postgres
 from tests.service.policies import make_policy
-from tests.service.replicas import Replica, run_replica, write_samples
+from tests.service.replicas import Replica, filled_pair as filled_pair, until
 from tests.service.rings import make_keys
-from tests.service.test_replicas import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 TRUSTED, OTHER, USER = Caller("k1", "deployer"), Caller("k2", "deployer"), Caller("k3", "user")
@@ -33,17 +29,6 @@ RECIPE = "0.6*a + 0.4*b"
 async def attach(cards: Scorecards, digest: str, card: dict[str, Any], caller: Caller) -> int:
     """Add a card as `caller` would."""
     return await cards.add(digest, card, tenant=caller.tenant, key=caller.key)
-
-
-@pytest.fixture
-async def pair(postgres: Postgres, tmp_path: Path) -> AsyncIterator[tuple[Replica, Replica]]:
-    write_samples(tmp_path / "root")
-    with postgres.fresh() as url:
-        async with run_replica(url, tmp_path, "one") as one, run_replica(url, tmp_path, "two") as two:
-            for name in ("a", "b"):
-                await one.add(name)
-            await until(lambda: {"a", "b"} <= two.registry.adapters.keys())
-            yield one, two
 
 
 def open_parts(replica: Replica, **rule: Any) -> tuple[Policy, Scorecards, Any]:
@@ -183,6 +168,6 @@ async def test_no_fusion_s_cards_are_read_twice_until_something_changes(
 )
 async def test_only_numbers_are_measures(body: str, found: dict[str, float]) -> None:
     assert read_measures(body, {"harm"}) == pytest.approx(found, nan_ok=True)
-    for limit in ("harm <= 0.05", "harm >= 0.05"):  # of what is no number, neither holds
+    for limit in ("harm <= 0.05", "harm >= 0.05"):  # neither holds for a value that is not a number
         rule = EvidenceRule.model_validate({**RULE, "limit": limit})
         assert not any(math.isnan(value) and rule.holds(value) for value in found.values())

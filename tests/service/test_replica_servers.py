@@ -25,7 +25,8 @@ from tests.conftest import BASE_NAME, ROOT, family
 from tests.service.buckets import BUCKET, make_bucket, run_s3, write_table
 from tests.service.databases import Postgres, run_postgres
 from tests.service.own import MARGIN_S, Own, wait
-from tests.service.test_replicas import SWITCH_S, read_bytes
+from tests.service.replicas import SWITCH_S
+from tests.service.test_replicas import read_bytes
 
 pytestmark = pytest.mark.soak
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -15,11 +15,9 @@ from service.errors import ApiError
 from service.registry import Registry
 from service.snapshot import read_snapshot
 from tests.service.databases import Postgres
-from tests.service.replicas import Line, Replica, run_replica, write_samples
+from tests.service.replicas import Line, Replica, run_replica, until, write_samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
-SWITCH_S = 2.0
-"""How soon a change of one replica is served by the others."""
 TIES = "ties(0.6*a + 0.4*b, density=0.5)"
 
 
@@ -34,15 +32,6 @@ async def pair(url: str, tmp_path: Path) -> AsyncIterator[tuple[Replica, Replica
     write_samples(tmp_path / "root")
     async with run_replica(url, tmp_path, "one") as one, run_replica(url, tmp_path, "two") as two:
         yield one, two
-
-
-async def until(condition: Callable[[], bool], limit_s: float = SWITCH_S) -> float:
-    """Seconds until `condition` holds, at most `limit_s`."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s
-        await asyncio.sleep(0.005)
-    return time.monotonic() - began
 
 
 def read_bytes(folder: Path) -> dict[str, str]:

@@ -206,12 +206,12 @@ class Victim:
         """Ask a recipe, a profile or an adapter, and compare; the answer's status."""
         kind, began = draw.choice(("recipe", "recipe", "profile", "adapter")), time.monotonic()
         number = draw.randrange({"recipe": len(self.subjects), "profile": PROFILES, "adapter": GUESTS}[kind])
-        answer = self.ask(self.body_of(kind, number))
+        answer = self.ask(self.find_body(kind, number))
         self.statuses[answer.status_code] += 1
         self.check(kind, number, answer, began)
         return answer.status_code
 
-    def body_of(self, kind: str, number: int) -> dict[str, Any]:
+    def find_body(self, kind: str, number: int) -> dict[str, Any]:
         if kind == "recipe":
             return self.subjects[number].body()
         if kind == "profile":
@@ -260,10 +260,10 @@ class Victim:
         for kind, count in (("recipe", len(self.subjects)), ("profile", PROFILES), ("adapter", GUESTS)):
             for number in range(count):
                 began = time.monotonic()
-                answer = self.ask(self.body_of(kind, number))
+                answer = self.ask(self.find_body(kind, number))
                 if answer.status_code in DOCUMENTED:  # a queue that the fault has left
                     time.sleep(1)
-                    answer = self.ask(self.body_of(kind, number))
+                    answer = self.ask(self.find_body(kind, number))
                 if answer.status_code not in (200, 404):
                     self.faults.append(f"after recovery {kind} {number}: {answer.status_code} {answer.text[:300]}")
                 else:
