@@ -19,6 +19,10 @@ from service.edge.media_types import is_upload
 from service.edge.upgrades import UpgradeBlindParser
 from service.errors import ApiError, error_response
 
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open: longer than clients are told to wait before they ask again, and than clients
+and load balancers keep theirs (5 to 60 s), so that nobody sends a request into a connection that is just being closed.
+"""
 LINGER_S = 2.0
 """How long what a client still sends is read after an answer that closes the connection.
 
@@ -58,6 +62,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, table: Connections, **options: Any) -> None:
         super().__init__(**options)
         self.ws_protocol_class = None  # no route is a websocket
+        self.timeout_keep_alive = KEEP_ALIVE_S
         self.parser: Any = UpgradeBlindParser(self)
         self.table = table
         self.network = ""

@@ -1,5 +1,6 @@
 """The engine's scheduler (`--scheduler-cls`): vLLM's, and it ends the requests that a worker reports as not finite,
-and those that have waited for a slot for too long, and has some begin in a step without others (see `first_steps`).
+and those that have waited for a slot for too long. Some begin in a step without others (see `first_steps`), and on CPUs
+prompts are computed in parts (see `prompt_parts`).
 
 Importing it also has the prefix cache tell mixes apart by their weights (see `block_keys`), and find prompts again up
 to their last position (see `tails`).
@@ -12,6 +13,7 @@ finite itself and ends in the same way.
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.platforms import current_platform
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -21,6 +23,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from service.engine import block_keys, overflow, slot_waits
 from service.engine.first_steps import FirstSteps
+from service.engine.prompt_parts import PromptParts
 from service.engine.runners import zero_new_blocks
 from service.engine.supported import require
 from service.engine.tails import ShareTails
@@ -112,6 +115,7 @@ def make_scheduler(**kwargs: Any) -> Scheduler:
     config = kwargs["vllm_config"].scheduler_config
     config.scheduler_cls = None
     stock = config.get_scheduler_cls()
-    scheduler: Any = type(stock.__name__, (EndOverflows, FirstSteps, ShareTails, stock), {})(**kwargs)
+    parts = (PromptParts,) if current_platform.is_cpu() else ()
+    scheduler: Any = type(stock.__name__, (EndOverflows, FirstSteps, *parts, ShareTails, stock), {})(**kwargs)
     scheduler.fusion_slot_waits = slot_waits.SlotWaits(slot_waits.read_limit())
     return scheduler

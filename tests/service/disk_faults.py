@@ -142,6 +142,7 @@ def flip_adapter(victim: Victim, draw: random.Random) -> None:
 
 def flip_registry(victim: Victim, draw: random.Random) -> None:
     """Change bytes of the registry, start on it, and put back a copy, as an operator would from a backup."""
+    victim.is_damaged = True
     victim.kill()
     kept = victim.folder / "kept-registry"
     shutil.rmtree(kept, ignore_errors=True)
@@ -167,6 +168,7 @@ def flip_registry(victim: Victim, draw: random.Random) -> None:
         part.unlink()
     for part in kept.iterdir():
         shutil.copy2(part, victim.data)
+    victim.is_damaged = False
 
 
 def _wait_ready_or_ended(victim: Victim) -> None:

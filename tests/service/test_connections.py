@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.edge.protocol import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
+from service.errors import RETRY_AFTER_S
 from tests.service.edges import CHUNK, GET, LAST, LIMITS, PROMPT_S, Edge, post, read_answer, run_edge
 
 
@@ -210,6 +211,14 @@ def test_idle_connections_are_closed_for_others(edge: Edge) -> None:
         peers = [stack.enter_context(edge.connect(b"GET / HTTP/1.1\r\n")) for _ in range(500)]
         assert edge.ask(LAST)[0] == 200
         assert {read_answer(peer) for peer in peers[: 500 - LIMITS.connections]} == {(0, b"")}
+
+
+def test_whoever_comes_again_when_told_finds_the_connection_open(edge: Edge) -> None:
+    with edge.connect(GET) as peer:
+        assert peer.recv(2**16)
+        time.sleep(RETRY_AFTER_S + 0.5)
+        peer.sendall(LAST)
+        assert read_answer(peer)[0] == 200
 
 
 def test_requests_beyond_the_limit_are_told_when_to_retry(edge: Edge) -> None:

@@ -74,6 +74,8 @@ class Victim:
     """Ends without a sentence."""
     is_faulty: bool = False
     """While a fault lasts, and until the server has recovered."""
+    is_damaged: bool = False
+    """While it holds something else than it has acknowledged: clients wait."""
     profiles: list[History] = field(default_factory=lambda: [History() for _ in range(PROFILES)])
     brought: list[History] = field(default_factory=lambda: [History() for _ in range(GUESTS)])
     """Of uploaded adapters: the number of the guest that each name stands for, -1 once it was deleted."""
@@ -279,16 +281,13 @@ class Victim:
             while not end.is_set():
                 status = 0
                 try:
-                    status = what(draw)
+                    status = 0 if self.is_damaged else what(draw)
                 except httpx.HTTPError:
                     self.cut += 1
                 end.wait(pause_s if 200 <= status < 500 else REFUSED_S)
 
-        work = (
-            (self.question, 0.02, "question", 0),
-            (self.question, 0.02, "question", 1),
-            (self.change, 0.2, "change"),
-        )
+        questions = [(self.question, 0.02, "question", number) for number in range(2)]
+        work: list[Any] = [*questions, (self.change, 0.2, "change")]
         threads = [threading.Thread(target=run, args=one, daemon=True) for one in work]
         for thread in threads:
             thread.start()
