@@ -5,6 +5,7 @@ after. `make soak`, docs/reliability.md.
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -107,7 +108,14 @@ def run(clients: Clients, server: Server, count: int, limit: Limit) -> list[dict
             number += steps
             states.append({"requests": clients.requests, **state(server)})
             print(states[-1], len(clients.wrong), len(clients.lost), flush=True)
+            states[-1]["names"] = list_series(server)
     return states
+
+
+def list_series(server: Server) -> set[str]:
+    """All metric series, with their labels."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
 
 
 def describe(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,6 +123,7 @@ def describe(states: list[dict[str, Any]]) -> dict[str, Any]:
     quarter = max(1, len(states) // 4)
     early, late = states[quarter : 2 * quarter] or states[-1:], states[-quarter:]
     settled = states[quarter:] or states
+    new = states[-1]["names"] - set().union(*(state["names"] for state in early))
     slope = 0.0
     if len(settled) > 1:
         xs, ys = zip(*((state["requests"], state["memory_bytes"]) for state in settled), strict=True)
@@ -129,6 +138,7 @@ def describe(states: list[dict[str, Any]]) -> dict[str, Any]:
         "memory_slope_bytes_per_1000_requests": round(slope),
         "open_files": [median(early, "open_files"), median(late, "open_files")],
         "series": [median(early, "series"), median(late, "series")],
+        "new_series": dict(Counter(name.partition("{")[0] for name in sorted(new))),
         "processes": len(states[-1]["memory_by_process"]),
     }
 
