@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig
 
+from service.engine import logprob_rows
 from service.engine.seeds import patch_cpu_seeds
 from service.engine.supported import require
 
@@ -178,6 +179,7 @@ def install(*, cpu: bool) -> None:
 
     zero_new_blocks()
     patch_v1_runner(GPUModelRunner)
+    logprob_rows.install()
     if cpu:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 

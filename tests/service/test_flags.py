@@ -1,9 +1,6 @@
 """vLLM's flags: which are refused, what is set where the user says nothing."""
 
-import logging
 import os
-import shutil
-import sysconfig
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,40 +106,21 @@ def test_a_backend_that_compiles_without_limits_is_refused(backend: str, form: s
         parse_flags(options(flag))
 
 
-@pytest.mark.parametrize(
-    ("environment", "include", "lacks"),
-    [
-        ({"CXX": "no-such-compiler"}, None, "C++ compiler 'no-such-compiler'"),
-        ({}, "no-such-folder", "'no-such-folder/Python.h'"),
-        ({"CXX": "no-such-compiler", "TORCH_COMPILE_DISABLE": "0"}, None, None),
-        ({}, None, None),
-    ],
-)
-def test_where_nothing_can_be_compiled_nothing_is_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
-    environment: dict[str, str],
-    include: str | None,
-    lacks: str | None,
+@pytest.mark.parametrize("given", [None, "0"])
+def test_on_cpus_nothing_is_compiled_unless_the_user_says_so(
+    monkeypatch: pytest.MonkeyPatch, given: str | None
 ) -> None:
-    given = environment.get("TORCH_COMPILE_DISABLE")
-    (tmp_path / "Python.h").touch()
+    environment = {} if given is None else {"TORCH_COMPILE_DISABLE": given}
     monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == "no-such-compiler" else name)
-    monkeypatch.setattr(sysconfig, "get_path", lambda _: include or str(tmp_path))
-    with caplog.at_level(logging.WARNING, "fusion"):  # some library raises the level of all others
-        prepare_cpu(())
-    assert environment.get("TORCH_COMPILE_DISABLE") == ("1" if lacks else given)
-    assert ("there is no" in caplog.text) == (lacks is not None)
-    assert (lacks or "") in caplog.text
+    prepare_cpu(())
+    assert environment["TORCH_COMPILE_DISABLE"] == (given or "1")
 
 
 @pytest.mark.parametrize(("ranks", "threads", "bind"), [(1, "8", None), (2, "4", "nobind"), (16, "1", "nobind")])
 def test_ranks_share_the_cores_of_a_machine_with_one_numa_node(
     ranks: int, threads: str, bind: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment: dict[str, str] = {"TORCH_COMPILE_DISABLE": "0"}
+    environment: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(flags, "get_visible_memory_node", lambda: [0])

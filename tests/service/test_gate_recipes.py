@@ -192,3 +192,22 @@ def test_a_profile_keeps_its_gate(server: Server, gate: str) -> None:
         plan = http.post("/v1/fusions/plan", json={"fusion": "tilted"}).json()
         assert plan["mode"] == "mixed"
         assert http.delete("/v1/fusions/tilted").status_code == 204
+
+
+def test_those_who_want_the_likeliest_tokens_get_them_beside_a_gate(server: Server, gate: str) -> None:
+    """Its pass wants the numbers of two tokens, in the same steps."""
+    body = {"model": BASE_NAME, "max_tokens": 24, "temperature": 0, "logprobs": 4}
+    prompts = [f"{number} chairs and a table of oak" for number in range(4)]
+
+    def list_likeliest(prompt: str) -> list[dict[str, float]]:
+        answer = server.client.completions.create(prompt=prompt, **body)
+        assert answer.choices[0].logprobs is not None
+        return list(answer.choices[0].logprobs.top_logprobs or ())
+
+    alone = [list_likeliest(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(12) as pool:
+        readings = [pool.submit(ask, server, RECIPE, [*range(300, 308), number]) for number in range(300, 348)]
+        for likeliest, expected in zip(pool.map(list_likeliest, prompts), alone, strict=True):
+            assert likeliest == [pytest.approx(step, abs=TOLERANCE) for step in expected]
+        for reading in readings:
+            reading.result()

@@ -29,7 +29,7 @@ from tests.service.victims import READY_S, Victim
 
 pytestmark = pytest.mark.soak
 
-FAULTS = {"disk": size(150, 6), "database": size(50, 2)}
+FAULTS = {"disk": size(130, 6), "database": size(70, 2)}
 RESTARTS = size(7, 1)
 SUBJECTS = 12
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, SlidingWindowSpec
+from vllm.v1.outputs import LogprobsTensors
 
-from service.engine import runners
+from service.engine import logprob_rows, runners
 from service.engine.supported import UnknownVllmError
 
 NAN, INF = math.nan, math.inf
@@ -146,3 +147,17 @@ def test_a_runner_without_what_is_replaced_is_refused() -> None:
     for patch in (runners.patch_v1_runner, runners.patch_v2_runner, runners.patch_cpu_zeroing):
         with pytest.raises(UnknownVllmError, match="has no"):
             patch(type("Runner", (), {}))
+
+
+def test_rows_of_log_probabilities_keep_what_each_request_wants() -> None:
+    top = LogprobsTensors(torch.tensor([[7, 1, 2, 3], [8, 4, 5, 6]]).int(), -torch.rand(2, 4), torch.tensor([1, 2]))
+    some = LogprobsTensors(torch.tensor([[7, 0, 0], [8, 40, 50]]).int(), -torch.rand(2, 3), torch.tensor([1, 2]))
+    some.logprobs[0, 1:] = -torch.inf
+    for wide, narrow, row in ((top, some, 1), (some, top, 0)):
+        merged = logprob_rows.merge(wide, narrow, [row])
+        size = narrow.logprobs.shape[1]
+        assert merged.logprobs.shape == merged.logprob_token_ids.shape == (2, 4)
+        assert merged.logprobs[row, :size].equal(narrow.logprobs[row])
+        assert merged.logprob_token_ids[row, :size].equal(narrow.logprob_token_ids[row])
+        assert merged.logprobs[row, size:].eq(-torch.inf).all()
+        assert merged.logprobs[1 - row, : wide.logprobs.shape[1]].equal(wide.logprobs[1 - row])
