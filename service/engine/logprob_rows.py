@@ -1,7 +1,7 @@
 """Log-probabilities of requests that are sampled together, on the V1 runner.
 
-Some want those of the likeliest tokens, others, as gates, those of certain tokens. vLLM's sampler gives a whole step one
-of the two: whoever wants the likeliest gets the sampled token's alone beside a gate, and minus infinity for the rest.
+Some want those of the likeliest tokens, others, as gates, those of certain tokens. vLLM's sampler gives a whole step
+one of the two: beside a gate, whoever wants the likeliest gets the sampled token's and minus infinity for the rest.
 """
 
 from collections.abc import Callable, Iterable

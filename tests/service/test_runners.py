@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, SlidingWindowSpec
 from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.sampler import Sampler
 
 from service.engine import logprob_rows, runners
 from service.engine.supported import UnknownVllmError
@@ -161,3 +164,22 @@ def test_rows_of_log_probabilities_keep_what_each_request_wants() -> None:
         assert merged.logprob_token_ids[row, :size].equal(narrow.logprob_token_ids[row])
         assert merged.logprobs[row, size:].eq(-torch.inf).all()
         assert merged.logprobs[1 - row, : wide.logprobs.shape[1]].equal(wide.logprobs[1 - row])
+
+
+def test_the_sampler_gives_each_request_the_log_probabilities_that_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "forward", Sampler.forward)  # to have it back
+    logprob_rows.install()
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    nothing: dict[str, Any] = {"temperature": None, "top_p": None, "top_k": None, "generators": {}}
+    nothing |= {"prompt_token_ids": None, "allowed_token_ids_mask": None, "bad_words_token_ids": {}}
+    nothing |= {"no_penalties": True, "frequency_penalties": zeros, "presence_penalties": zeros}
+    nothing |= {"repetition_penalties": ones, "output_token_ids": [[], []], "logitsprocs": LogitsProcessors()}
+    wanted = SamplingMetadata(
+        all_greedy=True, all_random=False, max_num_logprobs=4, logprob_token_ids={1: [3, 4]}, **nothing
+    )
+    logits = torch.arange(20.0).reshape(2, 10)
+    expected = logits.log_softmax(-1)
+    found = Sampler()(logits, wanted).logprobs_tensors
+    assert found.logprob_token_ids.tolist() == [[9, 9, 8, 7, 6], [9, 3, 4, 0, 0]]
+    assert torch.equal(found.logprobs[0], expected[0, [9, 9, 8, 7, 6]])
+    assert torch.equal(found.logprobs[1, :3], expected[1, [9, 3, 4]])
