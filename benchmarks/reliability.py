@@ -55,8 +55,8 @@ def render() -> str:
     """The table."""
     parts: dict[str, dict[str, Any]] = json.loads((RESULTS / "reliability.json").read_text())
     lines = ["| tried | how often | came out | seed, date |", "| --- | --- | --- | --- |"]
-    for name, cells in ROWS.items():
-        if name in parts:
+    for kind, cells in ROWS.items():
+        for name in (name for name in parts if name in (kind, f"{kind}, {parts[name]['seed']}")):
             part = parts[name]
             part["drawn"] = ", ".join(f"{kind} {count}" for kind, count in part.get("kinds", {}).items())
             source = f"{part['seed']}, {part['date']}" + ", short" * (part["size"] == "short")

@@ -21,7 +21,7 @@ from tests.service.churn import make_subjects, read_answer
 from tests.service.databases import run_postgres
 from tests.service.disk_faults import DISK, mount_disk
 from tests.service.faults import COMMON, Fault, stall_database, stop_database
-from tests.service.proofs import Limit, make_draw, record, size
+from tests.service.proofs import SEED, Limit, make_draw, record, size
 from tests.service.source_servers import Host, serve
 from tests.service.test_churn import GUEST_FORM, make_guests
 from tests.service.tiny import draw_prompt, make_tiny
@@ -95,7 +95,7 @@ def suffer(victim: Victim, kinds: Mapping[Fault, int], count: int, part: str) ->
 
 
 def finish(part: str, victim: Victim, figures: dict[str, Any]) -> None:
-    record(f"faults, {part}", "test_random_faults.py", figures)
+    record(f"faults, {part}, {SEED}", "test_random_faults.py", figures)  # other seeds try other moments
     assert not victim.silent
     assert not victim.faults, victim.faults[:10]
 
