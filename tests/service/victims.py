@@ -22,7 +22,7 @@ from tests.service.proofs import make_draw
 from tests.service.source_servers import Host
 from tests.service.tiny import Kit
 
-READY_S = 180
+READY_S = 400
 """From a fault to a server that answers, on a busy machine; starting one takes some ten seconds."""
 STEADY = 3
 """Answers in a row after which a server has recovered."""
