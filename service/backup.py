@@ -18,7 +18,7 @@ from adapters import AdapterError, Store, load
 from adapters.files import CHECKSUMS, is_whole
 from service.audit import Actor, Entry, append_entry
 from service.migrations import NewerSchemaError, check_known, find_revision, migrate
-from service.records import now
+from service.records import DamageError, now, read_adapter, read_version
 from service.remote_stores import UNLIMITED, open_shared_store
 from service.settings import Settings
 from service.tables import KEYS
@@ -52,7 +52,7 @@ def write_backup(settings: Settings, target: Path, say: Say) -> dict[str, Any]:
     target.mkdir(parents=True)
     store = open_shared_store(settings, target) or Store(settings.data / ADAPTERS, budget_bytes=UNLIMITED)
     for _ in range(MAX_TRIES):
-        revision, counts, digests = _dump(url, target / ROWS)
+        revision, counts, digests = _dump(url, target / ROWS, say)
         say(f"registry: {sum(counts.values())} rows of {len(counts)} tables")
         missing = [digest for digest in digests if not _copy(store, digest, target / ADAPTERS / digest, say)]
         if not missing:
@@ -75,7 +75,7 @@ def write_backup(settings: Settings, target: Path, say: Say) -> dict[str, Any]:
     return manifest
 
 
-def _dump(url: URL, file: Path) -> tuple[str, dict[str, int], set[str]]:
+def _dump(url: URL, file: Path, say: Say) -> tuple[str, dict[str, int], set[str]]:
     """Write all rows as they were at one moment; the schema's revision, rows by table, and digests of adapters."""
     engine = create_engine(url, poolclass=NullPool)
     is_sqlite = engine.dialect.name == "sqlite"
@@ -88,7 +88,7 @@ def _dump(url: URL, file: Path) -> tuple[str, dict[str, int], set[str]]:
             revision, counts, digests = find_revision(connection), dict[str, int](), set[str]()
             for table, row in _read_rows(connection):
                 counts[table] = counts.get(table, 0) + 1
-                digests |= _list_digests(table, row)
+                digests |= _list_digests(table, row, say)
                 out.write(json.dumps({"table": table, "row": row}) + "\n")
             return revision, counts, digests
     finally:
@@ -104,13 +104,16 @@ def _read_rows(connection: Connection) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield table.name, dict(row)
 
 
-def _list_digests(table: str, row: dict[str, Any]) -> set[str]:
-    """The adapters whose files a row needs."""
-    match table:
-        case "adapters" | "nameless_adapters":
-            return {row["digest"]}
-        case "profile_versions":
-            return {*json.loads(row["body"])["parents"].values()}
+def _list_digests(table: str, row: dict[str, Any], say: Say) -> set[str]:
+    """The adapters whose files a row needs: none when it is damaged, for then its digests may be, too."""
+    try:
+        match table:
+            case "adapters" | "nameless_adapters":
+                return {read_adapter(**row).digest}
+            case "profile_versions":
+                return {*read_version(**row).parents.values()}
+    except DamageError as error:
+        say(f"the row of {row['name']!r} in {table} is damaged: {error}; it is backed up as it is, without files")
     return set()
 
 

@@ -84,7 +84,11 @@ class Follower:
             where = self._database.where
             message = f"the registry in {where!r} belongs to a newer version: {error}; start that version"
             raise RuntimeError(f"{message}, or restore a backup") from error
-        except (SQLAlchemyError, ExpiredError) as error:
+        except (
+            SQLAlchemyError,
+            ExpiredError,
+            UnicodeError,
+        ) as error:  # the last: a damaged file's bytes in SQLite's message
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             where = self._database.where
             raise RuntimeError(f"the registry in {where!r} cannot be read: {reason}; check FUSION_DATABASE") from error

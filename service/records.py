@@ -1,8 +1,10 @@
 """What the registry keeps of adapters and profile versions, and how it is read back: a bad row is no record."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -159,8 +161,13 @@ class _AdapterRow(BaseModel):
     created: str
 
 
-def read_adapter(name: object, digest: object, info: object, created: object) -> AdapterRecord:
-    """The record in a row of the adapters' table; DamageError when it holds something else."""
+def add_checksum(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table, by column, with the SHA-256 of its columns: of one that no earlier version ever updates."""
+    return {**row, "checksum": sha256(json.dumps(dict(row), sort_keys=True).encode()).hexdigest()}
+
+
+def read_adapter(name: object, digest: object, info: object, created: object, checksum: object = None) -> AdapterRecord:
+    """The record in a row of their tables; DamageError when it holds something else, or not what was written."""
     try:
         row = _AdapterRow.model_validate({"name": name, "digest": digest, "created": created})
         details = _AdapterInfo.model_validate_json(_check_text(info)).model_dump(exclude_unset=True)
@@ -174,11 +181,12 @@ def read_adapter(name: object, digest: object, info: object, created: object) ->
             Readout.from_text(record.gate)
         except (ValueError, AdapterError) as error:
             raise DamageError(f"its gate cannot be read: {error}") from error
+    _check_unchanged({"name": name, "digest": digest, "info": info, "created": created}, checksum)
     return record
 
 
-def read_version(name: object, version: object, body: object) -> ProfileVersion:
-    """The version in a row of the versions' table; DamageError when it holds something else."""
+def read_version(name: object, version: object, body: object, checksum: object = None) -> ProfileVersion:
+    """The version in a row of their table; DamageError when it holds something else, or not what was written."""
     try:
         content = _VersionBody.model_validate_json(_check_text(body)).model_dump(exclude_unset=True)
     except ValidationError as error:
@@ -194,7 +202,14 @@ def read_version(name: object, version: object, body: object) -> ProfileVersion:
         raise DamageError(f"its recipe cannot be read: {error}") from error
     if missing:
         raise DamageError(f"it has no digest of {min(missing)!r}")
+    _check_unchanged({"name": name, "version": version, "body": body}, checksum)
     return profile
+
+
+def _check_unchanged(row: Mapping[str, object], checksum: object) -> None:
+    """Bytes that change on a disk may leave a row that can be read; one without a checksum is taken as it is."""
+    if checksum is not None and add_checksum(row)["checksum"] != checksum:
+        raise DamageError("it is not as it was written: its checksum does not fit what it holds")
 
 
 def _check_text(value: object) -> str:

@@ -15,7 +15,7 @@ from service.errors import ApiError
 from service.follower import Follower
 from service.ledger import Ledger
 from service.quotas import Quotas
-from service.records import AdapterRecord, ProfileVersion, now
+from service.records import AdapterRecord, ProfileVersion, add_checksum, now
 from service.snapshot import ROW_BYTES
 from service.tables import ADAPTERS, NAMELESS, PINNED, PROFILES, VERSIONS
 
@@ -147,7 +147,7 @@ class Registry(Follower):
             row = update(PROFILES).where(PROFILES.c.name == name).values(current=version)
             if connection.execute(row).rowcount == 0:
                 connection.execute(insert(PROFILES).values(name=name, current=version))
-            connection.execute(insert(VERSIONS).values(name=name, version=version, body=body))
+            connection.execute(insert(VERSIONS).values(add_checksum({"name": name, "version": version, "body": body})))
 
         def apply(_: None) -> None:
             self.snapshot.add_version(profile, len(body))
@@ -202,8 +202,9 @@ class Registry(Follower):
         await self.write(write, lambda _: self.snapshot.remove_profile(name), lambda _: entry)
 
 
-def _make_row(record: AdapterRecord) -> dict[str, str]:
-    return {"name": record.key, "digest": record.digest, "info": to_json(record.info), "created": record.created}
+def _make_row(record: AdapterRecord) -> dict[str, Any]:
+    info = to_json(record.info)
+    return add_checksum({"name": record.key, "digest": record.digest, "info": info, "created": record.created})
 
 
 def to_json(content: Mapping[str, Any]) -> str:

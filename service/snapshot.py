@@ -231,21 +231,20 @@ def _read_keys(snapshot: Snapshot, rows: Rows) -> None:
 
 
 def _read_adapters(snapshot: Snapshot, rows: Rows) -> None:
-    for name, digest, info, created in rows(select(ADAPTERS).order_by(ADAPTERS.c.name)):
+    for row in rows(select(ADAPTERS).order_by(ADAPTERS.c.name)):
         try:
-            snapshot.add_adapter(read_adapter(name, digest, info, created))
+            snapshot.add_adapter(read_adapter(*row))
         except DamageError as error:
-            snapshot.damaged_adapters[str(name)] = str(error)
-    columns = (NAMELESS.c.name, NAMELESS.c.digest, NAMELESS.c.info, NAMELESS.c.created)
-    for name, digest, info, created in rows(select(*columns)):
+            snapshot.damaged_adapters[str(row.name)] = str(error)
+    for row in rows(select(*(NAMELESS.c[column.name] for column in ADAPTERS.c))):
         with suppress(DamageError):  # the profiles that pin it are shown as damaged
-            snapshot.keep(read_adapter(name, digest, info, created))
+            snapshot.keep(read_adapter(*row))
 
 
 def _read_profiles(snapshot: Snapshot, rows: Rows) -> None:
-    for name, number, body in rows(select(VERSIONS)):
+    for name, number, body, checksum in rows(select(VERSIONS)):
         try:
-            snapshot.add_version(read_version(name, number, body), len(body))
+            snapshot.add_version(read_version(name, number, body, checksum), len(body))
         except DamageError as error:
             number = number if isinstance(number, int) else 0
             snapshot.damaged_versions.setdefault(str(name), {})[number] = str(error)

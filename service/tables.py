@@ -16,7 +16,9 @@ ADAPTERS = Table(
     Column("digest", String(64), nullable=False),
     Column("info", Text, nullable=False),
     Column("created", String(32), nullable=False),
+    Column("checksum", String(64)),
 )
+"""`checksum`, here and below, is that of the row's other columns (`records`); NULL in rows of earlier versions."""
 NAMELESS = Table(
     "nameless_adapters",
     METADATA,
@@ -24,6 +26,7 @@ NAMELESS = Table(
     Column("name", String(MAX_KEY), nullable=False),
     Column("info", Text, nullable=False),
     Column("created", String(32), nullable=False),
+    Column("checksum", String(64)),
 )
 """Adapters that have lost their last name, which is `name`, while a version of a profile pins their content."""
 PROFILES = Table(
@@ -38,6 +41,7 @@ VERSIONS = Table(
     Column("name", String(MAX_KEY), ForeignKey("profiles.name"), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("body", Text, nullable=False),
+    Column("checksum", String(64)),
 )
 PINNED = Table(
     "pinned_profiles",

@@ -182,7 +182,9 @@ def _wait_ready_or_ended(victim: Victim) -> None:
 
 
 def _ask_damaged(victim: Victim) -> None:
-    """Of a registry that can still be read, what is not damaged is as it once was, and nothing else is answered."""
+    """Of a registry that can still be read, what is not damaged is as it once was, and nothing else is answered: a row
+    with other bytes is known by its checksum.
+    """
     for number in range(len(victim.profiles)):
         with suppress(httpx.HTTPError):
             answer = victim.ask(victim.find_body("profile", number))

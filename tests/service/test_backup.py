@@ -10,9 +10,9 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from adapters import Store
 from service.audit import read_entries
@@ -26,13 +26,11 @@ from service.registry import Registry
 from service.remote_stores import open_shared_store
 from service.scorecards import Scorecards
 from service.settings import Settings
+from service.tables import ADAPTERS
 from tests.adapters import samples
-from tests.conftest import ROOT
 from tests.service.conftest import adapter_info, fill
 from tests.service.databases import Postgres
 
-OLD = ROOT / "tests/service/aged/registry-d7a74cb.sqlite"
-"""Made by the code of commit d7a74cb: two adapters, a profile with two versions, rolled back, and a scorecard."""
 CREATED = "2026-01-01T00:00:00+00:00"
 
 
@@ -243,23 +241,39 @@ def test_replicas_files_come_from_their_shared_place_and_return_to_one(
         assert {path.name for path in (tmp_path / "other/adapters").iterdir()} >= digests
 
 
-def test_the_registry_of_an_earlier_commit_is_upgraded_and_loses_nothing(tmp_path: Path) -> None:
-    shutil.copy(OLD, tmp_path / "registry.sqlite")
-    with closing(sqlite3.connect(OLD)) as old:
-        rows: dict[str, list[Any]] = {
-            table: old.execute(f"SELECT * FROM {table}").fetchall() for table in ("adapters", "profile_versions")
-        }
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
-    try:
-        assert {(r.name, r.digest) for r in registry.adapters.values()} == {row[:2] for row in rows["adapters"]}
-        assert registry.profiles["balanced"].version == 1
-        assert {n: v.body() for n, v in registry.versions["balanced"].items()} == {
-            number: json.loads(body) for _, number, body in rows["profile_versions"]
-        }
-        assert registry.snapshot.scorecard_counts["1" * 64] == 1
-        assert not registry.snapshot.damaged_adapters
-    finally:
-        registry.close()
+def test_a_backup_of_rows_without_checksums_is_restored_with_them(use: Use, tmp_path: Path, database: str) -> None:
+    stock(use(tmp_path / "data")).close()
+    with closing(sqlite3.connect(tmp_path / "data/registry.sqlite")) as file, file:  # as the version before has it
+        for table in ("adapters", "nameless_adapters", "profile_versions"):
+            file.execute(f"ALTER TABLE {table} DROP COLUMN checksum")
+        file.execute("UPDATE alembic_version SET version_num = '0005'")
+    assert run("backup", tmp_path / "one") == 0
+    target = use(tmp_path / "new", database)
+    assert run("restore", tmp_path / "one") == 0
+    restored = open_registry(target)
+    assert (*restored.adapters, *restored.profiles) == ("a", "acme|b", "p")
+    assert asyncio.run(restored.transact(lambda c: c.execute(select(func.count(ADAPTERS.c.checksum))).scalar())) == 2
+    restored.close()
+
+
+def test_damaged_rows_stop_no_backup_and_are_as_damaged_after_it(
+    use: Use, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stock(use(tmp_path / "data")).close()
+    with closing(sqlite3.connect(tmp_path / "data/registry.sqlite")) as file, file:
+        file.execute("UPDATE adapters SET digest = '000' || substr(digest, 4) WHERE name = 'acme|b'")
+        file.execute("UPDATE profile_versions SET body = replace(body, '1*a', '3*a')")
+        file.execute("INSERT INTO profile_versions VALUES ('p', 2, '{', NULL)")
+    assert run("backup", tmp_path / "one") == 0
+    said = capfd.readouterr().err
+    assert "the row of 'acme|b' in adapters is damaged: it is not as it was written" in said
+    assert said.count("the row of 'p' in profile_versions is damaged") == 2
+    target = use(tmp_path / "new")
+    assert run("restore", tmp_path / "one") == 0
+    restored = open_registry(target)
+    assert (*restored.adapters, *restored.profiles) == ("a",)
+    assert {*restored.snapshot.damaged_adapters, *restored.snapshot.damaged_profiles} == {"acme|b", "p"}
+    restored.close()
 
 
 def test_help_says_what_each_command_does(capfd: pytest.CaptureFixture[str]) -> None:

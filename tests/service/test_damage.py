@@ -7,11 +7,13 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 from starlette.testclient import TestClient
 
 from adapters.files.checksums import is_whole, write_checksums
@@ -65,13 +67,13 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     first.close()
     with closing(sqlite3.connect(path)) as database, database:
         for name, row in BAD_ADAPTERS.items():
-            database.execute("INSERT INTO adapters VALUES (?, ?, ?, ?)", (name, *row))
+            database.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, NULL)", (name, *row))
         for name, version in (BAD_VERSIONS | {"lost": LOST}).items():
             database.execute("INSERT INTO profiles VALUES (?, 1)", (name,))
-            database.execute("INSERT INTO profile_versions VALUES (?, 1, ?)", (name, version))
+            database.execute("INSERT INTO profile_versions VALUES (?, 1, ?, NULL)", (name, version))
         database.execute("INSERT INTO profiles VALUES ('Not A Name', 1)")
         database.execute("INSERT INTO profiles VALUES ('hollow', 7)")
-        database.execute("INSERT INTO profile_versions VALUES ('fine', 2, '[')")
+        database.execute("INSERT INTO profile_versions VALUES ('fine', 2, '[', NULL)")
         for body in ('{"x": NaN}', "{", "[]", '{"x": 1}', b"\xff"):
             database.execute("INSERT INTO scorecards (digest, body, created) VALUES (?, ?, '')", ("e" * 64, body))
     registry = Registry(f"sqlite:///{path}", timeout_s=5)
@@ -139,6 +141,41 @@ async def test_bad_rows_can_be_overwritten_and_deleted(registry: Registry, tmp_p
     assert not {"cut", "nan"} & {*again.snapshot.damaged_adapters}
     assert not {"bare", "half", "hollow"} & {*again.snapshot.damaged_profiles}
     again.close()
+
+
+FLIPS = [
+    ("profile_versions", "body", "1*good", "3*good", "fine"),
+    ("profile_versions", "checksum", "", "0", "fine"),
+    ("adapters", "info", '"effect": 1.0', '"effect": 9.0', "good"),
+    ("adapters", "created", "2026", "2027", "good"),
+    ("nameless_adapters", "info", '"rank": 1', '"rank": 2', "fine"),
+]
+"""Table, column, what changes in it to what, and what is no longer served."""
+
+
+@pytest.mark.parametrize(("table", "column", "old", "new", "victim"), FLIPS)
+def test_a_row_with_a_changed_byte_can_still_be_read_and_is_not_served(
+    url: str, table: str, column: str, old: str, new: str, victim: str
+) -> None:
+    record = AdapterRecord("good", "d" * 64, adapter_info(), CREATED)
+    version = ProfileVersion("fine", 1, "1*good", {"good": record.digest}, "e" * 64, created=CREATED)
+    fill(registry := Registry(url, timeout_s=5), record, version)
+    if table == "nameless_adapters":
+        asyncio.run(registry.remove_adapter("good"))
+    registry.close()
+    engine = create_engine(url)
+    change = f"{column} = replace({column}, :old, :new)" if old else f"{column} = :new || substr({column}, 2)"
+    with engine.begin() as connection:
+        assert connection.execute(text(f"UPDATE {table} SET {change}"), {"old": old, "new": new}).rowcount == 1
+    engine.dispose()
+    registry = Registry(url, timeout_s=5)
+    names = Names("base", registry, max_weight=16, max_norm=math.inf)
+    with pytest.raises(ApiError, match=r"damaged: .*(checksum does not fit what it holds|no adapter).*; .*delete"):
+        names.look_up(victim)
+    fill(registry, record, replace(version, version=2))  # registered again, as the messages say
+    assert names.look_up("fine") is not None
+    assert names.look_up("good") is not None
+    registry.close()
 
 
 def test_nan_is_never_written() -> None:

@@ -1,23 +1,29 @@
 """Databases of every earlier version become today's, in SQLite and PostgreSQL, and nothing in them is lost."""
 
+import json
+import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, text
 
 from service import follower
 from service.migrations import migrate
-from service.records import AdapterRecord
+from service.records import AdapterRecord, add_checksum
 from service.registry import Registry, to_json
 from service.tables import METADATA
+from tests.conftest import ROOT
 from tests.service.conftest import adapter_info, fill
 from tests.service.databases import Postgres
 
+OLD = ROOT / "tests/service/aged/registry-d7a74cb.sqlite"
+"""Made by the code of commit d7a74cb: two adapters, a profile with two versions, rolled back, and a scorecard."""
 CREATED = "2026-01-01T00:00:00+00:00"
 FIRST = (
     "CREATE TABLE adapters (name VARCHAR(64) NOT NULL PRIMARY KEY, digest VARCHAR(64) NOT NULL, info TEXT NOT NULL,"
@@ -54,6 +60,15 @@ def read(url: str, query: str) -> list[tuple[object, ...]]:
     return rows
 
 
+def insert(connection: Connection) -> dict[str, dict[str, object]]:
+    """Insert those of `ROWS` that have a table, as earlier versions do; returns them."""
+    held = {name: row for name, row in ROWS.items() if name in inspect(connection).get_table_names()}
+    for name, row in held.items():
+        values = ", ".join(f":{key}" for key in row)
+        connection.execute(text(f"INSERT INTO {name} ({', '.join(row)}) VALUES ({values})"), row)
+    return held
+
+
 @pytest.mark.parametrize("tables", [(), FIRST, LATER], ids=["empty", "first", "later"])
 def test_a_database_of_an_earlier_version_keeps_all_it_has(url: str, tables: tuple[str, ...]) -> None:
     engine = create_engine(url)
@@ -61,10 +76,7 @@ def test_a_database_of_an_earlier_version_keeps_all_it_has(url: str, tables: tup
     with engine.begin() as connection:
         for sql in tables:
             connection.execute(text(sql.format(serial=serial)))
-        held = {name: row for name, row in ROWS.items() if name in inspect(connection).get_table_names()}
-        for name, row in held.items():
-            values = ", ".join(f":{key}" for key in row)
-            connection.execute(text(f"INSERT INTO {name} ({', '.join(row)}) VALUES ({values})"), row)
+        held = insert(connection)
     for _ in range(2):  # the second start finds today's schema
         registry = Registry(url, timeout_s=5)
         fill(registry, AdapterRecord("x" * 128, "c" * 64, adapter_info(), CREATED))
@@ -75,12 +87,45 @@ def test_a_database_of_an_earlier_version_keeps_all_it_has(url: str, tables: tup
             }  # SQLite keeps lengths as they were, and ignores them
             assert compare_metadata(MigrationContext.configure(connection, opts=options), METADATA) == []
             for name, row in held.items():
-                found = connection.execute(text(f"SELECT {', '.join(row)} FROM {name}")).mappings()
-                assert row in [dict(one) for one in found]
+                found = [dict(one) for one in connection.execute(text(f"SELECT * FROM {name}")).mappings()]
+                kept = add_checksum(row) if "checksum" in found[0] else row
+                assert any(kept.items() <= one.items() for one in found)
     engine.dispose()
     if "profiles" in held:
         assert registry.profiles["p"].description == "ü"
         assert registry.adapters["a"].rank == 4
+
+
+def test_the_registry_of_an_earlier_commit_is_upgraded_and_loses_nothing(tmp_path: Path) -> None:
+    shutil.copy(OLD, tmp_path / "registry.sqlite")
+    with closing(sqlite3.connect(OLD)) as old:
+        rows: dict[str, list[Any]] = {
+            table: old.execute(f"SELECT * FROM {table}").fetchall() for table in ("adapters", "profile_versions")
+        }
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
+    try:
+        assert {(r.name, r.digest) for r in registry.adapters.values()} == {row[:2] for row in rows["adapters"]}
+        assert registry.profiles["balanced"].version == 1
+        assert {n: v.body() for n, v in registry.versions["balanced"].items()} == {
+            number: json.loads(body) for _, number, body in rows["profile_versions"]
+        }
+        assert registry.snapshot.scorecard_counts["1" * 64] == 1
+        assert not registry.snapshot.damaged_adapters
+    finally:
+        registry.close()
+
+
+def test_rows_that_replicas_of_an_earlier_version_still_insert_are_served(url: str) -> None:
+    Registry(url, timeout_s=5).close()
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        insert(connection)
+    engine.dispose()
+    registry = Registry(url, timeout_s=5)
+    registry.close()
+    assert registry.profiles["p"].description == "ü"
+    assert (registry.adapters["a"].rank, *registry.snapshot.nameless) == (4, "b" * 64)
+    assert read(url, "SELECT checksum FROM adapters") == [(None,)]
 
 
 def test_a_newer_database_is_refused_and_stays_as_it_is(url: str) -> None:

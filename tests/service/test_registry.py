@@ -101,6 +101,12 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "registry.sqlite").write_bytes(b"not a database at all" * 100)
     with pytest.raises(RuntimeError, match=r"the registry in 'sqlite:.*' cannot be read: file is not a database"):
         Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}", timeout_s=5)
+    with closing(sqlite3.connect(tmp_path / "schema.sqlite")) as file:
+        file.execute("CREATE TABLE quite_a_long_name (x)")
+    content = (tmp_path / "schema.sqlite").read_bytes()
+    (tmp_path / "schema.sqlite").write_bytes(content.replace(b"TABLE quite", b"TAB\xff\xff quite"))
+    with pytest.raises(RuntimeError, match=r"the registry in 'sqlite:.*' cannot be read: .*; check FUSION_DATABASE"):
+        Registry(f"sqlite:///{tmp_path / 'schema.sqlite'}", timeout_s=5)
     with pytest.raises(ValueError, match="cannot be kept in 'mysql': expected sqlite or postgresql"):
         Registry("mysql://somewhere/registry", timeout_s=5)
 

@@ -103,11 +103,10 @@ def damage(data: Path, database: str, materializer: Materializer, adapters: dict
     engine = create_engine(database)
     info = json.dumps(adapter_info(effect=float("nan")))
     with engine.begin() as connection:
-        connection.execute(
-            text("INSERT INTO adapters VALUES ('not-a-number', :d, :i, :c)"), {"d": "7" * 64, "i": info, "c": now()}
-        )
+        row = {"d": "7" * 64, "i": info, "c": now()}
+        connection.execute(text("INSERT INTO adapters VALUES ('not-a-number', :d, :i, :c, NULL)"), row)
         connection.execute(text("INSERT INTO profiles VALUES ('half', 1)"))
-        connection.execute(text("INSERT INTO profile_versions VALUES ('half', 1, '{')"))
+        connection.execute(text("INSERT INTO profile_versions VALUES ('half', 1, '{', NULL)"))
     engine.dispose()
 
 
