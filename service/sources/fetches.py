@@ -67,8 +67,11 @@ class Order:
 
 @dataclass(slots=True)
 class Download:
-    """One source's content on its way, for all who want it."""
+    """One source's content on its way, for all of one tenant who want it: what others fetch can be seen in no state,
+    and keeps nobody waiting.
+    """
 
+    key: str
     location: Location
     folder: Path
     task: asyncio.Task[None] | None = None
@@ -150,7 +153,7 @@ class Fetches:
         if order.client is not None and not self._shares.take(order.client):
             message = "Too many fetches are queued, or most are from this client; try again."
             raise ApiError(429, message)
-        fetch = Fetch(order, self._enter(location, folder or secrets.token_hex(16)))
+        fetch = Fetch(order, self._enter(order, location, folder or secrets.token_hex(16)))
         try:
             self._write(fetch)
         except BaseException:  # such as a full disk: the fetch never starts, so its share is free again
@@ -207,9 +210,10 @@ class Fetches:
             await asyncio.wait(ending, timeout=CLOSE_S)
         await self._loop.close()
 
-    def _enter(self, location: Location, folder: str) -> Download:
-        """The download from `location`, perhaps begun already, with one user more."""
-        download = self._downloads.setdefault(location.text, Download(location, self._folder / folder))
+    def _enter(self, order: Order, location: Location, folder: str) -> Download:
+        """The download from `location`, perhaps begun already for the same tenant, with one user more."""
+        key = join_key(order.tenant, location.text)
+        download = self._downloads.setdefault(key, Download(key, location, self._folder / folder))
         download.users += 1
         return download
 
@@ -219,6 +223,7 @@ class Fetches:
             if download.task is None:
                 download.task = asyncio.create_task(self._download(download, order.client))
             await asyncio.shield(download.task)
+            self._catalog.registry.check_actor()  # before anything is stored, or given a place
             fetch.registers = True
             pin = parse_location(order.source).pin
             return await self._catalog.add_read(
@@ -267,7 +272,7 @@ class Fetches:
         """One user less; without any, what it fetched is deleted, or waits for the next start if the server stops."""
         download.users -= 1
         if not download.users:
-            del self._downloads[download.location.text]
+            del self._downloads[download.key]
             if download.task is not None:
                 download.task.cancel()
             if not self._closing:
