@@ -9,6 +9,7 @@ from adapters.files import adapter_path
 from service.catalog import MISMATCH
 from service.errors import ApiError, api_error
 from service.fusion_service import FusionService
+from service.pins import OPERATOR
 from service.sources.fetches import Fetch, Order
 from service.sources.locations import is_remote
 
@@ -58,13 +59,20 @@ def _is_damaged(service: FusionService, name: str) -> bool:
 
 
 async def warm(service: FusionService) -> None:
-    """Load what serves the pinned profiles and the first ones, so that their first requests find it."""
-    profiles, pinned = service.registry.profiles, service.registry.snapshot.pinned
-    first = list(profiles)[: service.settings.max_loras]
-    for key in dict.fromkeys([*(key for key in pinned if key in profiles), *first]):
+    """Load what serves the pinned profiles and the first ones, so that their first requests find it: as many as there
+    are places for, of those that the policy lets answer.
+    """
+    profiles, room = service.registry.profiles, service.pins.places - 1
+    pinned = [key for key in service.registry.snapshot.pinned if key in profiles]
+    if over := pinned[room:]:
+        places = f"of {room + 1} places (FUSION_MAX_CPU_LORAS) one stays for all else"
+        log.warning("%d profiles are pinned, and %s: %s are not kept; unpin some", len(pinned), places, ", ".join(over))
+    for key in dict.fromkeys([*pinned[:room], *list(profiles)[: service.settings.max_loras]]):
         profile = profiles[key]
         try:
-            async with service.pool.lease(service.names.view(profile.tenant).resolve_profile(profile)):
+            fusion = service.names.view(profile.tenant).resolve_profile(profile)
+            await service.policy.check(fusion, OPERATOR, profile=profile.name)
+            async with service.pool.lease(fusion):
                 pass
         except Exception as error:
             log.warning("profile %r cannot be served now: %s", profile.name, error)
