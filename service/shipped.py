@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adapters import FusionError
+from adapters import FusionError, RecipeError, parse
 from adapters.files import adapter_path
 from service.catalog import MISMATCH
 from service.errors import ApiError, api_error
@@ -13,11 +13,15 @@ from service.pins import OPERATOR
 from service.sources.fetches import Fetch, Order
 from service.sources.locations import is_remote
 
+TAKEN = 409
+"""The status where a name is being fetched, or its form is taken, or there are too many."""
 log = logging.getLogger("fusion")
 
 
 async def register_shipped(service: FusionService) -> None:
-    """Register the adapters and profiles that the settings name, where their names are free."""
+    """Register the adapters and profiles that the settings name, where their names are free and there is room: what
+    clients have registered, or are fetching, ends no start.
+    """
     pairs = [pair.partition("=") for pair in service.settings.adapters]
     free = [
         (name, source) for name, _, source in pairs if service.names.owner(name) is None or _is_damaged(service, name)
@@ -28,8 +32,10 @@ async def register_shipped(service: FusionService) -> None:
             if is_remote(source):  # all at once
                 fetches[name] = service.fetches.start(Order(name, source))
     for name, source in free:
+        fetch = fetches.get(name)
+        if is_remote(source) and fetch is None:
+            continue
         with _naming(f"{name}={source}"):
-            fetch = fetches.get(name)
             record, _ = await (fetch.wait() if fetch else service.catalog.add(name, adapter_path(source)))
             if (mismatch := record.info.get(MISMATCH)) is not None:
                 log.warning("adapter %r names the base %r; it is served since every shape fits", name, mismatch)
@@ -38,19 +44,23 @@ async def register_shipped(service: FusionService) -> None:
         if service.names.owner(name) is not None:
             continue
         try:
+            parse(recipe, max_weight=service.settings.max_weight)
             await service.profiles.put(name, recipe, only_new=True)  # another replica may start, too
         except Exception as error:
-            if api_error(error).status not in (403, 404):
+            if isinstance(error, RecipeError) or api_error(error).status >= 500:
                 raise RuntimeError(f"FUSION_PROFILES names {pair!r}: {error}") from error
-            log.warning("profile %r waits for its adapters, or for the policy: %s", name, error)
+            log.warning("profile %r waits for its adapters, for the policy, or for room: %s", name, error)
 
 
 @contextmanager
 def _naming(pair: str) -> Iterator[None]:
-    """Say in an error which pair of FUSION_ADAPTERS it is about."""
+    """Say in an error which pair of FUSION_ADAPTERS it is about; log that its name or its room is taken."""
     try:
         yield
     except (FusionError, ApiError, OSError) as error:
+        if api_error(error).status == TAKEN:
+            log.warning("FUSION_ADAPTERS: %r is not registered: %s", pair, error)
+            return
         raise RuntimeError(f"FUSION_ADAPTERS names {pair!r}: {error}") from error
 
 
