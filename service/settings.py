@@ -54,7 +54,8 @@ class Settings:
     )
     base_aliases: tuple[str, ...] = _say(
         (),
-        "other values of an adapter's `base_model_name_or_path` that mean this base, such as the name that it had, separated by `,`",
+        "other values of an adapter's `base_model_name_or_path` that mean this base, such as the name that it had, "
+        "separated by `,`",
     )
     base_match: BaseMatch = _say(
         "shapes",
