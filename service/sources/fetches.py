@@ -183,18 +183,18 @@ class Fetches:
             try:
                 content = json.loads(file.read_text())
                 actor = Actor(**content.get("actor", {}))
-                orders.append((Order(**content["order"]), str(content["folder"]), actor))
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                orders.append((file, Order(**content["order"]), str(content["folder"]), actor))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 log.warning("a fetch cannot go on, %s is not readable: %s", file.name, type(error).__name__)
                 file.unlink(missing_ok=True)
-        for order, known, actor in orders:
+        for file, order, known, actor in orders:
             context = copy_context()  # which the fetch's task has: the audit says who asked for it
             context.run(current_actor.set, actor)
             try:
                 context.run(self.start, order, known)
             except Exception as error:  # no longer allowed, or the name is taken
-                log.warning("the fetch of adapter %r does not go on: %s", order.key, error)
-                self._file(order.key).unlink(missing_ok=True)
+                log.warning("the fetch of adapter %r does not go on: %s", order.name, error)
+                file.unlink(missing_ok=True)
         kept = {download.folder for download in self._downloads.values()}
         for folder in self._folder.glob("*/"):
             if folder not in kept:

@@ -52,7 +52,12 @@ async def test_what_is_running_when_the_server_is_killed_goes_on_where_it_was(sh
         slow = False
         folder = shop.catalog.settings.data / FOLDER
         (folder / "stray").mkdir()
-        (folder / "broken.json").write_text("{")
+        for name, text in (
+            ("broken", "{"),
+            ("list", "[]"),
+            ("odd", '{"folder": "x", "order": {"name": 7, "source": 7}}'),
+        ):
+            (folder / f"{name}.json").write_text(text)
         async with fetching(shop, host.url) as fetches:  # the next server
             fetches.resume()
             again = fetches.get("wide")
