@@ -1,7 +1,7 @@
 """The base's layers, read from its configuration alone, and whether an adapter is of that base."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,15 @@ from transformers import (
     AutoModelForImageTextToText,
 )
 
-from adapters import AdapterError, LoraAdapter, match_adapter, split_gate_up
+from adapters import AdapterError, FusionError, LoraAdapter, fusion_digest, match_adapter, split_gate_up
 from service.engine.base_folder import BaseModelError, describe_error
+from service.errors import ApiError
 from service.layers import BaseLayers, find_layers
+from service.records import AdapterRecord
 from service.settings import BaseMatch, Settings
+
+MAX_READ = 16
+"""Registered adapters whose shapes are compared with the base's at the start."""
 
 
 def read_layers(model: str, *, trust_code: bool = False) -> BaseLayers:
@@ -98,6 +103,38 @@ def find_mismatch(declared: str | None, settings: Settings) -> str | None:
         return None
     is_path = os.path.isabs(declared) or declared.startswith((".", "~")) or "\\" in declared
     return f"…/{declared.replace(chr(92), '/').rstrip('/').rpartition('/')[2]}" if is_path else declared
+
+
+def check_registered(
+    records: Collection[AdapterRecord], layers: BaseLayers, settings: Settings, read: Callable[[str], LoraAdapter]
+) -> None:
+    """Raise RuntimeError when the registered adapters are of another base: none has the fusion digest that it would
+    have on this one, by any of its names, or of the first that `read` can read by their digests, none fits.
+    """
+    names = {settings.base_name, *settings.base_aliases}
+    way = "another base needs a data folder and a registry of its own (FUSION_DATA, FUSION_DATABASE)"
+    if records and not any(
+        record.info["fusion_digest"] == fusion_digest(record.recipe, base=name, parents={record.name: record.digest})
+        for record in records
+        for name in names
+    ):
+        raise RuntimeError(
+            f"the {len(records)} adapters of the registry were registered on a base of another name than "
+            f"{settings.base_name!r}: {way}; if it is the same base, add the name that it had to FUSION_BASE_ALIASES"
+        )
+    faults, found = list[str](), 0
+    for record in list(records)[:MAX_READ]:
+        try:
+            adapter = read(record.digest)
+        except (ApiError, FusionError, OSError):  # damaged, which the check of all files says
+            continue
+        found += 1
+        try:
+            layers.check(adapter)
+        except AdapterError as error:
+            faults += [f"{record.key!r}: {error}"] if error.reason == "shape" else []
+    if faults and len(faults) == found:
+        raise RuntimeError(f"the adapters of the registry do not fit {settings.base!r}: {way}; {faults[0]}")
 
 
 def check_fits(adapter: LoraAdapter, layers: BaseLayers, settings: Settings, mismatch: str | None) -> None:

@@ -117,6 +117,7 @@ class Catalog:
                 adapter, mismatch = await self.files.read(read_all)
                 known = self.registry.adapters.get(key)
                 is_known = known is not None and known.digest == adapter.digest
+                condition.check(self.registry.tag_adapter(key))  # again: 412, not 409, for who has come too late
                 if not is_known:
                     self.check_new(name, tenant=tenant, replace=replace)
                 self._check_rank(adapter)
@@ -124,7 +125,6 @@ class Catalog:
                 await holds.enter_async_context(self.files.hold([adapter.digest]))
                 await self.files.add(adapter)  # a known one too: damaged files are mended
                 if known is not None and is_known:
-                    condition.check(self.registry.tag_adapter(key))
                     extra = {} if mismatch is None else {MISMATCH: mismatch}
                     return dataclasses.replace(known, info={**known.info, **extra}), False
                 record = _describe(tenant, name, adapter, norm, mismatch, self.layers.list_built(adapter))

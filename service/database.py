@@ -37,6 +37,11 @@ _IN_SCHEMA = f"{_LOCK_KIND}, hashtext('{{}} ' || current_schema())"
 _MIGRATION = f"SELECT pg_advisory_xact_lock({_IN_SCHEMA.format('migration')})"
 _TAKE_TURN = f"SELECT pg_try_advisory_lock({_IN_SCHEMA.format('turn')})"
 _GIVE_TURN = f"SELECT pg_advisory_unlock({_IN_SCHEMA.format('turn')})"
+TURN_IDLE_S = 15
+"""A session that has the turn and asks nothing for so long is ended: its replica stands still, others ask each second.
+"""
+_LIMIT_IDLE = "SELECT set_config(name, {}, false) FROM pg_settings WHERE name = 'idle_session_timeout'"
+"""PostgreSQL 14 has it; with an earlier one a replica that stands still keeps its turn."""
 CHANNEL = "lora_fusion_registry"
 """Of PostgreSQL's notifications: one when a change is committed."""
 
@@ -127,6 +132,8 @@ class Database:
         """Whether no other replica may change the tables until `give_turn`."""
         with self.transaction(self._timeout_s) as connection:
             self.has_turn = not self.shared or bool(connection.execute(text(_TAKE_TURN)).scalar())
+            if self.shared and self.has_turn:
+                connection.execute(text(_LIMIT_IDLE.format(f"'{TURN_IDLE_S}s'")))
         return self.has_turn
 
     def give_turn(self) -> None:
@@ -135,6 +142,7 @@ class Database:
             self.has_turn = False
             with self.transaction(self._timeout_s) as connection:
                 connection.execute(text(_GIVE_TURN))
+                connection.execute(text(_LIMIT_IDLE.format("reset_val")))
 
     def listen_options(self) -> dict[str, Any]:
         """psycopg's arguments for a connection of its own that hears of changes."""

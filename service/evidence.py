@@ -67,8 +67,7 @@ class Evidence:
         else:
             self._known.move_to_end(digest)
         # Whoever got hold of a key may have attached cards with it before it was revoked.
-        keys = self._registry.snapshot.keys
-        return [card for card in cards if card.key not in keys or keys[card.key].revoked is None]
+        return [card for card in cards if not self._registry.snapshot.is_revoked(card.key)]
 
     def _read(self, connection: Connection, digest: str) -> list[Card]:
         table = SCORECARDS.c

@@ -199,8 +199,10 @@ class Follower:
         """Run `write` in one transaction and then `apply`, on the event loop, on what it returned. What `entry` makes
         of that goes to the audit in the same transaction, with the `current_actor`; None: nothing has changed.
 
-        Applied even when the caller has left meanwhile: the snapshot follows the database.
+        Applied even when the caller has left meanwhile: the snapshot follows the database. 403 when the actor's key was
+        revoked since the request began: what is under way then changes nothing.
         """
+        self.check_actor()
         loop, actor = asyncio.get_running_loop(), current_actor.get()
 
         def call(within_s: float) -> T:
@@ -220,6 +222,11 @@ class Follower:
         except BaseException:  # the caller has left first, perhaps: it may come true yet
             self._uncertain = True
             raise
+
+    def check_actor(self) -> None:
+        """Raise 403 when the key of the `current_actor` has been revoked."""
+        if self.snapshot.is_revoked(key := current_actor.get().key):
+            raise ApiError(403, f"The API key {key} was revoked meanwhile, so this is not done; ask with another key.")
 
     async def _run(self, call: Callable[[float], T]) -> T:
         """`call` in the database's thread, given the seconds that are left; ApiError 503 when it fails or is late."""

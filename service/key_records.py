@@ -22,6 +22,7 @@ from service.validation import describe_fault
 State = Literal["active", "expired", "revoked"]
 TENANT = f"^({TENANT_PATTERN})?$"
 """A tenant's name; empty for the operator's."""
+_ID = "^[0-9a-f]{12}$"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TIME = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
 """As all times of keys are written, so that they can be compared as text."""
@@ -75,7 +76,7 @@ class ApiKey:
 class _Row(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    id: str = Field(pattern="^[0-9a-f]{12}$")
+    id: str = Field(pattern=_ID)
     hash: HexDigest
     role: Role
     tenant: str = Field(pattern=TENANT)
@@ -101,6 +102,11 @@ def read_key(row: Mapping[str, Any]) -> ApiKey:
 def make_id() -> str:
     """The public id of a new key."""
     return secrets.token_hex(6)
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of what `make_id` makes; vLLM's own keys are called otherwise."""
+    return re.search(_ID, text) is not None
 
 
 def make_secret() -> str:

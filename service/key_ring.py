@@ -123,7 +123,7 @@ class KeyRing:
 
     async def record_now(self) -> None:
         """Write when keys were used; 503 when the database does not answer."""
-        used = dict(self._used)
+        used = dict(sorted(self._used.items()))  # as every replica: rows that two of them lock in turn
         if not used:
             return
         rows = [{"key": id_, "at": at} for id_, at in used.items()]

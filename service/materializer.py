@@ -1,6 +1,7 @@
 """Make stacks, fused builds and exports from the stored adapters, and plan them in a dry run."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from service.resolve import Fusion
 EXPORT_REPORT = "fusion_report.json"
 WEIGHTS = "adapter_model.safetensors"
 """What an adapter's digest covers."""
+log = logging.getLogger("fusion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Materializer:
     def add(self, adapter: LoraAdapter) -> None:
         """Store a registered adapter's files, unless they are there and whole."""
         if self.sources.get(adapter.digest) is not None and not self.check(adapter.digest):
-            self.sources.remove(adapter.digest)
+            self.sources.discard(adapter.digest)
 
         def write(entry: Path) -> None:
             save(adapter, entry / ADAPTER)
@@ -99,6 +101,15 @@ class Materializer:
         return adapter
 
     def _read(self, digest: str) -> LoraAdapter:
+        try:
+            return self._read_copy(digest)
+        except (AdapterError, OSError) as error:
+            if getattr(error, "errno", None) in BUSY or not self.sources.restore(digest):
+                raise
+        log.error("the stored files of %s were damaged: they are copied again", digest[:12])
+        return self._read_copy(digest)
+
+    def _read_copy(self, digest: str) -> LoraAdapter:
         entry = self.sources.fetch(digest)
         if entry is None:
             raise AdapterError("gone", "they are gone from the store")

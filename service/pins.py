@@ -7,6 +7,7 @@ everybody's.
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from service.callers import Caller
 from service.conditions import UNCONDITIONAL, Condition
@@ -59,12 +60,14 @@ class Pins:
         return fusion
 
     def list_keys(self) -> set[str]:
-        """The keys of the residents that stay: of each pinned profile the one that serves it."""
+        """The keys of the residents that stay: of each pinned profile the one that serves it. One place stays for all
+        else, whatever was pinned when there were more.
+        """
         found = (self.pool.find_resident(home) for home in self._list_homes())
         return {resident.key for resident in found if resident is not None}
 
     def _list_homes(self) -> Iterator[Home]:
-        for fusion in self.list_fusions().values():
+        for fusion in islice(self.list_fusions().values(), self.places - 1):
             try:
                 yield self.pool.find_home(fusion)
             except ApiError:  # weights by position, where this engine does not mix

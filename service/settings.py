@@ -53,7 +53,9 @@ class Settings:
         "`FUSION_BASE`, or the hub name there",
     )
     base_aliases: tuple[str, ...] = _say(
-        (), "other values of an adapter's `base_model_name_or_path` that mean this base, separated by `,`"
+        (),
+        "other values of an adapter's `base_model_name_or_path` that mean this base, such as the name that it had, "
+        "separated by `,`",
     )
     base_match: BaseMatch = _say(
         "shapes",

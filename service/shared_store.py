@@ -150,6 +150,21 @@ class SharedStore(Store):
         except OSError as error:
             raise SharedStoreError(error) from error
 
+    def restore(self, key: str) -> bool:
+        """Copy `key` anew from the shared place; False when it is not there, or damaged there, too."""
+        try:
+            if not self._remote.has(key):
+                return False
+        except OSError as error:
+            raise SharedStoreError(error) from error
+        self.remove(key)
+        return self.fetch(key) is not None
+
+    def discard(self, key: str) -> None:
+        """Remove `key` here and from the shared place."""
+        self.remove(key)
+        self.withdraw([key])
+
     def tend(self, is_needed: Callable[[str], bool]) -> list[str]:
         """Publish what is needed and here, and no longer there; returns keys there that nothing needs, and nobody has
         used for `GRACE_S`.

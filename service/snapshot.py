@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Select, func, select
 
 from service.database import Database
-from service.key_records import ApiKey, read_key
+from service.key_records import ApiKey, is_id, read_key
 from service.records import AdapterRecord, DamageError, ProfileVersion, read_adapter, read_version
 from service.tables import ADAPTERS, KEYS, NAMELESS, PINNED, PROFILES, REGISTRY, SCORECARDS, VERSIONS
 from service.tenants import join_key, split_key
@@ -68,6 +68,13 @@ class Snapshot:
     def has_keys(self) -> bool:
         """Whether there has ever been a key."""
         return bool(self.keys or self.damaged_keys)
+
+    def is_revoked(self, key: str) -> bool:
+        """Whether the API key with this public id was revoked. One of the registry's that is gone has ended and made
+        room, and of one whose row cannot be read nobody knows: these count as revoked, too.
+        """
+        known = self.keys.get(key)
+        return is_id(key) if known is None else known.revoked is not None
 
     def add_adapter(self, record: AdapterRecord) -> None:
         """Put a record in, over what had its name."""

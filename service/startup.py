@@ -8,7 +8,7 @@ from functools import partial
 from typing import get_args
 
 from service.adapter_files import AdapterFiles
-from service.base_model import read_layers
+from service.base_model import check_registered, read_layers
 from service.build_files import BuildFiles
 from service.catalog import Catalog
 from service.client_turns import ClientTurns
@@ -118,7 +118,11 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
 
 
 async def _fill(service: FusionService) -> None:
-    """Put what belongs there into a service whose engine has just started."""
+    """Put what belongs there into a service whose engine has just started; RuntimeError when what is there is of
+    another base.
+    """
+    records, layers, read = list(service.registry.adapters.values()), service.catalog.layers, service.materializer.open
+    await service.threads.adapters.run(check_registered, records, layers, service.settings, read)
     await share(service)
     await delete_orphans(service)
     service.fetches.resume()

@@ -72,6 +72,14 @@ class Store:
     def publish(self, key: str) -> None:
         """Show `key` to those that this store shares with: nobody."""
 
+    def restore(self, key: str) -> bool:
+        """Put another copy in the place of `key`, whose files are damaged; False when there is none."""
+        return False
+
+    def discard(self, key: str) -> None:
+        """As `remove`, also where this store shares with others: `key` is damaged, and no copy is whole."""
+        self.remove(key)
+
     def remove(self, key: str) -> None:
         """Remove `key` from view at once, then delete its files. A key that is not there is not an error."""
         scratch = new_scratch_path(self.root)  # renamed, not moved into a folder: a full disk has no room for one

@@ -17,11 +17,13 @@ READS = ("GET", "HEAD")
 
 
 def client_network(address: str) -> str:
-    """What counts as one client: an IPv4 address, the network of an IPv6 address, whole for one host, or a name."""
+    """What counts as one client: an IPv4 address, the network of an IPv6 address, whole for one host, or a name, which
+    is no tenant's and no key's.
+    """
     try:
         host = ip_address(address.partition("%")[0])
     except ValueError:  # a proxy's header may hold anything
-        return address[:MAX_NAME]
+        return f"name {address}"[:MAX_NAME]
     if isinstance(host, IPv6Address):
         return str(host.ipv4_mapped or ip_network((int(host) >> 64 << 64, 64)))
     return str(host)

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
@@ -50,7 +51,8 @@ class GateReader:
             except TimeoutError:
                 reason = f"it took more than {self._timeout_s:g} s"
             except Exception as error:
-                log.exception("a gate failed")
+                if not isinstance(error, VLLMClientError):  # the prompt is at fault, as its answer will say
+                    log.exception("a gate failed")
                 reason = f"it failed with {type(error).__name__}"
             else:
                 if not math.isfinite(value):

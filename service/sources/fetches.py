@@ -67,8 +67,11 @@ class Order:
 
 @dataclass(slots=True)
 class Download:
-    """One source's content on its way, for all who want it."""
+    """One source's content on its way, for all of one tenant who want it: what others fetch can be seen in no state,
+    and keeps nobody waiting.
+    """
 
+    key: str
     location: Location
     folder: Path
     task: asyncio.Task[None] | None = None
@@ -150,7 +153,7 @@ class Fetches:
         if order.client is not None and not self._shares.take(order.client):
             message = "Too many fetches are queued, or most are from this client; try again."
             raise ApiError(429, message)
-        fetch = Fetch(order, self._enter(location, folder or secrets.token_hex(16)))
+        fetch = Fetch(order, self._enter(order, location, folder or secrets.token_hex(16)))
         try:
             self._write(fetch)
         except BaseException:  # such as a full disk: the fetch never starts, so its share is free again
@@ -180,18 +183,18 @@ class Fetches:
             try:
                 content = json.loads(file.read_text())
                 actor = Actor(**content.get("actor", {}))
-                orders.append((Order(**content["order"]), str(content["folder"]), actor))
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                orders.append((file, Order(**content["order"]), str(content["folder"]), actor))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 log.warning("a fetch cannot go on, %s is not readable: %s", file.name, type(error).__name__)
                 file.unlink(missing_ok=True)
-        for order, known, actor in orders:
+        for file, order, known, actor in orders:
             context = copy_context()  # which the fetch's task has: the audit says who asked for it
             context.run(current_actor.set, actor)
             try:
                 context.run(self.start, order, known)
             except Exception as error:  # no longer allowed, or the name is taken
-                log.warning("the fetch of adapter %r does not go on: %s", order.key, error)
-                self._file(order.key).unlink(missing_ok=True)
+                log.warning("the fetch of adapter %r does not go on: %s", order.name, error)
+                file.unlink(missing_ok=True)
         kept = {download.folder for download in self._downloads.values()}
         for folder in self._folder.glob("*/"):
             if folder not in kept:
@@ -207,9 +210,10 @@ class Fetches:
             await asyncio.wait(ending, timeout=CLOSE_S)
         await self._loop.close()
 
-    def _enter(self, location: Location, folder: str) -> Download:
-        """The download from `location`, perhaps begun already, with one user more."""
-        download = self._downloads.setdefault(location.text, Download(location, self._folder / folder))
+    def _enter(self, order: Order, location: Location, folder: str) -> Download:
+        """The download from `location`, perhaps begun already for the same tenant, with one user more."""
+        key = join_key(order.tenant, location.text)
+        download = self._downloads.setdefault(key, Download(key, location, self._folder / folder))
         download.users += 1
         return download
 
@@ -219,6 +223,7 @@ class Fetches:
             if download.task is None:
                 download.task = asyncio.create_task(self._download(download, order.client))
             await asyncio.shield(download.task)
+            self._catalog.registry.check_actor()  # before anything is stored, or given a place
             fetch.registers = True
             pin = parse_location(order.source).pin
             return await self._catalog.add_read(
@@ -267,7 +272,7 @@ class Fetches:
         """One user less; without any, what it fetched is deleted, or waits for the next start if the server stops."""
         download.users -= 1
         if not download.users:
-            del self._downloads[download.location.text]
+            del self._downloads[download.key]
             if download.task is not None:
                 download.task.cancel()
             if not self._closing:

@@ -30,7 +30,7 @@ from tests.service.rings import make_keys
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
 SECRETS = ("Project Nightjar", "{{ nightjar_template }}", "nightjar stop", "nightjar description", "nightjar card")
-WHO = Actor("0f3a5c7e9b1d", "deployer", "acme", "192.0.2.7", "req-1")
+WHO = Actor("vllm-1", "deployer", "acme", "192.0.2.7", "req-1")
 
 
 @asynccontextmanager

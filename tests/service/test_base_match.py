@@ -1,17 +1,20 @@
 """Which adapters are of the served base: by shapes, by name, and what is said of the others."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters import AdapterError, LoraAdapter
-from service.base_model import read_fitting
-from service.layers import BaseLayers
+from service.base_model import check_registered, read_fitting
+from service.layers import BaseLayers, Shapes
 from service.records import AdapterRecord
 from service.routes.adapters import adapter_card
 from service.settings import BaseMatch, Settings
 from tests.adapters import samples
 from tests.service.conftest import adapter_info
+from tests.service.shops import Shop, open_shop
 
 SETTINGS: Mapping[BaseMatch, Settings] = {
     match: Settings(base="/models/served", base_name=samples.BASE, base_aliases=("alias",), base_match=match)
@@ -61,6 +64,29 @@ def test_a_base_of_another_name_and_other_shapes_is_refused() -> None:
     adapter = samples.adapter(7, 2, base="org/other")
     with pytest.raises(AdapterError, match=r"'org/other'.*does not fit.*\[base\]"):
         read_fitting(lambda: adapter, BaseLayers(shapes), SETTINGS["shapes"], None)
+
+
+@pytest.mark.anyio
+async def test_what_was_registered_on_another_base_ends_the_start(tmp_path: Path) -> None:
+    def check(shop: Shop, shapes: Shapes = samples.SHAPES, **settings: Any) -> None:
+        records = list(shop.catalog.registry.adapters.values())
+        given = Settings(**{"base_name": samples.BASE, **settings})
+        check_registered(records, BaseLayers(shapes), given, shop.materializer.open)
+
+    wider = {name: (out, 2 * size) for name, (out, size) in samples.SHAPES.items()}
+    async with open_shop(tmp_path) as shop:
+        check(shop, wider, base_name="new")
+        for name in ("wide", "narrow"):
+            await shop.catalog.add(name, shop.root / name)
+        check(shop)
+        with pytest.raises(RuntimeError, match=r"2 adapters .* a base of another name than 'new': another base needs"):
+            check(shop, base_name="new")
+        check(shop, base_name="new", base_aliases=(samples.BASE,))
+        with pytest.raises(RuntimeError, match=r"do not fit .*: another base needs .*'wide': .* it is of another base"):
+            check(shop, wider)
+        for name in ("wide", "narrow"):  # damage is for others to tell
+            shop.materializer.remove(shop.catalog.registry.adapters[name].digest)
+        check(shop, wider)
 
 
 def test_modules_under_another_root_are_taken_under_the_base_s_names() -> None:

@@ -278,8 +278,8 @@ async def test_a_place_can_be_taken_by_a_lone_client() -> None:
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),
-        ("not:an:address", "not:an:address"),
-        ("x" * 60_000, "x" * 64),
+        ("tenant acme", "name tenant acme"),
+        ("x" * 60_000, "name " + "x" * 59),
     ],
 )
 async def test_an_ipv6_network_is_one_client(address: str, network: str) -> None:

@@ -57,12 +57,12 @@ def http(service: Any) -> TestClient:
 def test_one_client_gets_a_share_of_the_management_routes(service: Any) -> None:
     app = build_app(service)
     http = TestClient(app)
-    while app.state.shares.take("testclient"):
+    while app.state.shares.take("name testclient"):
         pass
     answer = http.get("/v1/adapters")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
     assert app.state.shares.take("another client")
-    app.state.shares.free("testclient")
+    app.state.shares.free("name testclient")
     assert http.get("/v1/adapters").status_code == 200
 
 

@@ -62,7 +62,7 @@ def test_one_client_may_try_ten_wrong_keys_a_minute(
     assert ask("good").status_code == 200, "256 bits cannot be guessed: others behind the address are not shut out"
     assert http.get("/readyz").status_code == 200
     assert [record.getMessage() for record in caplog.records] == [
-        "client testclient sent 10 wrong API keys within a minute"
+        "client name testclient sent 10 wrong API keys within a minute"
     ]
     now[0] += 41
     assert ask("right").status_code == 200

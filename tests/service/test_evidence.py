@@ -97,6 +97,8 @@ async def test_cards_of_a_key_that_was_revoked_count_no_more(pair: tuple[Replica
     assert not await allowed()
     await until(lambda: pair[1].registry.snapshot.keys[made.id].revoked is not None)
     assert not await allowed(far)
+    del pair[1].registry.snapshot.keys[made.id]
+    assert not await allowed(far), "nor when its row has made room for another key"
     assert first in [card["scorecard_id"] for card in (await cards.read(fusion.digest, limit=9, after=0))[0]]
     await attach(cards, fusion.digest, GOOD, rotated.caller)
     assert await allowed()

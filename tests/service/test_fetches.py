@@ -19,6 +19,7 @@ from service.settings import Settings
 from service.shipped import register_shipped
 from service.sources.fetches import FOLDER, MAX_FETCHES, Order
 from tests.service.fetching import fetch, fetching, routed
+from tests.service.rings import make_keys
 from tests.service.shops import Shop
 from tests.service.source_servers import Handler, files, serve, share, start_body, tag
 from tests.service.test_catalog import shop  # noqa: F401 - a fixture
@@ -51,7 +52,12 @@ async def test_what_is_running_when_the_server_is_killed_goes_on_where_it_was(sh
         slow = False
         folder = shop.catalog.settings.data / FOLDER
         (folder / "stray").mkdir()
-        (folder / "broken.json").write_text("{")
+        for name, text in (
+            ("broken", "{"),
+            ("list", "[]"),
+            ("odd", '{"folder": "x", "order": {"name": 7, "source": 7}}'),
+        ):
+            (folder / f"{name}.json").write_text(text)
         async with fetching(shop, host.url) as fetches:  # the next server
             fetches.resume()
             again = fetches.get("wide")
@@ -83,6 +89,42 @@ async def test_one_source_is_fetched_once_however_many_want_it(shop: Shop) -> No
     assert len(host.asked) == 2
 
 
+async def test_what_a_revoked_key_has_asked_for_is_not_registered(shop: Shop) -> None:  # noqa: F811 - a fixture
+    contents = {f"/x/{name}": content for name, content in files(shop.root / "wide").items()}
+    revoked, keys = threading.Event(), make_keys(shop.catalog.registry, shop.catalog.settings)
+    await keys.create("admin")
+    key, _ = await keys.create("deployer")
+
+    def answer(handler: Handler) -> None:
+        revoked.wait(30)
+        share(contents)(handler)
+
+    with serve(answer) as host:
+        async with fetching(shop, host.url, timeout_s=30) as fetches:
+            token = current_actor.set(Actor(key.id, "deployer"))
+            asked = fetches.start(Order("wide", f"{host.url}/x", f"key {key.id}"))
+            await keys.revoke(key.id)
+            revoked.set()
+            with pytest.raises(ApiError, match=f"The API key {key.id} was revoked meanwhile") as caught:
+                await asked.wait()
+            assert (caught.value.status, asked.state) == (403, "failed")
+            with pytest.raises(ApiError, match="was revoked meanwhile"):  # an upload that was under way, too
+                await shop.catalog.add("wide", shop.root / "wide")
+            current_actor.reset(token)
+            assert not shop.catalog.registry.adapters
+            await shop.catalog.add("wide", shop.root / "wide")
+
+
+async def test_tenants_share_no_download(shop: Shop) -> None:  # noqa: F811 - a fixture
+    contents = {f"/x/{name}": content for name, content in files(shop.root / "wide").items()}
+    with serve(share(contents)) as host:
+        async with fetching(shop, host.url) as fetches:
+            both = [fetches.start(Order("wide", f"{host.url}/x", t, tenant=t)) for t in ("acme", "globex")]
+            assert both[0].download is not both[1].download
+            await asyncio.gather(*(each.wait() for each in both))
+    assert len(host.asked) == 4
+
+
 async def test_one_client_cannot_have_all_fetches(shop: Shop) -> None:  # noqa: F811 - a fixture
     contents = {f"/x/{name}": content for name, content in files(shop.root / "wide").items()}
 
@@ -109,7 +151,7 @@ async def test_one_client_cannot_have_all_fetches(shop: Shop) -> None:  # noqa: 
             assert not await fetches.cancel("g0")
 
 
-async def test_a_fetch_that_cannot_be_written_down_leaves_nothing_taken(shop: Shop) -> None:  # noqa: F811 - a fixture
+async def test_a_askedthat_cannot_be_written_down_leaves_nothing_taken(shop: Shop) -> None:  # noqa: F811 - a fixture
     contents = {f"/x/{name}": content for name, content in files(shop.root / "wide").items()}
     place = shop.catalog.settings.data / FOLDER
     with serve(share(contents)) as host:
@@ -142,7 +184,7 @@ async def test_no_secret_is_in_an_answer_or_a_file(shop: Shop, caplog: pytest.Lo
     assert host.asked[0][2]["authorization"].startswith("Basic ")
 
 
-async def test_the_routes_say_how_far_a_fetch_is(shop: Shop) -> None:  # noqa: F811 - a fixture
+async def test_the_routes_say_how_far_a_askedis(shop: Shop) -> None:  # noqa: F811 - a fixture
     contents = {f"/x/{name}": content for name, content in files(shop.root / "wide").items()}
     gate = threading.Event()
 
@@ -189,7 +231,7 @@ async def test_the_routes_say_how_far_a_fetch_is(shop: Shop) -> None:  # noqa: F
             assert (await http.get("/v1/adapters/org/wide")).status_code == 404
 
 
-async def test_a_fetch_in_progress_ends_with_a_delete(shop: Shop) -> None:  # noqa: F811 - a fixture
+async def test_a_askedin_progress_ends_with_a_delete(shop: Shop) -> None:  # noqa: F811 - a fixture
     def answer(handler: Handler) -> None:
         time.sleep(2)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from vllm.exceptions import VLLMValidationError
 
 from service.engine.gate_passes import MAX_READINGS, GateReader, ask_gates
 from service.engine.models import GatePass, LoRARequest, ServedModel, meter, served_model
@@ -39,6 +40,8 @@ class Engine:
                 prompt.clear()  # as vLLM may
                 if self.fault == "raise":
                     raise RuntimeError("out of order")
+                if self.fault == "prompt":
+                    raise VLLMValidationError("Token id 9 is out of vocabulary")
                 if self.fault == "hang":
                     await asyncio.sleep(3600)
             step = {5: SimpleNamespace(logprob=self.value), 6: SimpleNamespace(logprob=0.0)}
@@ -79,18 +82,22 @@ async def test_a_prompt_is_read_once() -> None:
     ("fault", "value", "reason"),
     [
         ("raise", 1.0, "it failed with RuntimeError"),
+        ("prompt", 1.0, "it failed with VLLMValidationError"),
         ("hang", 1.0, "it took more than 0.05 s"),
         ("empty", 1.0, "it failed with IndexError"),
         ("", math.nan, "its value is not a finite number"),
         ("", math.inf, "its value is not a finite number"),
     ],
 )
-async def test_a_gate_that_fails_leaves_the_default(fault: str, value: float, reason: str) -> None:
+async def test_a_gate_that_fails_leaves_the_default(
+    fault: str, value: float, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = Engine(value, fault)
     reader = GateReader(engine.generate, 0.05)
     for _ in range(2):  # a failure is not remembered
         await engine.answer(reader)
     assert engine.seen == [(None, reason)] * 2
+    assert bool(caplog.records) == (fault in ("raise", "empty")), "what is the client's fault is no error of the server"
     assert engine.asked == ["gate", "default"] * 2
     assert engine.open == 0
 

@@ -1,12 +1,16 @@
 """Pinned profiles: they stay in the engine, within a bound, over restarts; and what is told of those that went."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from service.front import build_app
+from service.shipped import warm
+from tests.service.policies import make_policy
 from tests.service.tenancy import ACME, Tenancy, add, ask, open_tenancy, put
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
@@ -106,3 +110,37 @@ async def test_pins_outlive_a_restart_and_go_with_their_profile(tmp_path: Path) 
         assert list(tenancy.service.registry.snapshot.pinned) == ["p-wide"]
         assert list(tenancy.service.pins.list_fusions()) == ["p-wide"]
         assert (await tell(tenancy, "p-wide"))["pinned"] is True
+
+
+async def test_fewer_places_than_pins_leave_one_for_all_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.pool.OWN_TIMEOUT_S", 3)
+    async with open_tenancy(tmp_path) as tenancy:
+        for name in FOLDERS:
+            await add(tenancy, "", name, name)
+            await put(tenancy, "", f"p-{name}", f"0.5*{name}")
+        tenancy.service.pins = replace(tenancy.service.pins, places=9)  # before the restart
+        app = replace(tenancy, app=build_app(tenancy.service))
+        assert [(await pin(app, f"p-{name}")).status_code for name in FOLDERS] == [200] * 4
+    async with open_tenancy(tmp_path) as tenancy:
+        with caplog.at_level("WARNING", "fusion"):
+            await warm(tenancy.service)
+        assert [record.getMessage() for record in caplog.records] == [
+            "4 profiles are pinned, and of 4 places (FUSION_MAX_CPU_LORAS) one stays for all else: "
+            "p-wide are not kept; unpin some"
+        ]
+        await fill_places(tenancy)
+        assert [(await tell(tenancy, f"p-{name}"))["state"] for name in sorted(FOLDERS)[:3]] == ["warm"] * 3
+
+
+async def test_what_the_policy_no_longer_allows_takes_no_place(
+    stocked: Tenancy, caplog: pytest.LogCaptureFixture
+) -> None:
+    await pin(stocked, "p-wide")
+    stocked.shop.catalog.pool.forget(stocked.service.registry.adapters["wide"].digest)
+    stocked.service.policy = make_policy(stocked.service.registry, adapters=["narrow", "third"])
+    with caplog.at_level("WARNING", "fusion"):
+        await warm(stocked.service)
+    assert "profile 'p-wide' cannot be served now: The policy's rule 'adapters' refuses" in caplog.text
+    assert (await tell(stocked, "p-wide"))["state"] == "evicted"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
-from service import follower
+from service import database, follower
 from service.errors import ApiError
 from service.registry import Registry
 from service.snapshot import read_snapshot
@@ -216,6 +217,25 @@ async def test_a_change_without_its_turn_is_refused(pair: tuple[Replica, Replica
         pass
 
 
+async def test_a_replica_that_stands_still_loses_its_turn(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "TURN_IDLE_S", 1)
+    frozen, other = (database.Database(url, timeout_s=5, shared=True) for _ in range(2))
+    for each in (frozen, other):
+        each.connect()
+    assert frozen.take_turn()
+    assert not other.take_turn()
+    await asyncio.sleep(1.5)
+    assert other.take_turn()
+    with pytest.raises(SQLAlchemyError), frozen.transaction(5) as connection:  # it wakes, and writes
+        frozen.record_change(connection)
+    assert not frozen.has_turn
+    other.give_turn()
+    await asyncio.sleep(1.5)
+    assert other.count_changes() == 0, "whoever has no turn may be idle"
+    for each in (frozen, other):
+        each.close()
+
+
 async def test_a_snapshot_is_one_state_of_the_tables(pair: tuple[Replica, Replica]) -> None:
     one, two = pair
     await one.add("a")
@@ -226,9 +246,9 @@ async def test_a_snapshot_is_one_state_of_the_tables(pair: tuple[Replica, Replic
             await one.profiles.put("p", "1*a")
 
     async def read() -> None:
-        database = two.registry._database  # noqa: SLF001 - as `settle` reads it, more often
+        source = two.registry._database  # noqa: SLF001 - as `settle` reads it, more often
         for _ in range(100):
-            snapshot, _ = await two.registry._run(lambda _: read_snapshot(database))  # noqa: SLF001
+            snapshot, _ = await two.registry._run(lambda _: read_snapshot(source))  # noqa: SLF001
             assert not snapshot.damaged_profiles
         stop.set()
 

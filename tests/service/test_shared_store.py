@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from adapters import Store
+from adapters.files import CHECKSUMS, is_whole, write_checksums
 from service import shared_store
 from service.settings import Settings, SettingsError
 from service.shared_store import FolderRemote, SharedStore, SharedStoreError, claim_folder
+from tests.service.replicas import Replica, filled_pair as filled_pair
 
 
 def write_bytes(count: int, folder: Path) -> None:
@@ -81,3 +83,28 @@ def test_a_store_has_one_registry(tmp_path: Path) -> None:
         claim_folder(str(tmp_path / "data"), "1" * 32)
     with pytest.raises(SettingsError, match="FUSION_STORE is set, but FUSION_DATABASE is not a postgresql:// URL"):
         Settings(store="shared")
+
+
+@pytest.mark.anyio
+async def test_a_damaged_adapter_is_copied_again_or_registered_anew_for_all(pair: tuple[Replica, Replica]) -> None:
+    one, two = pair
+    digest = one.registry.adapters["a"].digest
+
+    def change(*folders: Path) -> None:
+        for folder in folders:
+            (path,) = (folder / digest).rglob("*.safetensors")
+            path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+    shared, own = one.data.parent / "shared/adapters", two.data / "adapters"
+    assert two.materializer.check(digest)
+    change(own)
+    assert two.materializer.check(digest), "copied again"
+    change(own, shared)
+    write_checksums(shared / digest)  # as whoever forges it would
+    assert not two.materializer.check(digest)
+    assert "content has changed" in two.materializer.damage[digest]
+    assert one.materializer.check(digest), "who has a copy needs no other"
+    await two.add("a")
+    assert two.materializer.check(digest)
+    assert is_whole(shared / digest)
+    assert (shared / digest / CHECKSUMS).read_text() == (own / digest / CHECKSUMS).read_text()

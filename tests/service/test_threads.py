@@ -125,7 +125,7 @@ async def test_a_client_with_a_key_is_its_key_whatever_its_address() -> None:
         return identify_client({"type": "http", "client": (host, 1), "headers": [], CALLER: Caller(key, "user")})
 
     assert identify("0f", "a") == identify("0f", "b") != identify("1f", "a")
-    assert identify("", "a") == "a"
+    assert identify("", "key 0f") == "name key 0f", "no proxy gives anybody the places of a key"
     assert identify_client({"type": "http", "client": None, "headers": []}) == ""
 
 
