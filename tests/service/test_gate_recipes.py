@@ -196,7 +196,7 @@ def test_a_profile_keeps_its_gate(server: Server, gate: str) -> None:
 
 def test_those_who_want_the_likeliest_tokens_get_them_beside_a_gate(server: Server, gate: str) -> None:
     """Its pass wants the numbers of two tokens, in the same steps."""
-    body = {"model": BASE_NAME, "max_tokens": 24, "temperature": 0, "logprobs": 4}
+    body: dict[str, Any] = {"model": BASE_NAME, "max_tokens": 24, "temperature": 0, "logprobs": 4}
     prompts = [f"{number} chairs and a table of oak" for number in range(4)]
 
     def list_likeliest(prompt: str) -> list[dict[str, float]]:
