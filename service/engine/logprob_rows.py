@@ -14,7 +14,7 @@ from vllm.v1.sample.sampler import Sampler
 from service.engine.supported import require
 
 require(Sampler, "forward", "gather_logprobs", "gather_specific_token_logprobs")
-require(LogprobsTensors, "logprob_token_ids", "logprobs", "selected_token_ranks")
+require(LogprobsTensors, "_replace", "logprob_token_ids", "logprobs")
 
 
 def merge(top: LogprobsTensors, some: LogprobsTensors, rows: Iterable[int]) -> LogprobsTensors:
