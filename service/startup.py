@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import get_args
 
+from vllm.utils.gc_utils import freeze_gc_heap
+
 from service.adapter_files import AdapterFiles
 from service.base_model import check_registered, read_layers
 from service.build_files import BuildFiles
@@ -114,6 +116,7 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
         check = asyncio.create_task(service.files.check(registry))
         stack.callback(check.cancel)
         await stack.enter_async_context(engine.app.router.lifespan_context(engine.app))
+        freeze_gc_heap()  # what is there stays: looking through it would hold all streams up for a moment
         yield service
 
 

@@ -93,6 +93,7 @@ class Loads:
         if id_ not in self._reports:
             self._reports[id_] = Report()
             self._loads[id_] = self._load(request, self._reports[id_])
+            self._ended = time.monotonic()  # how long a step takes is not known yet
         if (load := self._loads.get(id_)) is None:  # other workers are not as far
             return self._reports[id_]
         began = time.monotonic()

@@ -88,7 +88,7 @@ def suffer(victim: Victim, kinds: Mapping[Fault, int], count: int, part: str) ->
         "answers_compared": victim.compared,
         "requests_cut": victim.cut,
         "statuses": {str(status): n for status, n in sorted(victim.statuses.items())},
-        "ends_with_a_sentence": dict(Counter(re.sub(r"'/[^']*'", "…", end)[:160] for end in victim.ends)),
+        "ends_with_a_sentence": dict(Counter(re.sub(r"'[^']*/[^']*'", "…", end)[:160] for end in victim.ends)),
         "ends_without": len(victim.silent),
         "seconds": round(limit.seconds),
     }
