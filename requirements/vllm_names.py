@@ -40,6 +40,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "dry_run.client.input_processor": ("vllm.v1.engine.input_processor.InputProcessor",),
     "first_steps.request": ("vllm.v1.request.Request",),
     "first_steps.self": ("vllm.v1.core.sched.scheduler.Scheduler",),
+    "prompt_parts.self": ("vllm.v1.core.sched.scheduler.Scheduler",),
+    "prompt_parts.self.scheduler_config": ("vllm.config.scheduler.SchedulerConfig",),
     "loads.layer": ("vllm.lora.layers.base_linear.BaseLinearLayerWithLoRA",),
     "loads.lora_manager": (_WORKER_MANAGER,),
     "loads.self._manager": ("vllm.lora.model_manager.LRUCacheLoRAModelManager",),

@@ -1,13 +1,12 @@
 """From settings to a running service: data folder, registry, engine, proof, what ships; all undone at the end."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import get_args
-
-from vllm.utils.gc_utils import freeze_gc_heap
 
 from service.adapter_files import AdapterFiles
 from service.base_model import check_registered, read_layers
@@ -116,7 +115,8 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
         check = asyncio.create_task(service.files.check(registry))
         stack.callback(check.cancel)
         await stack.enter_async_context(engine.app.router.lifespan_context(engine.app))
-        freeze_gc_heap()  # what is there stays: looking through it would hold all streams up for a moment
+        gc.collect()
+        gc.freeze()  # what is there stays: looking through it would hold all streams up for a moment
         yield service
 
 

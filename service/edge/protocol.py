@@ -90,6 +90,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.network = client_network(self.client[0]) if self.client else ""
         self.head_since = self.table.read_clock(self.loop)
+        self.read_window = (self.head_since, 0)
         bound_socket(transport, self.table.limits.client_timeout_s)
         self.answer_transport: Any = _AnswerTransport(transport, self.end_answer)
         self.table.add(self)

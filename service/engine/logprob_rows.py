@@ -14,7 +14,7 @@ from vllm.v1.sample.sampler import Sampler
 from service.engine.supported import require
 
 require(Sampler, "forward", "gather_logprobs", "gather_specific_token_logprobs")
-require(LogprobsTensors, "_replace", "logprob_token_ids", "logprobs")
+require(LogprobsTensors, "logprob_token_ids", "logprobs", "selected_token_ranks")
 
 
 def merge(top: LogprobsTensors, some: LogprobsTensors, rows: Iterable[int]) -> LogprobsTensors:
@@ -30,7 +30,7 @@ def merge(top: LogprobsTensors, some: LogprobsTensors, rows: Iterable[int]) -> L
         return merged
 
     ids = fill(top.logprob_token_ids, some.logprob_token_ids, 0)
-    return top._replace(logprob_token_ids=ids, logprobs=fill(top.logprobs, some.logprobs, -torch.inf))
+    return LogprobsTensors(ids, fill(top.logprobs, some.logprobs, -torch.inf), top.selected_token_ranks)
 
 
 def install() -> None:

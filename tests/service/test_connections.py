@@ -5,9 +5,11 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from service.edge import protocol
 from service.edge.protocol import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
 from service.errors import RETRY_AFTER_S
 from tests.service.edges import CHUNK, GET, LARGE, LAST, LIMITS, PROMPT_S, Edge, post, read_answer, run_edge
@@ -253,6 +255,21 @@ def test_a_large_answer_is_read_whole_however_slowly(edge: Edge, request_: bytes
             size += len(part)
             time.sleep(0.03)  # over a second in all, within the time of an answer
     assert size > len(LARGE)
+
+
+def test_an_answer_that_has_just_begun_is_not_taken_for_one_that_is_not_read(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MIN_RATE", len(LARGE))
+
+    def read_late(number: int) -> int:
+        time.sleep(0.05 * number)
+        with edge.connect(LAST.replace(b"/ ", b"/large ", 1)) as peer:
+            time.sleep(0.2)  # connections are checked once a second: some of these in this time
+            return len(read_answer(peer)[1])
+
+    with ThreadPoolExecutor(24) as pool:
+        assert min(pool.map(read_late, range(24))) > len(LARGE)
 
 
 def test_an_upgrade_is_answered_as_http(edge: Edge) -> None:
