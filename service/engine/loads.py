@@ -174,7 +174,10 @@ class Loads:
         key = tuple(t.shape[1:] for t in (*stacked[0], *stacked[1]))
         if key not in self._scratch:
             self._scratch[key] = tuple(t.new_zeros(1, *t.shape[1:]) for t in (*stacked[0], *stacked[1]))
-        scratch, count = self._scratch[key], len(stacked[0])
+        own = factors.lora_a if isinstance(factors.lora_a, list) else [factors.lora_a]
+        rank, count = max((len(a) for a in own if a is not None), default=0), len(stacked[0])
+        whole = self._scratch[key]  # of which the zeros from `rank` on need neither be written nor read
+        scratch = *(a[:, :, :rank] for a in whole[:count]), *(b[..., :rank] for b in whole[count:])
         layer.lora_a_stacked, layer.lora_b_stacked = scratch[:count], scratch[count:]
         self._packing = True
         for part in scratch:
