@@ -54,6 +54,10 @@ class ExpiredError(RuntimeError):
     """A call took longer than it may, or its connection was lost before."""
 
 
+FAILURES = SQLAlchemyError, ExpiredError, UnicodeDecodeError
+"""What a call of a database raises that fails; the last for a damaged file, whose bytes SQLite's message quotes."""
+
+
 class Database:
     """A connection and the lock on the tables. Every method blocks; all of them belong in one thread at a time.
 
@@ -116,7 +120,7 @@ class Database:
         try:
             with self.transaction(self._timeout_s) as connection:
                 return _read_changes(connection)
-        except (SQLAlchemyError, ExpiredError):
+        except FAILURES:
             return None
 
     def record_change(self, connection: Connection) -> int:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from service.audit import Entry, append_entry, current_actor
 from service.audit_file import AuditFile
-from service.database import LOCK_WAIT_S, Database, ExpiredError, OwnedError
+from service.database import FAILURES, LOCK_WAIT_S, Database, ExpiredError, OwnedError
 from service.errors import ApiError
 from service.migrations import NewerSchemaError
 from service.notifications import hear_changes
@@ -84,11 +83,7 @@ class Follower:
             where = self._database.where
             message = f"the registry in {where!r} belongs to a newer version: {error}; start that version"
             raise RuntimeError(f"{message}, or restore a backup") from error
-        except (
-            SQLAlchemyError,
-            ExpiredError,
-            UnicodeError,
-        ) as error:  # the last: a damaged file's bytes in SQLite's message
+        except FAILURES as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             where = self._database.where
             raise RuntimeError(f"the registry in {where!r} cannot be read: {reason}; check FUSION_DATABASE") from error
@@ -243,7 +238,7 @@ class Follower:
         except OwnedError as error:
             message = "The registry is in use by another server, or by this server's lost connection; try again."
             raise ApiError(503, message) from error
-        except (SQLAlchemyError, ExpiredError) as error:
+        except FAILURES as error:
             raise ApiError(503, f"The registry's database failed: {type(error).__name__}; {_SERVED}") from error
         except ApiError as error:  # the threads': too many calls wait, or one does for too long
             if self.outage is None:
@@ -256,7 +251,7 @@ class Follower:
             try:
                 with self._busy:
                     self._audit_file.follow(lambda: self._database.transaction(self._timeout_s))
-            except (SQLAlchemyError, ExpiredError, OSError) as error:  # the next change tries again
+            except (*FAILURES, OSError) as error:  # the next change tries again
                 log.error("the audit's file is not up to date: %s", type(error).__name__)
 
     def _replace(self, snapshot: Snapshot, connected: bool) -> None:

@@ -111,6 +111,19 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         Registry("mysql://somewhere/registry", timeout_s=5)
 
 
+async def test_a_file_that_is_damaged_under_a_server_is_503_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "registry.sqlite"
+    async with opened(f"sqlite:///{path}") as one:
+        with pytest.raises(ZeroDivisionError):  # which closes the connection, and with it the file
+            await one.transact(lambda _: 1 // 0)
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"CREATE TABLE adapters", b"CREATE TAB\xff\xff adapters"))
+        await refused(one.settle())
+        path.write_bytes(content)
+        await settle(one)
+        await one.add_version(version(1))
+
+
 async def refused(call: object) -> float:
     """Seconds until `call` was answered 503 with Retry-After."""
     start = time.monotonic()
