@@ -50,7 +50,9 @@ def write_backup(settings: Settings, target: Path, say: Say) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
         raise BackupError(f"no registry found at {url.database!r}: set FUSION_DATA or FUSION_DATABASE")
     target.mkdir(parents=True)
-    store = open_shared_store(settings, target) or Store(settings.data / ADAPTERS, budget_bytes=UNLIMITED)
+    store = open_shared_store(settings, target, only_reads=True) or Store(
+        settings.data / ADAPTERS, budget_bytes=UNLIMITED
+    )
     for _ in range(MAX_TRIES):
         revision, counts, digests = _dump(url, target / ROWS, say)
         say(f"registry: {sum(counts.values())} rows of {len(counts)} tables")

@@ -23,7 +23,7 @@ from obstore.store import S3Store
 
 from adapters import Entry
 from service.settings import SettingsError
-from service.shared_store import CLOCK, other_registry
+from service.shared_store import CLOCK, DamagedEntryError, other_registry
 from service.sources.credentials import SETTING, Credentials, find_credentials, read_credentials
 from service.sources.locations import parse_place
 from service.sources.objects import open_s3
@@ -47,10 +47,6 @@ class BucketError(OSError):
 
     def __init__(self, place: str, fault: str) -> None:
         super().__init__(f"{place}: {fault}")
-
-
-class _DamagedError(Exception):
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +144,7 @@ class BucketRemote:
         return True
 
     def fetch(self, key: str, folder: Path) -> bool:
-        """Copy the entry into `folder`, every file compared with its digest and size; False when it is not there, or
-        damaged, and then it is removed.
-        """
+        """Copy the entry into `folder`, every file compared with its digest and size; False when it is not there."""
         try:
             with self._bucket.ask() as store:
                 try:
@@ -161,10 +155,8 @@ class BucketRemote:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     self._download(store, key, file, folder / name)
                 obstore.put(store, self._path(key, USED), b"")
-        except (_DamagedError, FileNotFoundError) as error:
-            log.error("%s in %s is damaged and is removed: %s", key[:12], self._bucket.place, error or "a file is gone")
-            self.remove(key)
-            return False
+        except FileNotFoundError as error:
+            raise DamagedEntryError("a file is gone") from error
         return True
 
     def publish(self, key: str, folder: Path) -> None:
@@ -224,19 +216,19 @@ class BucketRemote:
         return posixpath.join(self._folder, *parts)
 
     def _read_manifest(self, store: S3Store, key: str) -> dict[str, _File]:
-        """The entry's files by their path in it; `_DamagedError` for what `publish` does not write."""
+        """The entry's files by their path in it; `DamagedEntryError` for what `publish` does not write."""
         answer = obstore.get(store, self._path(key, MANIFEST))
         if answer.meta["size"] > MAX_MANIFEST_BYTES:
-            raise _DamagedError(f"its manifest has over {MAX_MANIFEST_BYTES} bytes")
+            raise DamagedEntryError(f"its manifest has over {MAX_MANIFEST_BYTES} bytes")
         try:
             files = {name: _File(**file) for name, file in json.loads(bytes(answer.bytes())).items()}
             is_good = 0 < len(files) <= MAX_FILES and all(_is_plain(name) and _is_file(f) for name, f in files.items())
         except (ValueError, TypeError, AttributeError):
             is_good = False
         if not is_good:
-            raise _DamagedError("its manifest cannot be read")
+            raise DamagedEntryError("its manifest cannot be read")
         if (total := sum(file.bytes for file in files.values())) > self._budget_bytes:
-            raise _DamagedError(f"it has {total} bytes, over FUSION_STORE_BYTES")
+            raise DamagedEntryError(f"it has {total} bytes, over FUSION_STORE_BYTES")
         return files
 
     def _download(self, store: S3Store, key: str, file: _File, target: Path) -> None:
@@ -248,7 +240,7 @@ class BucketRemote:
                 digest.update(part)
                 out.write(part)
         if digest.hexdigest() != file.sha256:
-            raise _DamagedError(f"{target.name} is not what its digest says")
+            raise DamagedEntryError(f"{target.name} is not what its digest says")
 
 
 def _is_plain(name: str) -> bool:

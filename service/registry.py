@@ -65,8 +65,11 @@ class Registry(Follower):
         return self.snapshot.needed
 
     def is_needed(self, digest: str) -> bool:
-        """Whether an adapter's files are needed: it has a name, a profile version pins it, or nobody knows yet."""
-        return not self.is_current or digest in self.ranks or digest in self.snapshot.pins
+        """Whether an adapter's files are needed: it has a name, a profile version pins it, or nobody knows: what the
+        database holds is not known yet, or a row that cannot be read may name them, and be mended.
+        """
+        known = self.is_current and not self.snapshot.may_hide_adapters
+        return not known or digest in self.ranks or digest in self.snapshot.pins
 
     def pinning_profiles(self, digest: str) -> list[str]:
         """Profiles with any version that pins the adapter `digest`, by registered name."""

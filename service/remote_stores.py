@@ -18,7 +18,12 @@ def open_bucket(settings: Settings) -> Bucket:
 
 
 def open_shared_store(
-    settings: Settings, local: Path, folder: str = "adapters", *, budget_bytes: int = UNLIMITED
+    settings: Settings,
+    local: Path,
+    folder: str = "adapters",
+    *,
+    budget_bytes: int = UNLIMITED,
+    only_reads: bool = False,
 ) -> SharedStore | None:
     """What replicas share under the name `folder`, copied to `local` when it is used; None for a server alone."""
     if not settings.store:
@@ -28,4 +33,4 @@ def open_shared_store(
         remote = BucketRemote(open_bucket(settings), folder, budget_bytes=budget_bytes)
     else:
         remote = FolderRemote(Path(settings.store, folder), budget_bytes=budget_bytes)
-    return SharedStore(local / folder, remote, budget_bytes=budget_bytes)
+    return SharedStore(local / folder, remote, budget_bytes=budget_bytes, only_reads=only_reads)

@@ -57,7 +57,7 @@ def follow(service: FusionService) -> Iterator[None]:
     def let_go(before: Snapshot, after: Snapshot) -> None:
         for profile in before.profiles.keys() - after.profiles.keys():
             service.metrics.forget(profile)
-        gone = before.needed - after.needed
+        gone = set() if after.may_hide_adapters else before.needed - after.needed
         for digest in gone:
             service.pool.forget(digest)
         if gone:
@@ -91,9 +91,6 @@ async def _collect(service: FusionService) -> None:
                 continue
             # In turn, so that no replica registers an adapter while its files go.
             async with enter(service.catalog.write_lock, wait_s, "other changes"), service.registry.change():
-                snapshot = service.registry.snapshot
-                if snapshot.damaged_adapters or snapshot.damaged_versions:  # a row that cannot be read may name them
-                    continue
                 unneeded = [key for key in idle if not service.registry.is_needed(key)]
                 await run(store.withdraw, unneeded[:MAX_COLLECTED])
         except (ApiError, OSError) as error:

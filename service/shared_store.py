@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,10 @@ class SharedStoreError(ApiError):
         )
 
 
+class DamagedEntryError(Exception):
+    """An entry is not what was published, as far as this reading shows; the message says what is wrong."""
+
+
 class Remote(Protocol):
     """The place that all replicas see. Entries appear whole or not at all. OSError when the place fails."""
 
@@ -46,7 +51,10 @@ class Remote(Protocol):
         """Whether the entry is there; marks it as used now."""
 
     def fetch(self, key: str, folder: Path) -> bool:
-        """Copy the entry into `folder`, which is empty, and mark it as used now; False when it is not there."""
+        """Copy the entry into `folder`, which is empty, and mark it as used now; False when it is not there.
+
+        DamagedEntryError where it can be seen to be damaged.
+        """
 
     def publish(self, key: str, folder: Path) -> None:
         """Make `folder` the entry `key`, unless there is one."""
@@ -109,9 +117,13 @@ class _MissingError(Exception):
 class SharedStore(Store):
     """A store of this server's own, backed by a `Remote`."""
 
-    def __init__(self, root: str | os.PathLike[str], remote: Remote, *, budget_bytes: int) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], remote: Remote, *, budget_bytes: int, only_reads: bool = False
+    ) -> None:
+        """`only_reads`: what is damaged in the shared place is left there, too."""
         super().__init__(root, budget_bytes=budget_bytes)
         self._remote = remote
+        self._only_reads = only_reads
         self._evict_after = 0.0
 
     def fetch(self, key: str) -> Path | None:
@@ -120,21 +132,34 @@ class SharedStore(Store):
         `SharedStoreError` when that place fails; OSError when the disk here is full.
         """
 
-        def copy(folder: Path) -> None:
-            if not self._remote.fetch(key, folder):
-                raise _MissingError
-            if not is_whole(folder):
-                self._remote.remove(key)  # whoever makes it next publishes it anew
-                raise _MissingError
-
         try:
-            return self.land(key, copy)
+            return self.land(key, partial(self._copy, key))
         except _MissingError:
             return None
         except OSError as error:
             if error.errno in FULL:  # of the disk here: the shared place is only read
                 raise
             raise SharedStoreError(error) from error
+
+    def _copy(self, key: str, folder: Path) -> None:
+        """Fill `folder` with the entry; _MissingError when it is not there, or damaged there, and then it is removed:
+        whoever makes it next publishes it anew. Judged by two readings, since one may fail by itself.
+        """
+        for _ in range(2):
+            try:
+                if not self._remote.fetch(key, folder):
+                    raise _MissingError
+                if is_whole(folder):
+                    return
+                fault = "its files are not as they were written"
+            except DamagedEntryError as error:
+                fault = str(error)
+            shutil.rmtree(folder)
+            folder.mkdir()
+        log.error("%s in the shared store is damaged: %s", key[:12], fault)
+        if not self._only_reads:
+            self._remote.remove(key)
+        raise _MissingError
 
     def publish(self, key: str) -> None:
         """Copy `key`, if it is here, to the shared place, if it is not there; `SharedStoreError` when that fails."""

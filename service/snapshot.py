@@ -95,6 +95,11 @@ class Snapshot:
         """Digests of all adapters that have a name or are pinned by a profile version."""
         return {*self.ranks, *self.pins}
 
+    @property
+    def may_hide_adapters(self) -> bool:
+        """Whether there are rows that cannot be read and may name, or pin, any adapter."""
+        return bool(self.damaged_adapters or self.damaged_versions)
+
     def is_last(self, record: AdapterRecord, within: str | None = None) -> bool:
         """Whether no other name than this record's has its content: of any tenant, or of the one `within`."""
         others = (r for r in self.adapters.values() if r.digest == record.digest and r.key != record.key)

@@ -276,7 +276,5 @@ def _make_pool(
 
 async def delete_orphans(service: FusionService) -> None:
     """Delete the files of adapters without a record, as a server leaves them that is killed before it adds one."""
-    snapshot = service.registry.snapshot
-    if not snapshot.damaged_adapters and not snapshot.damaged_versions:  # a row that cannot be read may name them
-        entries = await service.threads.files.run(service.materializer.sources.entries)
-        await service.files.delete_unneeded([entry.key for entry in entries])
+    entries = await service.threads.files.run(service.materializer.sources.entries)
+    await service.files.delete_unneeded([entry.key for entry in entries])

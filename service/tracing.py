@@ -5,8 +5,8 @@ A trace begins where the client's does (`traceparent`) and goes on inside vLLM, 
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -75,9 +75,22 @@ class Traces:
         os.environ[f"{PREFIX}TRACES_ENDPOINT"] = collector.endpoint
         os.environ[f"{PREFIX}TRACES_PROTOCOL"] = collector.protocol
 
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        """A span around the block, a child of the request's; nothing while traces are off."""
-        return nullcontext() if self.provider is None else self._tracer.start_as_current_span(name)
+    @contextmanager
+    def span(self, name: str) -> Iterator[Any]:
+        """A span around the block, a child of the request's; nothing while traces are off.
+
+        Of an error it has the status or type alone: messages quote what clients have sent.
+        """
+        if self.provider is None:
+            yield
+            return
+        with self._tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
+            try:
+                yield span
+            except Exception as error:
+                span.set_status(trace.StatusCode.ERROR)
+                span.set_attribute("error.type", str(getattr(error, "status", type(error).__name__)))
+                raise
 
     def describe(self, **attributes: str) -> None:
         """Put attributes, as `fusion.NAME`, on the span that is being made."""

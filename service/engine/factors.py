@@ -58,7 +58,7 @@ def _divide(b: list[torch.Tensor], rank: int) -> tuple[Part, ...]:
     parts, start = list[Part](), 0
     for i, factor in enumerate(b):
         coordinates, outputs = slice(i * rank, (i + 1) * rank), slice(start, start + len(factor))
-        parts.append(Part(coordinates, outputs, factor.t().contiguous()))
+        parts.append(Part(coordinates, outputs, _copy_transposed(factor)))
         start += len(factor)
     if rank >= WIDE_RANK or len(parts) == 1:
         return tuple(parts)
@@ -81,4 +81,9 @@ def may_overflow(a: torch.Tensor) -> bool:
 def pack_embedding(b: torch.Tensor, slot: int) -> torch.Tensor | None:
     """B transposed, [rank, d], of an embedding in `slot` of [slots, 1, d, rank]; None when the adapter lacks it."""
     used = b[slot, 0].any(dim=0).nonzero()
-    return b[slot, 0, :, : int(used.max()) + 1].t().contiguous() if used.numel() else None
+    return _copy_transposed(b[slot, 0, :, : int(used.max()) + 1]) if used.numel() else None
+
+
+def _copy_transposed(b: torch.Tensor) -> torch.Tensor:
+    """B transposed, in memory of its own: `contiguous` copies no single column, and the slot has others' later."""
+    return b.t().clone(memory_format=torch.contiguous_format)

@@ -37,21 +37,17 @@ class SlotWaits:
         self._next = 0.0
 
     def find_late(self, running: Iterable[Any], waiting: Iterable[Any], slots: int) -> list[str]:
-        """The ids of vLLM's requests in `waiting` that have waited for one of the `slots` for too long, none of them
-        answered in part; those in `running` have them.
+        """The ids of vLLM's requests in `waiting` that have waited for one of the `slots` for too long, those among
+        them that were preempted within their answer; those in `running` have them.
         """
         now = time.monotonic()
         if now < self._next:
             return []
         self._next = now + PERIOD_S
         adapters = {request.lora_request.lora_int_id for request in running if request.lora_request}
-        fresh = {
-            request.request_id: request.lora_request.lora_int_id
-            for request in waiting
-            if request.lora_request and not request.num_output_tokens
-        }
-        blocked = {id_ for id_, adapter in fresh.items() if len(adapters) >= slots and adapter not in adapters}
-        self._since = {id_: self._since.get(id_, now) for id_ in fresh if id_ in blocked or id_ in self._since}
+        wanted = {request.request_id: request.lora_request.lora_int_id for request in waiting if request.lora_request}
+        blocked = {id_ for id_, adapter in wanted.items() if len(adapters) >= slots and adapter not in adapters}
+        self._since = {id_: self._since.get(id_, now) for id_ in wanted if id_ in blocked or id_ in self._since}
         return [id_ for id_ in blocked if now - self._since[id_] >= self._limit_s]
 
 

@@ -20,7 +20,6 @@ LOADED_STATES = ("loading", "warm")
 
 async def find_status(service: "FusionService", names: Names, version: ProfileVersion) -> FusionStatus:
     """The status of a profile version; of one that is damaged, why."""
-    made = await service.scorecards.find_newest(version.digest, names.tenant)
     uses = service.metrics.uses
     used = uses.find_last(names.tenant, version.digest)
     status = FusionStatus(
@@ -36,7 +35,7 @@ async def find_status(service: "FusionService", names: Names, version: ProfileVe
         evicted=None,
         eta_s=None,
         last_used=None if used is None else datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds"),
-        evidence_age_s=None if made is None else (datetime.now(UTC) - datetime.fromisoformat(made)).total_seconds(),
+        evidence_age_s=await _find_evidence_age(service, version.digest, names.tenant),
     )
     try:
         fusion = names.resolve_profile(version)
@@ -55,6 +54,17 @@ async def find_status(service: "FusionService", names: Names, version: ProfileVe
     status.mode = "built" if placement.kind == "build" else "mixed"
     status.eta_s = estimate_wait(service.metrics, placement.kind, state)
     return status.model_copy(update={"state": state})
+
+
+async def _find_evidence_age(service: "FusionService", digest: str, tenant: str) -> float | None:
+    """Seconds since the newest scorecard was made; None without one, or where the database does not say: all else is
+    known without it, and asked for when it is away.
+    """
+    try:
+        made = await service.scorecards.find_newest(digest, tenant)
+        return None if made is None else (datetime.now(UTC) - datetime.fromisoformat(made)).total_seconds()
+    except (ApiError, ValueError, TypeError):  # the last two for a time that is none, or in no zone
+        return None
 
 
 def estimate_wait(metrics: Metrics, kind: Kind, state: str) -> float | None:

@@ -1,8 +1,11 @@
 """Changes at the same time: none is lost, none waits for another's build, and no files go while they are needed."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from adapters import AdapterError, fuse
 from service import materializer
 from service.errors import ApiError
+from service.replicas import follow
 from tests.service.conftest import World
 from tests.service.shops import Shop
 from tests.service.test_catalog import shop  # noqa: F401 - a fixture
@@ -109,6 +113,32 @@ async def test_files_of_one_adapter_under_two_names_stay_while_the_second_is_add
     assert stocked.sources.get(digest) is not None
     await stocked.catalog.remove("alias")
     assert stocked.sources.get(digest) is None
+
+
+async def test_an_adapter_whose_row_is_damaged_under_a_server_keeps_its_files(stocked: Shop) -> None:
+    registry, digest = stocked.profiles.registry, stocked.profiles.registry.adapters["wide"].digest
+    await stocked.catalog.add("third", stocked.root / "third")
+    third = registry.adapters["third"].digest
+    service: Any = SimpleNamespace(
+        registry=registry, files=stocked.profiles.files, pool=stocked.profiles.pool, metrics=stocked.profiles.metrics
+    )
+
+    async def reread(change: str) -> None:
+        with closing(sqlite3.connect(stocked.root.parent / "registry.sqlite")) as database, database:
+            database.execute(change)
+        with pytest.raises(ZeroDivisionError):  # which closes the connection
+            await registry.transact(lambda _: 1 // 0)
+        await registry.settle()
+        await asyncio.sleep(0.3)  # what is let go of goes in the background
+
+    with follow(service):
+        await reread("UPDATE adapters SET created = 'x' || created WHERE name = 'wide'")
+        assert "wide" in registry.snapshot.damaged_adapters
+        await reread("DELETE FROM adapters WHERE name = 'third'")
+        assert stocked.sources.get(third) is not None, "the damaged row may have named it"
+        await reread("UPDATE adapters SET created = substr(created, 2) WHERE name = 'wide'")
+    assert stocked.sources.get(digest) is not None
+    assert registry.adapters["wide"].digest == digest
 
 
 async def test_of_two_additions_of_one_adapter_the_one_that_fails_takes_no_files_along(stocked: Shop) -> None:

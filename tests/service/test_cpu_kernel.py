@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from vllm.lora.layers import LoRAMapping
 
 from service.engine.cpu_kernel import BLOCK, CHUNK, WIDTH, add_update, cut
-from service.engine.factors import WIDE_RANK, pack
+from service.engine.factors import WIDE_RANK, pack, pack_embedding
 from service.engine.punica import MixedPunicaCPU
 from service.engine.rows import RowStore
 
@@ -135,3 +135,15 @@ def test_inputs_that_are_not_the_steps_tokens_go_to_matrix_products() -> None:
     assert not fits(torch.zeros(3, 6), x, blocks)
     assert not fits(y, torch.zeros(6, 3).t(), blocks)
     assert not fits(y.half(), x, blocks)
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_packed_has_memory_of_its_own(rank: int, dtype: torch.dtype) -> None:
+    a, b = torch.ones(1, 1, rank, 4, dtype=dtype), torch.ones(1, 1, 3, rank, dtype=dtype)
+    packed, embedding = pack((a,), (b,), (3,), 0), pack_embedding(b, 0)
+    assert packed is not None
+    assert embedding is not None
+    a.zero_(), b.zero_()
+    for tensor in (packed.a, *(part.b_t for part in packed.parts), embedding):
+        assert bool(tensor.all()), "the next adapter in the slot would change it"

@@ -14,6 +14,8 @@ from service.settings import Settings, SettingsError
 from service.shared_store import FolderRemote, SharedStore, SharedStoreError, claim_folder
 from tests.service.replicas import Replica, filled_pair as filled_pair
 
+KEY = "0" * 64
+
 
 def write_bytes(count: int, folder: Path) -> None:
     (folder / "file").write_bytes(bytes(count))
@@ -51,6 +53,36 @@ def test_the_shared_place_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.M
     assert shared.nbytes <= 2000
     assert shared.entries()[-1].key == f"{3:064x}"
     assert len(store.entries()) == 4
+
+
+class Flaky(FolderRemote):
+    """A folder of which so many readings go wrong."""
+
+    faults = 0
+
+    def fetch(self, key: str, folder: Path) -> bool:
+        found = super().fetch(key, folder)
+        if self.faults:
+            self.faults -= 1
+            (folder / "file").write_bytes(b"garbled")
+        return found
+
+
+@pytest.mark.parametrize(("faults", "only_reads", "stays"), [(1, False, True), (2, False, False), (2, True, True)])
+def test_an_entry_goes_when_two_readings_are_wrong_and_never_from_who_only_reads(
+    tmp_path: Path, faults: int, only_reads: bool, stays: bool
+) -> None:
+    shared = tmp_path / "shared" / KEY
+    maker = SharedStore(tmp_path / "1", Flaky(tmp_path / "shared", budget_bytes=2**40), budget_bytes=2**40)
+    maker.land(KEY, partial(write_bytes, 7))
+    maker.publish(KEY)
+    remote = Flaky(tmp_path / "shared", budget_bytes=2**40)
+    remote.faults = faults
+    store = SharedStore(tmp_path / "2", remote, budget_bytes=2**40, only_reads=only_reads)
+    found = store.fetch(KEY)
+    assert shared.exists() == stays
+    assert (found is not None) == (faults == 1)
+    assert found is None or (found / "file").read_bytes() == bytes(7)
 
 
 def test_a_folder_that_fails_is_no_folder_without_the_entry(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_who_waits_for_a_slot_for_too_long_is_found(monkeypatch: pytest.MonkeyPa
     clock[0] += PERIOD_S / 2
     assert waits.find_late(running, waiting, 2) == []  # not yet looked at again
     clock[0] += PERIOD_S
-    assert waits.find_late(running, [*waiting, request("new", 5)], 2) == ["other"]
+    assert waits.find_late(running, [*waiting, request("new", 5)], 2) == ["other", "begun"]
     clock[0] += 3 + PERIOD_S
     assert waits.find_late(running, [request("new", 5)], 2) == ["new"]
     clock[0] += 3 + PERIOD_S

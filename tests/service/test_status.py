@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from service.errors import ApiError
+from service.scorecards import Scorecards
 from tests.service.tenancy import ACME, GLOBEX, Tenancy, ask, put, stocked as stocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
@@ -67,6 +69,27 @@ async def test_evidence_is_as_old_as_the_newest_scorecard_that_the_tenant_sees(s
     public = (await ask(stocked, ACME, "plain")).headers["x-fusion-digest"]
     await stocked.client(ACME, "deployer").post(f"/v1/scorecards/{public}", json={"harm": 0})
     assert (await stocked.client(GLOBEX, "user").get("/v1/fusions/plain/status")).json()["evidence_age_s"] is None
+
+
+async def test_all_but_the_evidence_is_known_while_the_database_is_away(
+    stocked: Tenancy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = (await ask(stocked, ACME, "both")).headers["x-fusion-digest"]
+    client = stocked.client(ACME, "deployer")
+    assert (await client.post(f"/v1/scorecards/{digest}", json={"harm": 0})).status_code == 201
+    whole = (await client.get("/v1/fusions/both/status")).json()
+
+    async def fail(*_: object) -> object:
+        raise ApiError(503, "The registry's database does not answer.")
+
+    async def find_odd(*_: object) -> str:
+        return "2026-11-28T10:00:00"
+
+    for fault in (fail, find_odd):
+        monkeypatch.setattr(Scorecards, "find_newest", fault)
+        answer = await client.get("/v1/fusions/both/status")
+        assert answer.status_code == 200
+        assert answer.json() == whole | {"evidence_age_s": None, "last_used": answer.json()["last_used"]}
 
 
 async def test_what_failed_says_why(stocked: Tenancy) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 
+from service.errors import ApiError
 from service.tracing import Collector, Traces, TraceSettingError, find_collector, traced, traces
 from tests.conftest import Server
 from tests.otlp import OtlpCollector, run_collector
@@ -63,6 +64,25 @@ def test_spans_arrive_over_grpc_too(monkeypatch: pytest.MonkeyPatch) -> None:
         (inner, found) = collector.wait_for(f"{outer.get_span_context().trace_id:032x}", lambda spans: len(spans) == 2)
     assert (inner.name, found.name, inner.parent_span_id) == ("inner", "outer", found.span_id)
     assert [(a.key, a.value.string_value) for a in inner.attributes] == [("fusion.mode", "mixed")]
+
+
+def test_the_span_of_an_error_has_nothing_of_what_a_client_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"):
+        monkeypatch.setenv(name, "")
+    own = Traces()
+    monkeypatch.setattr(trace, "set_tracer_provider", lambda _: None)  # of the whole process
+    monkeypatch.setattr("service.tracing.set_global_response_propagator", lambda _: None)
+    with run_collector() as collector:
+        own.start(Collector(f"{collector.url}/v1/traces", "http/protobuf"))
+        with pytest.raises(ApiError), own.span("resolve") as span:
+            raise ApiError(404, "There is no model 'lf-0123456789ab-a-secret'.")
+        assert own.provider is not None
+        own.provider.shutdown()
+        (found,) = collector.wait_for(f"{span.get_span_context().trace_id:032x}", bool)
+    assert [(a.key, a.value.string_value) for a in found.attributes] == [("error.type", "404")]
+    assert found.status.code == found.status.STATUS_CODE_ERROR
+    assert not found.events
+    assert b"lf-0123456789ab" not in found.SerializeToString()
 
 
 def check_tree(spans: list[Any], root: str) -> dict[str, str]:
