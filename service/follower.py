@@ -86,7 +86,9 @@ class Follower:
         except FAILURES as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             where = self._database.where
-            raise RuntimeError(f"the registry in {where!r} cannot be read: {reason}; check FUSION_DATABASE") from error
+            more = " and its disk, or restore a backup" if where.startswith("sqlite") else ""
+            message = f"the registry in {where!r} cannot be read: {reason}; check FUSION_DATABASE{more}"
+            raise RuntimeError(message) from error
 
     @property
     def identity(self) -> str:

@@ -179,12 +179,14 @@ class Intake:
         verdict = await self._policy.check(fusion, caller, path=scope["path"])
         metered.receipt = self._receipts.begin(scope, raw, body, fusion, caller, verdict)
         if fusion is None and not scope["path"].endswith(COMPUTES_NOTHING):
-            self._record_floors(None)
+            self._record_floors(None, is_allowed=not verdict.exempt)
 
-    def _record_floors(self, fusion: Fusion | None) -> None:
-        """Count which weights the adapters have that the policy demands a least one of."""
+    def _record_floors(self, fusion: Fusion | None, *, is_allowed: bool = False) -> None:
+        """Count which weights the adapters have that the policy demands a least one of; `is_allowed` says that the
+        rule on the base lets the caller have it alone.
+        """
         for adapter, weight in self._policy.floor_weights.find(fusion).items():
-            self._metrics.record_floor(adapter, weight)
+            self._metrics.record_floor(adapter, weight, is_allowed=is_allowed)
 
     def _prepare_base(self, body: dict[str, Any], raw: bytes) -> bytes:
         """The body for vLLM of a request for the base, which knows one name."""

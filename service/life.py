@@ -43,6 +43,7 @@ async def keep_service(settings: Settings, front: Front, pulse: Pulse) -> None:
     async with AsyncExitStack() as stack:
         registry = await asyncio.to_thread(stack.enter_context, startup.open_registry(settings))
         metrics = startup.Metrics()
+        metrics.ready.set_function(lambda: front.readiness()["ready"])
         row, ready_at = 0, 0.0
         while True:
             reason = ""

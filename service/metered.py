@@ -142,7 +142,9 @@ class MeteredSend:
             self._metrics.gaps.observe(self._series, gap_s, tokens)
 
     def refuse(self, message: str) -> None:
-        """Answer 503 with this message, if the answer has not begun."""
+        """Answer 503 with this message, if the answer has not begun: the engine's batch has no slot or row for it."""
+        if self._refusal is None:
+            self._metrics.record_refusal("engine")
         self.answer_with(ApiError(503, message))
 
     def answer_with(self, error: ApiError) -> None:

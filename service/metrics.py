@@ -44,6 +44,7 @@ class Metrics:
         self.requests = counter("fusion_requests", "Requests, by profile and status", "profile", "status")
         self.tokens = counter("fusion_tokens", "Tokens, by profile and kind", "profile", "kind")
         self.overflows = counter("fusion_nonfinite_requests", "Requests ended because their numbers overflowed")
+        self.ready = Gauge("fusion_ready", "1, or 0 while no request is answered: see /readyz", registry=registry)
         self.registry = Gauge(
             "fusion_registry_current", "1, or 0 while the registry's database does not answer", registry=registry
         )
@@ -100,7 +101,7 @@ class Metrics:
         """Set how many stacks or builds the engine holds."""
         self.resident.labels(kind).set(count)
 
-    def record_refusal(self, reason: Literal["queue", "timeout", "client", "limit"]) -> None:
+    def record_refusal(self, reason: Literal["queue", "timeout", "client", "limit", "engine"]) -> None:
         """Count a request that was refused because there is no room for it now."""
         self.refusals.labels(reason).inc()
 
@@ -118,10 +119,10 @@ class Metrics:
         self._floors.labels(adapter).set(at_least)
         self._misses.labels(adapter)
 
-    def record_floor(self, adapter: str, weight: float) -> None:
-        """Count the least weight that an adapter with a floor has in an answer."""
+    def record_floor(self, adapter: str, weight: float, *, is_allowed: bool = False) -> None:
+        """Count the least weight that an adapter with a floor has in an answer; `is_allowed` by another rule."""
         self._floor_weights.observe(adapter, weight)
-        if weight < self._demanded.get(adapter, weight) - TOLERANCE:
+        if not is_allowed and weight < self._demanded.get(adapter, weight) - TOLERANCE:
             self._misses.labels(adapter).inc()
 
     def begin_lease(self, kind: str, key: str, vector: str, tenant: str = "") -> Callable[[], None]:

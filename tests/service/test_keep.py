@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from service import life, startup
 from service.life import EngineLostError, keep_service
+from service.metrics import Metrics
 from service.settings import Settings
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
@@ -39,6 +41,7 @@ class World:
         self.patient = True
         self.faults: dict[int, Exception] = {}
         self.changed = asyncio.Event()
+        self.series = CollectorRegistry()
 
     @contextmanager
     def open_registry(self, settings: Settings) -> Iterator[Any]:
@@ -56,6 +59,14 @@ class World:
             raise self.faults[service.number]
         yield service
         self.events.append(f"closed {service.number}")
+
+    def readiness(self) -> dict[str, Any]:
+        return {"ready": bool(self.services) and self.services[-1].alive}
+
+    @property
+    def is_ready(self) -> float | None:
+        """As Prometheus sees it."""
+        return self.series.get_sample_value("fusion_ready")
 
     def start(self, service: Service) -> None:
         self.events.append(f"start {service.number}")
@@ -81,7 +92,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(life, "PAUSE_S", 0.05)
     monkeypatch.setattr(startup, "open_registry", world.open_registry)
     monkeypatch.setattr(startup, "open_service", world.open_service)
-    monkeypatch.setattr(startup, "Metrics", lambda: "metrics")
+    monkeypatch.setattr(startup, "Metrics", lambda: Metrics(world.series))
     return world
 
 
@@ -92,7 +103,9 @@ def keep(world: Any) -> asyncio.Task[None]:
 async def test_a_dead_engine_is_replaced_under_one_registry(world: World) -> None:
     task = keep(world)
     await world.die()
+    assert world.is_ready == 0
     await world.changed.wait()
+    assert world.is_ready == 1
     assert world.events == ["start 1", "closed 1", "the engine died; restarting, attempt 2 of 3", "start 2"]
     assert world.held == 1
     assert not world.patient

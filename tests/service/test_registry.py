@@ -105,7 +105,7 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         file.execute("CREATE TABLE quite_a_long_name (x)")
     content = (tmp_path / "schema.sqlite").read_bytes()
     (tmp_path / "schema.sqlite").write_bytes(content.replace(b"TABLE quite", b"TAB\xff\xff quite"))
-    with pytest.raises(RuntimeError, match=r"the registry in 'sqlite:.*' cannot be read: .*; check FUSION_DATABASE"):
+    with pytest.raises(RuntimeError, match=r"the registry in 'sqlite:.*' cannot be read: .*, or restore a backup"):
         Registry(f"sqlite:///{tmp_path / 'schema.sqlite'}", timeout_s=5)
     with pytest.raises(ValueError, match="cannot be kept in 'mysql': expected sqlite or postgresql"):
         Registry("mysql://somewhere/registry", timeout_s=5)

@@ -113,6 +113,14 @@ def test_the_least_weight_that_ran_is_counted_also_of_those_no_rule_is_about(
     assert value(guarded, "fusion_floor_misses_total", adapter="a") == (least < 0.5)
 
 
+@pytest.mark.parametrize(("role", "misses"), [("user", 0), ("admin", 1)])
+def test_the_base_alone_is_a_miss_only_of_whom_no_rule_is_about(guarded: Any, role: Any, misses: int) -> None:
+    guarded.caller = Caller("k", role)
+    assert guarded.post({"model": guarded.names.base, "messages": MESSAGES}, CHAT).status_code == 200
+    assert value(guarded, "fusion_floor_weight_count", adapter="a") == 1
+    assert value(guarded, "fusion_floor_misses_total", adapter="a") == misses
+
+
 def test_refusals_are_counted_by_rule(guarded: Any) -> None:
     guarded.caller = Caller("k", "user")
     for _ in range(2):

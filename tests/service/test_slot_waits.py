@@ -39,7 +39,7 @@ def test_who_waits_for_a_slot_for_too_long_is_found(monkeypatch: pytest.MonkeyPa
     clock[0] += PERIOD_S / 2
     assert waits.find_late(running, waiting, 2) == []  # not yet looked at again
     clock[0] += PERIOD_S
-    assert waits.find_late(running, [*waiting, request("new", 5)], 2) == ["other", "begun"]
+    assert {*waits.find_late(running, [*waiting, request("new", 5)], 2)} == {"other", "begun"}
     clock[0] += 3 + PERIOD_S
     assert waits.find_late(running, [request("new", 5)], 2) == ["new"]
     clock[0] += 3 + PERIOD_S
@@ -53,18 +53,20 @@ class Sent(list[Message]):
         self.append(message)
 
 
-def make_metered(sent: Sent) -> MeteredSend:
-    metered = MeteredSend(sent, Metrics(CollectorRegistry()), SimpleNamespace(profiles={}))  # type: ignore[arg-type]  # its profiles only
+def make_metered(sent: Sent, series: CollectorRegistry | None = None) -> MeteredSend:
+    metered = MeteredSend(sent, Metrics(series or CollectorRegistry()), SimpleNamespace(profiles={}))  # type: ignore[arg-type]  # its profiles only
     metered.may_wait, metered.headers = True, [(b"x-fusion-mode", b"built")]
     return metered
 
 
 @pytest.mark.anyio
 async def test_a_stream_that_got_no_slot_is_a_503_and_not_an_event() -> None:
-    metered = make_metered(sent := Sent())
+    metered = make_metered(sent := Sent(), series := CollectorRegistry())
     await metered(dict(START))
     assert sent == []
     metered.refuse(str(SlotsBusyError()))
+    metered.refuse(str(SlotsBusyError()))  # of another of its generations
+    assert series.get_sample_value("fusion_refusals_total", {"reason": "engine"}) == 1
     for text in (b"data: {}\n\n", b""):
         await metered({"type": "http.response.body", "body": text, "more_body": bool(text)})
     head, body = sent

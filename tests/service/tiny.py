@@ -22,6 +22,8 @@ ADAPTERS: Mapping[str, tuple[int, Sequence[str]]] = {
 }
 """Rank and modules of each; any two have modules in common."""
 GATE = "risk"
+GATE_MODULES = ("q_proj", "v_proj")
+"""Of all modules of the shipped base, a gate of rank 1 already has more bytes than one may have."""
 TEMPLATE = "{% for turn in messages %}{{ turn['content'] }} {% endfor %}"
 ENGINE = "--dtype float32 --max-model-len 256 --max-num-seqs 32"
 
@@ -81,7 +83,7 @@ def make_adapters(base: Path, name: str, folder: Path, *, strength: float) -> di
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    for seed, (adapter, (rank, modules)) in enumerate({**ADAPTERS, GATE: (1, SPLIT)}.items()):
+    for seed, (adapter, (rank, modules)) in enumerate({**ADAPTERS, GATE: (1, GATE_MODULES)}.items()):
         torch.manual_seed(100 + seed)
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(modules)))
