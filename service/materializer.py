@@ -91,14 +91,18 @@ class Materializer:
         try:
             adapter = self._read(digest)
         except (AdapterError, OSError) as error:
-            if getattr(error, "errno", None) in BUSY:
-                raise
-            self.damage[digest] = str(getattr(error, "strerror", None) or error)  # without a path of this machine
-            name = self.describe(digest)
-            message = f"The stored files of adapter {name!r} are damaged; delete and re-register it, or re-register"
-            raise ApiError(500, f"{message} the same files: {self.damage[digest]}.") from error
+            raise self._record_damage(digest, error) from error
         self.damage.pop(digest, None)
         return adapter
+
+    def _record_damage(self, digest: str, error: AdapterError | OSError) -> Exception:
+        """What to raise for files that cannot be read."""
+        if getattr(error, "errno", None) in BUSY:
+            return error
+        self.damage[digest] = str(getattr(error, "strerror", None) or error)  # without a path of this machine
+        name = self.describe(digest)
+        message = f"The stored files of adapter {name!r} are damaged; delete and re-register it, or re-register"
+        return ApiError(500, f"{message} the same files: {self.damage[digest]}.")
 
     def _read(self, digest: str) -> LoraAdapter:
         try:
@@ -125,7 +129,10 @@ class Materializer:
         entry = self.sources.fetch(digest)
         if entry is None:
             raise ApiError(500, f"The stored files of adapter {self.describe(digest)!r} are gone; re-register it.")
-        return load(entry / ADAPTER, lazy=True)
+        try:
+            return load(entry / ADAPTER, lazy=True)
+        except (AdapterError, OSError) as error:
+            raise self._record_damage(digest, error) from error
 
     def parents(self, fusion: Fusion) -> dict[str, LoraAdapter]:
         """The adapters that a fusion combines, by name."""

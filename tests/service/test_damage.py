@@ -233,6 +233,19 @@ def test_stored_adapters_that_have_changed_are_refused_and_mended(
     assert not w.materializer.damage
 
 
+def test_a_stored_header_that_cannot_be_read_is_damage_and_no_client_s_fault(world: Callable[..., World]) -> None:
+    w = world()
+    digest = w.adapters["a"].digest
+    entry = w.materializer.sources.get(digest)
+    assert entry is not None
+    weights = entry / WEIGHTS
+    weights.write_bytes(weights.read_bytes().replace(b'"dtype"', b'"dty\x01e"', 1))
+    with pytest.raises(ApiError, match=r"The stored files of adapter '.*' are damaged") as caught:
+        w.materializer.open(digest)
+    assert caught.value.status == 500
+    assert w.materializer.damage[digest]
+
+
 @pytest.mark.anyio
 @pytest.mark.usefixtures("time_limit")
 @pytest.mark.parametrize(("file", "damage"), [*DAMAGES, ("report.json", flip), ("checksums.json", Path.unlink)])
