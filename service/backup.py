@@ -8,15 +8,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, MetaData, NullPool, create_engine, inspect, select, text
+from sqlalchemy import Connection, NullPool, create_engine, inspect, select
 from sqlalchemy.engine import URL, make_url
 
 from adapters import AdapterError, Store, load
-from adapters.files import CHECKSUMS, is_whole
+from adapters.files import CHECKSUMS, is_whole, sync
 from service.audit import Actor, Entry, append_entry
+from service.backup_rows import PASSING, format_row, insert_rows, keep_bytes, read_rows
 from service.migrations import NewerSchemaError, check_known, find_revision, migrate
 from service.records import DamageError, now, read_adapter, read_version
 from service.remote_stores import UNLIMITED, open_shared_store
@@ -26,8 +28,6 @@ from service.tables import KEYS
 FORMAT, FIRST = 1, "0001"
 """Of backups, and of the schema that tables without migrations are brought to."""
 MANIFEST, ROWS, ADAPTERS = "backup.json", "registry.jsonl", "adapters"
-PASSING = ("alembic_version", "leases", "limit_shares")
-"""Tables of what is under way, and of the schema's version, which the manifest has."""
 RESTORER = Actor(role="operator", address="offline")
 MAX_TRIES = 3
 """How often a registry is read whose adapters are deleted meanwhile."""
@@ -81,6 +81,7 @@ def _dump(url: URL, file: Path, say: Say) -> tuple[str, dict[str, int], set[str]
     """Write all rows as they were at one moment; the schema's revision, rows by table, and digests of adapters."""
     engine = create_engine(url, poolclass=NullPool)
     is_sqlite = engine.dialect.name == "sqlite"
+    keep_bytes(engine)
     try:
         with engine.connect() as connection, file.open("w") as out:
             if is_sqlite:
@@ -88,22 +89,16 @@ def _dump(url: URL, file: Path, say: Say) -> tuple[str, dict[str, int], set[str]
             else:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             revision, counts, digests = find_revision(connection), dict[str, int](), set[str]()
-            for table, row in _read_rows(connection):
+            for table, row in read_rows(connection):
                 counts[table] = counts.get(table, 0) + 1
                 digests |= _list_digests(table, row, say)
-                out.write(json.dumps({"table": table, "row": row}) + "\n")
+                if any(isinstance(value, bytes) for value in row.values()):
+                    name = next(iter(row.values()))
+                    say(f"the row of {name!r} in {table} has bytes for text; it is backed up as it is")
+                out.write(format_row(table, row))
             return revision, counts, digests
     finally:
         engine.dispose()
-
-
-def _read_rows(connection: Connection) -> Iterator[tuple[str, dict[str, Any]]]:
-    metadata = MetaData()
-    metadata.reflect(connection)
-    for table in metadata.sorted_tables:
-        if table.name not in PASSING:
-            for row in connection.execute(table.select()).mappings():
-                yield table.name, dict(row)
 
 
 def _list_digests(table: str, row: dict[str, Any], say: Say) -> set[str]:
@@ -129,7 +124,12 @@ def _copy(store: Store, digest: str, target: Path, say: Say) -> bool:
         return False
     if source != target:
         target.parent.mkdir(exist_ok=True)
-        shutil.copytree(source, target)
+        try:
+            shutil.copytree(source, target)
+        except (FileNotFoundError, shutil.Error):
+            if source.exists():
+                raise
+            return False  # deleted meanwhile
     say(f"adapter {digest[:12]}: {sum(f.stat().st_size for f in target.rglob('*') if f.is_file())} bytes")
     return check_adapter(target, digest)
 
@@ -171,29 +171,25 @@ def restore_backup(settings: Settings, source: Path, say: Say) -> dict[str, Any]
     """Put a backup where the settings say, which must be empty; returns its manifest. BackupError."""
     manifest = read_manifest(source)
     say(f"the backup of {manifest['created']} is whole")
-    engine = create_engine(find_url(settings), poolclass=NullPool)
-    try:
-        with engine.begin() as connection:
-            if any(name not in PASSING for name in inspect(connection).get_table_names()):
-                where = engine.url.render_as_string(hide_password=True)
-                raise BackupError(f"the registry at {where!r} is not empty; nothing is overwritten: name another")
-            store = open_shared_store(settings, settings.data) or Store(
-                settings.data / ADAPTERS, budget_bytes=UNLIMITED
-            )
-            for digest in manifest["adapters"]:
-                folder = source / ADAPTERS / digest
-                store.land(digest, lambda entry, folder=folder: _fill(folder, entry))  # type: ignore[misc]  # one argument
-                store.publish(digest)
-                say(f"adapter {digest[:12]}")
-            # Only now, so that no server begins with rows without files.
-            migrate(connection, manifest["schema"] or FIRST)
-            _insert(connection, source / ROWS)
-            migrate(connection)
-            about = {"created": manifest["created"], "registry_sha256": manifest["registry_sha256"]}
-            append_entry(connection, Entry("registry.restore", "registry", after=about), RESTORER)
-            keys = connection.execute(select(KEYS.c.id).where(KEYS.c.revoked.is_(None))).all()
-    finally:
-        engine.dispose()
+    with _new_registry(find_url(settings)) as connection:
+        store = open_shared_store(settings, settings.data) or Store(settings.data / ADAPTERS, budget_bytes=UNLIMITED)
+        for digest in manifest["adapters"]:
+            folder = source / ADAPTERS / digest
+            store.land(digest, lambda entry, folder=folder: _fill(folder, entry))  # type: ignore[misc]  # one argument
+            store.publish(digest)
+            say(f"adapter {digest[:12]}")
+        # Only now, so that no server begins with rows without files.
+        migrate(connection, manifest["schema"] or FIRST)
+        insert_rows(connection, source / ROWS)
+        migrate(connection)
+        about = {"created": manifest["created"], "registry_sha256": manifest["registry_sha256"]}
+        append_entry(connection, Entry("registry.restore", "registry", after=about), RESTORER)
+        keys = connection.execute(select(KEYS.c.id).where(KEYS.c.revoked.is_(None))).all()
+    if settings.store:
+        say(
+            "it is the same registry as before, and takes out of FUSION_STORE what it does not need: while servers of "
+            "the old one run, as in a drill, start it with another FUSION_STORE"
+        )
     say(f"registry: {sum(manifest['rows'].values())} rows")
     if keys:
         since = f"revoke those again that have been revoked since {manifest['created']}"
@@ -201,23 +197,45 @@ def restore_backup(settings: Settings, source: Path, say: Say) -> dict[str, Any]
     return manifest
 
 
+@contextmanager
+def _new_registry(url: URL) -> Iterator[Connection]:
+    """A connection that fills the empty database at `url`: with all of it, or nothing. SQLite commits the first tables
+    before any row, so there a file beside it is filled and takes its place.
+    """
+    path = Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
+    target = url if path is None else url.set(database=f"{path}.restoring")
+    engine, known = create_engine(target, poolclass=NullPool), create_engine(url, poolclass=NullPool)
+    try:
+        if path is None or path.exists():
+            with known.connect() as connection:
+                if any(name not in PASSING for name in inspect(connection).get_table_names()):
+                    where = url.render_as_string(hide_password=True)
+                    raise BackupError(f"the registry at {where!r} is not empty; nothing is overwritten: name another")
+        if path is not None:
+            _remove_database(Path(f"{path}.restoring"))  # of one that was killed
+        with engine.begin() as connection:
+            yield connection
+        engine.dispose()
+        if path is not None:
+            _remove_database(path)
+            sync(Path(f"{path}.restoring"))
+            Path(f"{path}.restoring").rename(path)
+            sync(path.parent)
+    finally:
+        engine.dispose()
+        known.dispose()
+        if path is not None:
+            _remove_database(Path(f"{path}.restoring"))
+
+
+def _remove_database(path: Path) -> None:
+    """Remove a file of SQLite with what it keeps beside it."""
+    for end in ("", "-wal", "-shm", "-journal"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+
+
 def _fill(source: Path, entry: Path) -> None:
     shutil.copytree(source, entry, dirs_exist_ok=True)
-
-
-def _insert(connection: Connection, file: Path) -> None:
-    metadata = MetaData()
-    metadata.reflect(connection)
-    for table in reversed(metadata.sorted_tables):  # what a migration has put there
-        if table.name not in PASSING:
-            connection.execute(table.delete())
-    with file.open() as lines:
-        for line in lines:
-            content = json.loads(line)
-            connection.execute(metadata.tables[content["table"]].insert(), content["row"])
-    if connection.dialect.name == "postgresql" and "scorecards" in metadata.tables:
-        sequence = "pg_get_serial_sequence('scorecards', 'id')"
-        connection.execute(text(f"SELECT setval({sequence}, COALESCE((SELECT MAX(id) FROM scorecards), 0) + 1, false)"))
 
 
 def _hash(path: Path) -> str:

@@ -1,7 +1,6 @@
 """`lora-fusion backup` and `lora-fusion restore`: a server's adapters, profiles, scorecards, keys and audit."""
 
 import argparse
-import shutil
 import sys
 import tarfile
 import tempfile
@@ -11,8 +10,9 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from adapters.files import land_folder, sync
 from service.backup import MANIFEST, BackupError, restore_backup, write_backup
-from service.data_folder import hold_data_folder
+from service.data_folder import hold_data_folder, scratch_folder
 from service.errors import ApiError
 from service.settings import SettingsError, read_settings
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "lora-fusion") -> int
             with _new(path) as folder:
                 manifest = write_backup(settings, folder, _say)
         else:
-            with _opened(path) as folder, hold_data_folder(settings.data):
+            with hold_data_folder(settings.data), _opened(path, settings.data) as folder:
                 manifest = restore_backup(settings, folder, _say)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -70,25 +70,26 @@ def _new(path: Path) -> Iterator[Path]:
             with tarfile.open(tar, "x") as archive:
                 archive.add(folder, arcname="backup")
             tar.chmod(0o600)  # it has hashes of keys, and system prompts
+            sync(tar)
             tar.rename(path)
+            sync(path.parent)
         else:
             folder.chmod(0o700)
-            folder.rename(path)
+            land_folder(folder, path)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Path]:
-    """The folder of a backup; that of a .tar is unpacked for the block."""
+def _opened(path: Path, data: Path) -> Iterator[Path]:
+    """The folder of a backup; that of a .tar is unpacked in `data` for the block, since its own may be read-only."""
     if path.is_dir():
         yield path
         return
     if not path.is_file():
         raise BackupError(f"no backup found at {str(path)!r}: expected a folder with {MANIFEST}, or a .tar file of one")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".restore-") as scratch:
+    with scratch_folder(data, "restore") as scratch:  # whoever has the folder next removes what a kill leaves
         with tarfile.open(path, "r:") as archive:  # as it was written: not compressed
             archive.extractall(scratch, filter=_check_member)
-        yield Path(scratch, "backup")
-        shutil.rmtree(Path(scratch, "backup"), ignore_errors=True)
+        yield scratch / "backup"
 
 
 def _check_member(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 LOCK_WAIT_S = 10
 """A server that is just stopping releases its data folder within this."""
-SCRATCH_PREFIXES = ("proof", "export", "upload")
+SCRATCH_PREFIXES = ("proof", "export", "upload", "restore")
 
 
 @contextmanager

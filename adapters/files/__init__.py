@@ -5,7 +5,7 @@
 from adapters.files.archive import unpack_adapter
 from adapters.files.checksums import BUSY, CHECKSUMS, is_whole, write_checksums
 from adapters.files.json_text import LFS_POINTER
-from adapters.files.landing import atomic_folder, land_folder
+from adapters.files.landing import atomic_folder, land_folder, sync
 from adapters.files.layout import CONFIG, WEIGHTS
 from adapters.files.parts import join_parts
 from adapters.files.shipped import SHIPPED, adapter_path, shipped_adapter
@@ -23,6 +23,7 @@ __all__ = [
     "join_parts",
     "land_folder",
     "shipped_adapter",
+    "sync",
     "unpack_adapter",
     "write_checksums",
 ]

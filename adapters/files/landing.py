@@ -51,7 +51,7 @@ def land_folder(scratch: Path, out: str | os.PathLike[str], *, replace: bool = F
     target = Path(os.path.abspath(out))
     for folder, _, files in os.walk(scratch):
         for path in (*(Path(folder, file) for file in files), Path(folder)):
-            _sync(path)
+            sync(path)
     try:
         scratch.rename(target)
     except OSError as error:
@@ -60,7 +60,7 @@ def land_folder(scratch: Path, out: str | os.PathLike[str], *, replace: bool = F
         if not (replace and target.is_dir()):
             raise _exists_error(out) from error
         _swap(scratch, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -129,7 +129,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have what is written to a file, or which files a folder has, outlive a power cut; links are left alone."""
     if path.is_symlink() or not (path.is_file() or path.is_dir()):
         return  # a link's target is not ours, and opening a FIFO would wait
     handle = os.open(path, os.O_RDONLY)
