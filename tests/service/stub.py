@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, Gauge
 
 from service import front
 from service.data_folder import hold_data_folder
@@ -34,7 +35,10 @@ sys.meta_path.insert(0, Finder())
 
 
 class Metrics:
-    """Nothing is counted."""
+    """Nothing is counted but whether requests are answered."""
+
+    def __init__(self) -> None:
+        self.ready = Gauge("fusion_ready", "1 while requests are answered", registry=CollectorRegistry())
 
 
 class Engine:
