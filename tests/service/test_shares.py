@@ -217,7 +217,6 @@ async def test_replicas_share_a_limit_and_none_is_lost_while_they_live(postgres:
             servers = (one, two, three)
             counts = await asyncio.gather(*(server.count("tokens", 10, 40) for server in servers))
             assert 400 - 3 * 400 // shares_module.SPARE <= 10 * sum(counts) <= 400, counts
-            assert min(counts) > 0
             with pytest.raises(ApiError) as caught:
                 await one.account().take("tokens", 10)
             assert (caught.value.status, caught.value.headers["retry-after"]) == (429, "5")
