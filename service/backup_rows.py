@@ -22,7 +22,7 @@ class _BadText(bytes):
 
 
 def keep_bytes(engine: Engine) -> None:
-    """Have connections of SQLite give what is no text as bytes, and not fail."""
+    """Make SQLite connections return text that is not valid UTF-8 as bytes instead of raising."""
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", lambda driver, _: setattr(driver, "text_factory", _read_text))
 

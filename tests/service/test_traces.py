@@ -49,12 +49,17 @@ def test_nothing_is_traced_without_a_collector() -> None:
     assert not look()
 
 
-def test_spans_arrive_over_grpc_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Traces:
+    """Traces that leave those of the process alone."""
     for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"):
         monkeypatch.setenv(name, "")
-    own = Traces()
     monkeypatch.setattr(trace, "set_tracer_provider", lambda _: None)  # of the whole process
     monkeypatch.setattr("service.tracing.set_global_response_propagator", lambda _: None)
+    return Traces()
+
+
+def test_spans_arrive_over_grpc_too(own: Traces) -> None:
     with run_collector() as collector:
         own.start(Collector(collector.grpc_url, "grpc"))
         with own.span("outer") as outer, own.span("inner"):
@@ -66,16 +71,11 @@ def test_spans_arrive_over_grpc_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(a.key, a.value.string_value) for a in inner.attributes] == [("fusion.mode", "mixed")]
 
 
-def test_the_span_of_an_error_has_nothing_of_what_a_client_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"):
-        monkeypatch.setenv(name, "")
-    own = Traces()
-    monkeypatch.setattr(trace, "set_tracer_provider", lambda _: None)  # of the whole process
-    monkeypatch.setattr("service.tracing.set_global_response_propagator", lambda _: None)
+def test_the_span_of_an_error_has_nothing_of_what_a_client_sent(own: Traces) -> None:
     with run_collector() as collector:
         own.start(Collector(f"{collector.url}/v1/traces", "http/protobuf"))
         with pytest.raises(ApiError), own.span("resolve") as span:
-            raise ApiError(404, "There is no model 'lf-0123456789ab-a-secret'.")
+            raise ApiError(404, "No model is called 'lf-0123456789ab-a-secret'.")
         assert own.provider is not None
         own.provider.shutdown()
         (found,) = collector.wait_for(f"{span.get_span_context().trace_id:032x}", bool)
