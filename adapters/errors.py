@@ -10,6 +10,7 @@ FusionError (a ValueError)
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from typing import Any
 
 MAX_QUOTED = 120
 MAX_LEVELS, MAX_DIGITS = 4, 400
@@ -90,6 +91,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 class FusionError(ValueError):
     """Base of every error this package raises on purpose: the input is at fault, never the program."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which would call `__init__` with the message alone."""
+        return _restore, (type(self), *self.args), self.__dict__
+
+
+def _restore(kind: type[FusionError], *args: object) -> FusionError:
+    return kind.__new__(kind, *args)
 
 
 class RecipeError(FusionError):

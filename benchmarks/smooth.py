@@ -8,6 +8,7 @@ round to round. Builds are sums of two adapters cut to rank 8, stacks are pairs 
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -140,6 +141,8 @@ async def run_phase(url: str, kind: str, recipes: Recipes, seconds: float) -> Ph
 
 def run(url: str, kinds: list[str], rounds: int, seconds: float) -> list[Comparison]:
     """A row for each of `kinds`."""
+    gc.collect()
+    gc.freeze()  # else looking through all that is imported would hold up those who measure for some 0.2 s
     recipes, found = Recipes(), defaultdict[str, list[Phase]](list)
     order = [QUIET, *kinds]
     for kind in order:  # unmeasured: first times of everything

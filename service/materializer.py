@@ -1,40 +1,28 @@
-"""Make stacks, fused builds and exports from the stored adapters, and plan them in a dry run."""
+"""The files of registered adapters, and what is made of them: stacks, fused builds, exports and plans."""
 
-import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-
-from adapters import (
-    PROMPT,
-    AdapterError,
-    LoraAdapter,
-    Store,
-    complete_experts,
-    fuse,
-    load,
-    plan,
-    round_factors,
-    save,
-    stack,
-)
-from adapters.files import BUSY, CHECKSUMS, is_whole, write_checksums
+from adapters import AdapterError, LoraAdapter, Store, load, save
+from adapters.files import BUSY, write_checksums
 from service.errors import ApiError
+from service.fuser import Folders, Fuser, SourceError, read_source
 from service.norms import Headroom
 from service.placement import Placement
-from service.residency import ADAPTER, REPORT
+from service.residency import ADAPTER
 from service.resolve import Fusion
 
-EXPORT_REPORT = "fusion_report.json"
-WEIGHTS = "adapter_model.safetensors"
-"""What an adapter's digest covers."""
+T = TypeVar("T")
 log = logging.getLogger("fusion")
+
+
+def call_here(call: Callable[..., T], *args: Any) -> T:
+    """`call` in this process."""
+    return call(*args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +37,10 @@ class Materializer:
     headroom: Headroom = field(default_factory=Headroom)
     expert_shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """(d_out, d_in) of the projections of the base's experts, by module."""
+    compute: Callable[..., Any] = call_here
+    """Calls what makes stacks, builds and plans with its arguments, in whatever process."""
+    compute_export: Callable[..., Any] = call_here
+    """Calls what makes exports."""
     damage: dict[str, str] = field(default_factory=dict)
     """Why the files of an adapter were not what they should be when they were last read, by digest."""
 
@@ -117,12 +109,7 @@ class Materializer:
         entry = self.sources.fetch(digest)
         if entry is None:
             raise AdapterError("gone", "they are gone from the store")
-        adapter = load(entry / ADAPTER)
-        # The digest covers the weights and scalings. Those stored by earlier versions have no checksums.
-        is_sealed = (entry / CHECKSUMS).exists()
-        if adapter.digest != digest or (is_sealed and not is_whole(entry, unread=WEIGHTS)):
-            raise AdapterError("changed", "their content has changed")
-        return adapter
+        return read_source(digest, entry)
 
     def open(self, digest: str) -> LoraAdapter:
         """A registered adapter whose modules are read when they are asked for; its content is not checked."""
@@ -134,65 +121,41 @@ class Materializer:
         except (AdapterError, OSError) as error:
             raise self._record_damage(digest, error) from error
 
-    def parents(self, fusion: Fusion) -> dict[str, LoraAdapter]:
-        """The adapters that a fusion combines, by name."""
-        return {name: self.source(digest) for name, digest in fusion.parents.items()}
-
     def write_stack(self, digests: Sequence[str], entry: Path) -> None:
-        """Fill a store entry with the stack of these adapters, in this order."""
-        stacked = stack({digest: self.source(digest) for digest in digests}, same_base=True)
-        save(stacked.adapter, entry / ADAPTER)
-        widths = {digest: stop - start for digest, (start, stop) in stacked.ranges.items()}
-        (entry / REPORT).write_text(json.dumps({"widths": widths, "rank": stacked.rank}, allow_nan=False))
-        write_checksums(entry)
+        """As `Fuser.write_stack`."""
+        self._call(self.compute, self._fuser.write_stack, digests, digests, entry)
 
     def write_build(self, fusion: Fusion, entry: Path) -> None:
-        """Fill a store entry with `fusion`, built at most at the largest rank served; AdapterError 'overflow' when
-        the served dtype cannot hold it.
-        """
-        report = self._write(fusion, entry / ADAPTER, self.max_rank, served=True)
-        (entry / REPORT).write_text(json.dumps(report, allow_nan=False))
-        write_checksums(entry)
+        """As `Fuser.write_build`."""
+        self._call(self.compute, self._fuser.write_build, fusion.parents.values(), fusion, entry)
 
     def export(self, fusion: Fusion, folder: Path) -> Path:
-        """Write the exact fusion, at whatever rank, as a PEFT folder with its report inside `folder`; returns it."""
-        report = self._write(fusion, folder / ADAPTER, None)
-        (folder / ADAPTER / EXPORT_REPORT).write_text(json.dumps(report, indent=1, allow_nan=False))
-        return folder / ADAPTER
+        """As `Fuser.export`."""
+        written: Path = self._call(self.compute_export, self._fuser.export, fusion.parents.values(), fusion, folder)
+        return written
 
     def plan(self, fusion: Fusion, placement: Placement) -> dict[str, Any]:
-        """Dry run: how `fusion` would be served there, and what that costs in fidelity and bytes, per module and phase;
-        the default weights of one with a gate.
-        """
-        mixed = placement.kind == "stack"
-        limit = None if mixed else self.max_rank
-        parents, recipe = self.parents(fusion), fusion.recipe.choose({})
-        reports = [
-            (start, plan(phase, parents, max_rank=limit, same_base=True).to_json()) for start, phase in recipe.phases()
-        ]
-        content = {
-            "recipe": fusion.recipe.format(),
-            "fusion": fusion.recipe.to_json(),
-            "digest": fusion.digest,
-            "mode": "mixed" if mixed else "built",
-            "reason": placement.reason,
-        }
-        if fusion.recipe.is_constant:
-            return {**content, **reports[0][1]}
-        phases = [{"start": "prompt" if start == PROMPT else start, **report} for start, report in reports]
-        return {**content, "phases": phases}
+        """As `Fuser.plan`."""
+        return self._call(self.compute, self._fuser.plan, fusion.parents.values(), fusion, placement)
 
-    def _write(self, fusion: Fusion, folder: Path, max_rank: int | None, *, served: bool = False) -> Mapping[str, Any]:
-        parents = self.parents(fusion)
-        own = reduce(torch.promote_types, (adapter.dtype for adapter in parents.values()))
-        dtype = own if served else torch.promote_types(own, torch.float32)
-        built, report = fuse(fusion.recipe, parents, max_rank=max_rank, same_base=True, dtype=dtype)
-        if served:
-            self.headroom.check(built)
-            built = complete_experts(built, self.expert_shapes)
-        else:
-            built = round_factors(built, None, own).adapter  # in no dtype that would change it
-            report = replace(report, bytes=built.nbytes)
-        provenance = {"recipe": fusion.recipe.format(), "digest": fusion.digest}
-        save(built, folder, provenance=provenance, one_rank=not served)
-        return report.to_json()
+    @property
+    def _fuser(self) -> Fuser:
+        return Fuser(self.max_rank, self.headroom, self.expert_shapes)
+
+    def _call(self, compute: Callable[..., T], call: Callable[..., T], digests: Collection[str], *args: Any) -> T:
+        """What `call` returns for the folders of these adapters; for a damaged one another copy is tried, else 500."""
+        for _ in range(2 * len(digests)):
+            try:
+                result = compute(call, self._locate(digests), *args)
+            except SourceError as error:
+                self.source(error.digest)
+                continue
+            for digest in digests:
+                self.damage.pop(digest, None)
+            return result
+        raise ApiError(
+            500, "The stored files of adapters could be read at one time and not at another; check the disk."
+        )
+
+    def _locate(self, digests: Collection[str]) -> Folders:
+        return {digest: self.sources.fetch(digest) or self.sources.root / digest for digest in digests}

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import get_args
 
+from adapters import Store
 from service.adapter_files import AdapterFiles
 from service.base_model import check_registered, read_layers
 from service.build_files import BuildFiles
@@ -38,6 +39,7 @@ from service.placement import Kind, Limits
 from service.policy import Policy
 from service.policy_rules import read_rules
 from service.pool import Pool
+from service.processes import Processes
 from service.profiles import Profiles
 from service.registry import Registry
 from service.replicas import claim_store, follow, open_stores, share
@@ -93,6 +95,8 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
         trust_code = has_flag(settings.engine_args, "--trust-remote-code")
         layers_task = asyncio.create_task(asyncio.to_thread(read_layers, settings.base, trust_code=trust_code))
         stack.callback(layers_task.cancel)
+        processes = Processes.start()
+        stack.callback(processes.close)
         engine = await start_engine(_engine_options(settings))
         stack.push_async_callback(engine.close)
         stack.callback(setattr, metrics.loaded, "source", None)
@@ -103,7 +107,7 @@ async def open_service(settings: Settings, registry: Registry, metrics: Metrics)
         try:
             layers = refuse_unserved(await layers_task, await engine.special_layers(), engine.why_no_head)
             proof = await _prove(settings, engine, layers.dense)
-            service = _assemble(settings, registry, metrics, engine, layers, proof, threads, sources, limits)
+            service = _assemble(settings, registry, metrics, engine, layers, proof, threads, processes, sources, limits)
             stack.push_async_callback(service.fetches.close)
             stack.callback(asyncio.create_task(service.keys.ring.record()).cancel)
             await _fill(service)
@@ -183,17 +187,16 @@ def _assemble(
     layers: BaseLayers,
     proof: Proof,
     threads: Threads,
+    processes: Processes,
     sources: Sources,
     limits: CallerLimits,
 ) -> FusionService:
     metrics.registry.set_function(lambda: registry.outage is None)
-    for kind in get_args(Kind):
-        metrics.set_resident(kind, 0)  # an engine that died has lost them
     write_lock, headroom = asyncio.Lock(), Headroom(engine.dtype)
     engine.overflows.counter = metrics.overflows
     names = Names(settings.base_name, registry, max_weight=settings.max_weight, max_norm=headroom.largest_norm)
     store, builds = open_stores(settings, registry, threads)
-    materializer = Materializer(store, settings.max_lora_rank, registry.describe, headroom, layers.expert_shapes)
+    materializer = _make_materializer(settings, registry, store, headroom, layers, processes)
     files = AdapterFiles(materializer, builds, threads, registry.is_needed, timeout_s=settings.wait_timeout_s)
     pool = _make_pool(settings, names, metrics, engine, proof, materializer, builds, files, threads)
     metrics.loaded.source = LoadedNames(names, pool, settings.model_forms, settings.max_loras).survey
@@ -236,6 +239,19 @@ def _read_policy(settings: Settings, registry: Registry, metrics: Metrics) -> Po
     return policy
 
 
+def _make_materializer(
+    settings: Settings,
+    registry: Registry,
+    store: Store,
+    headroom: Headroom,
+    layers: BaseLayers,
+    processes: Processes,
+) -> Materializer:
+    compute, export = processes.fusions.run, processes.exports.run
+    limits = settings.max_lora_rank, registry.describe, headroom, layers.expert_shapes
+    return Materializer(store, *limits, compute, export)
+
+
 def _make_pool(
     settings: Settings,
     names: Names,
@@ -247,6 +263,8 @@ def _make_pool(
     files: AdapterFiles,
     threads: Threads,
 ) -> Pool:
+    for kind in get_args(Kind):
+        metrics.set_resident(kind, 0)  # an engine that died has lost them
     residency = Residency(
         engine,
         builds,

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import os
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -17,10 +15,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 CALL_TIMEOUT_S = 3600.0
 """How long one build, plan, export or upload may take; nobody waits longer for a thread that hangs."""
-NICE = 5
-"""Of threads that compute for long: a quarter of a core beside an engine that needs it all, and whatever that leaves.
-Nicer ones would keep the interpreter's lock from the others while they wait for a core.
-"""
 
 
 class ThreadPool:
@@ -39,15 +33,13 @@ class ThreadPool:
         waiting: int,
         timeout_s: float | None = None,
         queue_s: float | None = None,
-        nice: int = 0,
     ) -> None:
-        """`nice` is added to the threads' niceness, where threads have their own (Linux)."""
         self._kind = kind
         self._limit = threads + waiting
         self._timeout_s = timeout_s
         self._queue_s = queue_s
         self._calls = 0
-        self._executor = ThreadPoolExecutor(threads, f"fusion-{kind}", _yield_cores, (nice,))
+        self._executor = ThreadPoolExecutor(threads, f"fusion-{kind}")
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of `call` in one of the threads; `ApiError` 503 when the queue is full or the time is over."""
@@ -57,7 +49,7 @@ class ThreadPool:
         try:
             submitted = self._executor.submit(partial(call, *args, **kwargs))
         except RuntimeError:
-            raise _stopping() from None
+            raise refuse_call() from None
         self._calls += 1
         submitted.add_done_callback(partial(self._end_call, loop))
         result = asyncio.wrap_future(submitted)
@@ -85,7 +77,7 @@ class ThreadPool:
             message = f"The {self._kind} took longer than {self._timeout_s:g} s; try again."
             raise ApiError(503, message)
         if submitted.cancelled():
-            raise _stopping()
+            raise refuse_call()
         return result.result()
 
     def _end_call(self, loop: asyncio.AbstractEventLoop, _: object) -> None:
@@ -100,14 +92,8 @@ class ThreadPool:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _yield_cores(nice: int) -> None:
-    """Let this thread go behind the others, and what the engine computes, where cores are scarce."""
-    if nice and sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
-
-
-def _stopping() -> ApiError:
+def refuse_call() -> ApiError:
+    """What to raise for a call that nothing runs any more."""
     return ApiError(503, "The server is stopping, or its engine is being replaced; try again.")
 
 
@@ -127,6 +113,7 @@ class Threads:
     functions: ThreadPool
     """The weights of requests that are functions."""
     builds: ThreadPool
+    """These and the next two wait for a process that computes (see `compute`)."""
     plans: ThreadPool
     exports: ThreadPool
 
@@ -137,18 +124,16 @@ class Threads:
         """
         cores = len(os.sched_getaffinity(0))
 
-        def pool(kind: str, threads: int, *, queue_s: float | None = wait_timeout_s, nice: int = 0) -> ThreadPool:
-            return ThreadPool(
-                kind, threads=threads, waiting=waiting, timeout_s=CALL_TIMEOUT_S, queue_s=queue_s, nice=nice
-            )
+        def pool(kind: str, threads: int, *, queue_s: float | None = wait_timeout_s) -> ThreadPool:
+            return ThreadPool(kind, threads=threads, waiting=waiting, timeout_s=CALL_TIMEOUT_S, queue_s=queue_s)
 
         return cls(
             files=pool("files", 4),
             adapters=pool("registrations of adapters", 2),
             functions=pool("functions", 2),
-            builds=pool("builds", min(4, cores), queue_s=None, nice=NICE),
-            plans=pool("plans", 2, nice=NICE),
-            exports=pool("exports", 2, nice=NICE),
+            builds=pool("builds", min(4, cores), queue_s=None),
+            plans=pool("plans", 2),
+            exports=pool("exports", 2),
         )
 
     def close(self) -> None:

@@ -46,7 +46,8 @@ class Difference:
 
     def to_json(self) -> dict[str, object]:
         """All fields in JSON types."""
-        return {**asdict(self), "modules": [asdict(row) for row in self.modules]}
+        content = asdict(self)
+        return {**content, "modules": list(content["modules"])}
 
     def table(self) -> str:
         """The overall line and one line per module."""

@@ -62,7 +62,8 @@ class FusionReport:
 
     def to_json(self) -> dict[str, object]:
         """All fields and the verdict, in JSON types."""
-        return {**asdict(self), "modules": [asdict(row) for row in self.modules], "verdict": self.verdict}
+        content = asdict(self)
+        return {**content, "modules": list(content["modules"]), "verdict": self.verdict}
 
     def table(self) -> str:
         """The recipe, the verdict and one line per module."""

@@ -49,30 +49,30 @@ class Blocks:
     d_out: int
 
 
-def cut(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> Blocks:
-    """Blocks of a layer whose slices have the factors `a` [rank, d_in] and `b` [d_out, rank], not all of them zero."""
-    rows, tiles, places = list[torch.Tensor](), list[torch.Tensor](), list[list[int]]()
-    begin = 0
-    for i, (a_i, b_i) in enumerate(zip(a, b, strict=True)):
+def cut(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], used: Sequence[NDArray[np.bool_]]) -> Blocks:
+    """Blocks of a layer whose slices have the factors `a` [rank, d_in] and `b` [d_out, rank], float32; `used` [rank]
+    says which coordinates of a slice have a number in `b` that is not zero, of which there is one.
+    """
+    places, begin, tile = list[tuple[int, int, int, int, int]](), 0, 0
+    for i, (b_i, used_i) in enumerate(zip(b, used, strict=True)):
         end, after = begin + len(b_i), 0
-        used = b_i.any(dim=0)
-        for first in used.nonzero()[:, 0].tolist():
-            if first < after:
-                continue
-            after = first + BLOCK
-            places.append([begin, end, i, first, sum(map(len, tiles))])
-            rows.append(_pad(a_i.masked_fill(~used[:, None], 0)[first:after], BLOCK, a_i.shape[1]))
-            outputs = _pad(b_i[:, first:after].t(), BLOCK, -(-len(b_i) // WIDTH) * WIDTH)
-            tiles.append(outputs.view(BLOCK, -1, WIDTH).transpose(0, 1))
+        for first in map(int, used_i.nonzero()[0]):
+            if first >= after:
+                places.append((begin, end, i, first, tile))
+                after, tile = first + BLOCK, tile - len(b_i) // -WIDTH
         begin = end
-    blocks = torch.stack(rows).numpy(), torch.cat(tiles).contiguous().numpy(), np.array(places)
-    return Blocks(*blocks, a[0].shape[1], begin)
-
-
-def _pad(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    whole = x.new_zeros(rows, columns)
-    whole[: x.shape[0], : x.shape[1]] = x
-    return whole
+    rows = np.zeros((len(places), BLOCK, a[0].shape[1]), np.float32)
+    tiles = np.zeros((tile, BLOCK, WIDTH), np.float32)
+    for row, (_, _, i, first, tile) in zip(rows, places, strict=True):
+        own, b_own = used[i][first : first + BLOCK], b[i].numpy()[:, first : first + BLOCK]
+        count, whole = len(own), len(b_own) // WIDTH
+        row[:count] = a[i].numpy()[first : first + BLOCK]
+        row[:count][~own] = 0
+        divided = b_own[: whole * WIDTH].reshape(whole, WIDTH, count)
+        tiles[tile : tile + whole, :count] = divided.swapaxes(1, 2)
+        if len(rest := b_own[whole * WIDTH :]):
+            tiles[tile + whole, :count, : len(rest)] = rest.T
+    return Blocks(rows, tiles, np.array(places), a[0].shape[1], begin)
 
 
 @_compile
@@ -171,8 +171,6 @@ def add_update(
 
 def compile_kernel() -> None:
     """Compile it, in about a second; otherwise the first request would wait."""
-    factors = torch.ones(1, 1)
-    number = np.zeros(1, np.int64)
-    add_update(
-        torch.zeros(1, 1), torch.zeros(1, 1), cut([factors], [factors]), np.zeros((1, 1, 1), np.float32), number, number
-    )
+    factors, number = torch.ones(1, 1), np.zeros(1, np.int64)
+    blocks = cut([factors], [factors], [np.ones(1, np.bool_)])
+    add_update(torch.zeros(1, 1), torch.zeros(1, 1), blocks, np.zeros((1, 1, 1), np.float32), number, number)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from service.engine.cpu_kernel import Blocks, cut
@@ -43,13 +44,14 @@ def pack(
     """The factors in `slot` of a layer's stacked slots, or None when the adapter lacks the layer."""
     own_a = [f[slot, 0] for f in a]
     own_b = [f[slot, 0, :width] for f, width in zip(b, widths, strict=True)]
-    used = torch.stack([f.any(dim=0) for f in own_b]).any(dim=0).nonzero()
-    if not used.numel():
+    used = [f.any(dim=0).numpy() for f in own_b]
+    coordinates = np.flatnonzero(np.logical_or.reduce(used))
+    if not len(coordinates):
         return None
-    first, end = int(used.min()), int(used.max()) + 1
+    first, end = int(coordinates[0]), int(coordinates[-1]) + 1
     joint = torch.cat([f[first:end] for f in own_a])
     parts = _divide([f[:, first:end] for f in own_b], end - first)
-    blocks = cut(own_a, own_b) if joint.dtype == torch.float32 else None
+    blocks = cut(own_a, own_b, used) if joint.dtype == torch.float32 else None
     return PackedLayer(joint, parts, len(a), first, end - first, may_overflow(joint), blocks)
 
 

@@ -7,6 +7,7 @@ the slices follow each other at once. What is packed stays with the adapter: giv
 often stacks and builds change places in the engine's batch.
 """
 
+import math
 import re
 import time
 from collections import defaultdict
@@ -50,8 +51,13 @@ class Report:
 
 def _is_finite(factors: Any) -> bool:
     """Whether all numbers are finite; `factors` is a tensor, or for packed layers one per slice, None for none."""
-    tensors = factors if isinstance(factors, list) else [factors]
-    return all(bool(torch.isfinite(torch.stack(torch.aminmax(t))).all()) for t in tensors if t is not None)
+    return all(map(_is_finite_tensor, factors if isinstance(factors, list) else [factors]))
+
+
+def _is_finite_tensor(x: torch.Tensor | None) -> bool:
+    if x is None or math.isfinite(x.sum(dtype=torch.float32)):  # the sum of finite numbers may be infinite, too
+        return True
+    return bool(torch.isfinite(x).all())
 
 
 def _divide(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from vllm.lora.layers import LoRAMapping
 
-from service.engine.cpu_kernel import BLOCK, CHUNK, WIDTH, add_update, cut
+from service.engine.cpu_kernel import BLOCK, CHUNK, WIDTH, Blocks, add_update, cut
 from service.engine.factors import WIDE_RANK, pack, pack_embedding
 from service.engine.punica import MixedPunicaCPU
 from service.engine.rows import RowStore
@@ -25,6 +25,11 @@ def draw_factors(
         factor[:, torch.from_numpy(rng.random(rank) < 0.5)] = 0
     b[0][0, rng.integers(rank)] = 1
     return a, b
+
+
+def make_blocks(a: list[torch.Tensor], b: list[torch.Tensor]) -> Blocks:
+    """Blocks of slices with these factors."""
+    return cut(a, b, [factor.any(dim=0).numpy() for factor in b])
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,7 +52,7 @@ def test_it_adds_the_weighted_update_to_its_tokens_alone(
     x = torch.from_numpy(rng.normal(size=(total, d_in)).astype(np.float32))
     before = torch.from_numpy(rng.normal(size=(total, sum(widths))).astype(np.float32))
     y, expected = before.clone(), before.double()
-    add_update(y, x, cut(a, b), rows, index, tokens)
+    add_update(y, x, make_blocks(a, b), rows, index, tokens)
     for t in tokens:
         parts = [
             b_i.double()
@@ -64,14 +69,14 @@ def test_a_weight_of_zero_leaves_every_bit_and_stops_infinities() -> None:
     a, b = [torch.full((3, 8), 3e38)], [torch.randn(10, 3)]
     x, before = torch.full((2, 8), 3e38), torch.randn(2, 10)
     y = before.clone()
-    add_update(y, x, cut(a, b), np.zeros((1, 2, 3), np.float32), np.array([0, 1]), np.array([0, 1]))
+    add_update(y, x, make_blocks(a, b), np.zeros((1, 2, 3), np.float32), np.array([0, 1]), np.array([0, 1]))
     assert torch.equal(y, before)
 
 
 def test_coordinates_that_are_not_used_have_no_blocks() -> None:
     a, b = [torch.randn(32, 5)] * 2, [torch.zeros(7, 32), torch.zeros(9, 32)]
     b[0][3, 30], b[1][2, [4, 11, 12]] = 1, 1
-    assert cut(a, b).places.tolist() == [[0, 7, 0, 30, 0], [7, 16, 1, 4, 1], [7, 16, 1, 12, 2]]
+    assert make_blocks(a, b).places.tolist() == [[0, 7, 0, 30, 0], [7, 16, 1, 4, 1], [7, 16, 1, 12, 2]]
 
 
 def make_wrapper(ids: list[int | None], tokens: list[int], rank: int, most: int) -> Any:
@@ -125,7 +130,7 @@ def test_other_dtypes_have_no_blocks(dtype: torch.dtype) -> None:
 def test_inputs_that_are_not_the_steps_tokens_go_to_matrix_products() -> None:
     """The kernel checks no bounds: a tensor of other shape or layout than expected must not reach it."""
     wrapper = make_wrapper([7], [7, 7, 7], 4, 64)
-    blocks = cut([torch.randn(4, 6)], [torch.randn(5, 4)])
+    blocks = make_blocks([torch.randn(4, 6)], [torch.randn(5, 4)])
     fits = wrapper._is_for_kernel  # noqa: SLF001 - what is tested
     x, y = torch.zeros(3, 6), torch.zeros(3, 5)
     assert fits(y, x, blocks)

@@ -116,6 +116,17 @@ def test_on_cpus_nothing_is_compiled_unless_the_user_says_so(
     assert environment["TORCH_COMPILE_DISABLE"] == (given or "1")
 
 
+@pytest.mark.parametrize(("cores", "given", "spins"), [(2, None, "3000"), (4, "passive", None), (8, None, None)])
+def test_threads_of_few_cores_soon_sleep(
+    cores: int, given: str | None, spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {} if given is None else {"OMP_WAIT_POLICY": given}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    prepare_cpu(())
+    assert environment.get("GOMP_SPINCOUNT") == spins
+
+
 @pytest.mark.parametrize(("ranks", "threads", "bind"), [(1, "8", None), (2, "4", "nobind"), (16, "1", "nobind")])
 def test_ranks_share_the_cores_of_a_machine_with_one_numa_node(
     ranks: int, threads: str, bind: str | None, monkeypatch: pytest.MonkeyPatch

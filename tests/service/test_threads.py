@@ -1,8 +1,6 @@
 """Threads by kind, and who is who: a call that stalls stops its own kind alone, and nobody waits without end."""
 
 import asyncio
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ import pytest
 from service.callers import CALLER, Caller
 from service.clients import identify_client
 from service.errors import ApiError
-from service.threads import NICE, ThreadPool, Threads
+from service.threads import ThreadPool, Threads
 from service.waits import enter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("time_limit")]
@@ -139,14 +137,3 @@ async def test_a_routers_tenants_are_clients_where_the_operator_says_so(key: str
     assert len({identify(tenant) for tenant in (b"", b"one", b"two")}) == 3
     assert identify(b"one") == identify(b"one")
     assert identify(b"one", fair=False) == identify(b"two", fair=False) == identify(b"", fair=False)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness of their own")
-async def test_builds_go_behind_what_others_compute() -> None:
-    def tell() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    threads = Threads.start(waiting=3, wait_timeout_s=5)
-    assert await threads.builds.run(tell) - await threads.files.run(tell) == NICE
-    assert tell() == await threads.files.run(tell)
-    threads.close()
