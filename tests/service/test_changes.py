@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapters import AdapterError, fuse
-from service import materializer
+from service import fuser
 from service.errors import ApiError
 from service.replicas import follow
 from tests.service.conftest import World
@@ -224,7 +224,7 @@ async def test_an_adapter_removed_under_a_build_is_read_to_the_end(
         goes_on.wait(20)
         return fuse(*args, **options)
 
-    monkeypatch.setattr(materializer, "fuse", fuse_slowly)
+    monkeypatch.setattr(fuser, "fuse", fuse_slowly)
     digest = w.adapters["a"].digest
     asking = [asyncio.create_task(w.pool.acquire(w.fusion(f"svd({i}*a, rank=2)"))) for i in range(1, 7)]
     await asyncio.to_thread(begun.wait)

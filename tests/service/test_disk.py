@@ -13,7 +13,7 @@ import pytest
 from starlette.types import Message
 
 from adapters import Store, fuse
-from service import exports, materializer
+from service import exports, fuser
 from service.build_files import BuildFiles
 from service.errors import api_error
 from service.exports import Export, ExportResponse, Exports
@@ -150,7 +150,7 @@ async def test_an_export_that_fails_or_is_given_up_leaves_nothing(
         time.sleep(0.3)
         return fuse(*args, **options)
 
-    monkeypatch.setattr(materializer, "fuse", fuse_slowly)
+    monkeypatch.setattr(fuser, "fuse", fuse_slowly)
     gone = asyncio.create_task(kept.make(w.fusion("1*a")))
     await asyncio.sleep(0.1)
     assert [path.name.partition("-")[0] for path in data.iterdir()] == ["export"]
@@ -162,7 +162,7 @@ async def test_an_export_that_fails_or_is_given_up_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(materializer, "save", full)
+    monkeypatch.setattr(fuser, "save", full)
     with pytest.raises(OSError, match="No space left"):
         await kept.make(w.fusion("1*a"))
     assert list(data.iterdir()) == []

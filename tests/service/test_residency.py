@@ -86,7 +86,7 @@ async def test_a_full_disk_is_reported_without_a_path_and_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path))
 
-    monkeypatch.setattr("service.materializer.save", full)
+    monkeypatch.setattr("service.fuser.save", full)
     with pytest.raises(OSError, match="No space left") as caught:
         await w.pool.acquire(w.fusion("1*a + 1*b"))
     error = api_error(caught.value)

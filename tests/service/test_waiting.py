@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapters import fuse
-from service import materializer, residency
+from service import fuser, residency
 from service.errors import ApiError
 from service.places import Places
 from tests.service.conftest import World
@@ -125,7 +125,7 @@ async def test_a_build_that_takes_long_is_finished_for_who_asks_again(
         goes_on.wait(20)
         return fuse(*args, **options)
 
-    monkeypatch.setattr(materializer, "fuse", fuse_slowly)
+    monkeypatch.setattr(fuser, "fuse", fuse_slowly)
     fusion = w.fusion("svd(1*a + 1*b, rank=2)")
     error = await refusal(w, "svd(1*a + 1*b, rank=2)")
     assert (error.status, error.headers["retry-after"]) == (503, "5")
@@ -150,7 +150,7 @@ async def test_a_build_whose_turn_has_not_come_is_dropped_with_its_requests(
         goes_on.wait(20)
         return fuse(*args, **options)
 
-    monkeypatch.setattr(materializer, "fuse", fuse_slowly)
+    monkeypatch.setattr(fuser, "fuse", fuse_slowly)
     many = [refusal(w, f"svd({i + 1}*a, rank=2)") for i in range(9)]
     assert [error.status for error in await asyncio.gather(*many)] == [503] * 9
     goes_on.set()
