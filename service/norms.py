@@ -54,7 +54,7 @@ class Headroom:
         return norm
 
     def ensure(self, adapter: LoraAdapter) -> None:
-        """AdapterError as `check`, in a quarter of its time where Frobenius norms already say that everything fits."""
+        """AdapterError as `check`, asked only where Frobenius norms, never smaller, do not fit."""
         if not all(map(self._surely_fits, adapter.modules.values())):
             self.check(adapter)
 

@@ -113,7 +113,7 @@ class Threads:
     functions: ThreadPool
     """The weights of requests that are functions."""
     builds: ThreadPool
-    """These and the next two wait for a process that computes (see `compute`)."""
+    """These and the next two wait for a process that computes (see `processes`)."""
     plans: ThreadPool
     exports: ThreadPool
 

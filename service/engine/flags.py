@@ -22,7 +22,7 @@ log = logging.getLogger("fusion")
 FEW_CORES = 4
 CPU_KERNELS = 128
 SPINS = 3000
-"""How often a thread of the engine looks for its next operation before it sleeps: for some tens of microseconds."""
+"""How often a thread of the engine looks for its next operation before it sleeps."""
 CPU_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
 SCHEDULER = "service.engine.scheduler.make_scheduler"
 LISTENING = {
@@ -81,7 +81,7 @@ def prepare_cpu(extra: Sequence[str], ranks: int = 1) -> None:
     if cores <= FEW_CORES:
         # vLLM reserves one core for its scheduler; with few cores that is too much, and the system shares them.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
-        # By default they look for milliseconds, on cores that the server and its processes need.
+        # By default they look far more often, on cores that the server and its processes need.
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     # oneDNN compiles a kernel for every number of tokens in a step and keeps 1,024 of some 100 KB each.
