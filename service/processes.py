@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -48,10 +49,12 @@ class ProcessPool:
 
         `ApiError` 503 when a process ends meanwhile, after `CALL_TIMEOUT_S`, and while the server stops.
         """
-        if (executor := self._executor) is None:
-            raise refuse_call()
         try:
-            result: T = executor.submit(call, *args).result(CALL_TIMEOUT_S)
+            executor, submitted = self._submit(call, *args)
+        except BrokenProcessPool:  # since it ended without work; there is another now
+            executor, submitted = self._submit(call, *args)
+        try:
+            result: T = submitted.result(CALL_TIMEOUT_S)
         except ShutdownExecutorError:
             raise refuse_call() from None
         except BrokenProcessPool as error:
@@ -65,6 +68,17 @@ class ProcessPool:
         except Exception as error:
             raise error from None  # not from the text of the process's traceback
         return result
+
+    def _submit(self, call: Callable[..., T], *args: Any) -> tuple[ProcessPoolExecutor, "Future[T]"]:
+        if (executor := self._executor) is None:
+            raise refuse_call()
+        try:
+            return executor, executor.submit(call, *args)
+        except ShutdownExecutorError:
+            raise refuse_call() from None
+        except BrokenProcessPool:
+            self._replace(executor)
+            raise
 
     def close(self) -> None:
         """End the processes, whatever they do."""

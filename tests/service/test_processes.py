@@ -92,6 +92,14 @@ def test_a_process_that_is_killed_costs_its_call_alone(pool: ProcessPool) -> Non
     assert pool.run(os.getpid) not in (pid, os.getpid())
 
 
+def test_a_process_that_is_killed_without_work_costs_no_call(pool: ProcessPool) -> None:
+    pid = pool.run(os.getpid)
+    os.kill(pid, signal.SIGKILL)
+    wait_gone(pid)
+    time.sleep(0.5)  # until the pool knows
+    assert pool.run(os.getpid) not in (pid, os.getpid())
+
+
 def test_closing_ends_what_runs(tmp_path: Path) -> None:
     pool = ProcessPool(1)
     pid = pool.run(os.getpid)
