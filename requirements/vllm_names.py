@@ -44,6 +44,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "prompt_parts.self.scheduler_config": ("vllm.config.scheduler.SchedulerConfig",),
     "loads.layer": ("vllm.lora.layers.base_linear.BaseLinearLayerWithLoRA",),
     "loads.lora_manager": (_WORKER_MANAGER,),
+    "loads.lora_model": ("vllm.lora.lora_model",),
     "loads.self._manager": ("vllm.lora.model_manager.LRUCacheLoRAModelManager",),
     "patches.chats": ("vllm.renderers.online_renderer.OnlineRenderer",),
     "patches.chats.renderer": ("vllm.renderers.hf.HfRenderer",),

@@ -11,12 +11,17 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
+import safetensors
 import torch
+from vllm.lora import lora_model
 
 from service.engine import special
 from service.engine.factors import PackedLayer, pack
@@ -60,7 +65,11 @@ def _is_finite_tensor(x: torch.Tensor | None) -> bool:
     return bool(torch.isfinite(x).all())
 
 
-def _divide(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+Tensor = torch.Tensor | Callable[[], torch.Tensor]
+"""One that was read, or what reads it."""
+
+
+def _divide(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Parts with the tensors of `MODULES` modules, those of one module together."""
     modules = defaultdict[str, list[str]](list)
     for name in tensors:
@@ -70,10 +79,22 @@ def _divide(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
         yield {name: tensors[name] for name in chain.from_iterable(groups[start : start + MODULES])}
 
 
+class LazyFiles:
+    """What vLLM's loader takes for the module `safetensors`: files whose tensors are read only when they are called."""
+
+    @staticmethod
+    @contextmanager
+    def safe_open(path: str, framework: str) -> Iterator[Any]:
+        """The keys of a file, and in place of its tensors what reads them, which keeps the file open."""
+        file = safetensors.safe_open(path, framework)
+        yield SimpleNamespace(keys=file.keys, get_tensor=lambda key: partial(file.get_tensor, key))
+
+
 class Loads:
     """The adapters that one worker is loading; `lora_manager` is vLLM's."""
 
     def __init__(self, lora_manager: Any) -> None:
+        require(lora_model, "safetensors")
         require(lora_manager, "_load_adapter", "_lora_model_cls", "remove_adapter", "_adapter_manager")
         self._lora_manager = lora_manager
         self._manager = lora_manager._adapter_manager
@@ -151,7 +172,7 @@ class Loads:
         """vLLM's model of the adapter: its own checks and reading, whose last part, making layers of tensors, is done
         for a few of them at a time.
         """
-        stock, held = self._lora_manager._lora_model_cls, list[tuple[dict[str, torch.Tensor], Any, dict[str, Any]]]()
+        stock, held = self._lora_manager._lora_model_cls, list[tuple[dict[str, Tensor], Any, dict[str, Any]]]()
 
         class Deferred(stock):  # type: ignore[misc, valid-type]  # vLLM's class, as it is now
             @classmethod
@@ -159,15 +180,16 @@ class Loads:
                 held.append((tensors, peft_helper, kwargs))
                 return stock(lora_model_id, peft_helper.r, {})
 
-        self._lora_manager._lora_model_cls = Deferred
+        self._lora_manager._lora_model_cls, lora_model.safetensors = Deferred, LazyFiles
         try:
             lora = self._lora_manager._load_adapter(request)
         finally:
-            self._lora_manager._lora_model_cls = stock
+            self._lora_manager._lora_model_cls, lora_model.safetensors = stock, safetensors
         yield
         for tensors, helper, kwargs in held:
             for part in _divide(tensors):
-                made = stock.from_lora_tensors(lora.id, part, helper, **kwargs)
+                read = {name: tensor() if callable(tensor) else tensor for name, tensor in part.items()}
+                made = stock.from_lora_tensors(lora.id, read, helper, **kwargs)
                 lora.loras.update(made.loras)
                 if made.modules_to_save:  # which vLLM has checked of none
                     raise ValueError(f"the adapter has whole layers: {', '.join(made.modules_to_save)}")

@@ -2,13 +2,17 @@
 
 import asyncio
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.lora_model import LoRAModel
 
+from service.engine import loads
 from service.engine.loader import Loader
 from service.engine.loads import Loads
 from service.engine.punica import MixedPunicaCPU
@@ -252,3 +256,41 @@ def test_what_a_worker_cannot_serve_is_refused(worker: dict[str, Any], message: 
     request: Any = SimpleNamespace(lora_name="x", lora_int_id=7, lora_path="/x")
     with pytest.raises(RuntimeError, match=message):
         asyncio.run(loader.load(request))
+
+
+def test_tensors_are_read_one_part_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, read = make_adapter(7), list[str]()
+
+    def defer(name: str, tensor: torch.Tensor) -> Any:
+        def call() -> torch.Tensor:
+            read.append(name)
+            return tensor
+
+        return call
+
+    tensors = {name: defer(name, tensor) for name, tensor in adapter.tensors.items()}
+    monkeypatch.setattr("service.engine.loads.MODULES", 1)
+    monkeypatch.setattr("service.engine.loads.LEAST_S", 0.0)
+    world = World(SimpleNamespace(id=7, loras=adapter.loras, tensors=tensors))
+    world.step()
+    assert world.advance(7) is None
+    assert not read
+    world.step()
+    assert world.advance(7) is None
+    assert len(read) == 2
+    assert world.load(7).layers == dict.fromkeys(adapter.loras, 4)
+    assert sorted(read) == sorted(tensors)
+
+
+def test_vllm_reads_a_file_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, taken = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", dict[str, Any]()
+    save_file({name: torch.eye(2)}, tmp_path / "adapter_model.safetensors")
+
+    class Taken(LoRAModel):
+        @classmethod
+        def from_lora_tensors(cls, lora_model_id: int, tensors: Any, peft_helper: Any, **kwargs: Any) -> Any:
+            taken.update(tensors)
+
+    monkeypatch.setattr("vllm.lora.lora_model.safetensors", loads.LazyFiles)
+    Taken.from_local_checkpoint(str(tmp_path), {"q_proj"}, SimpleNamespace(modules_to_save=None), lora_model_id=1)
+    assert torch.equal(taken[name](), torch.eye(2))
