@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
+from cachetools import LRUCache, cached
 
 from adapters import (
     PROMPT,
@@ -30,6 +32,8 @@ from service.resolve import Fusion
 EXPORT_REPORT = "fusion_report.json"
 WEIGHTS = "adapter_model.safetensors"
 """What an adapter's digest covers."""
+KEPT_BYTES = 2**28
+"""Of adapters that a process keeps in memory for its next fusions."""
 Folders = Mapping[str, Path]
 """Where stored adapters lie, by digest."""
 
@@ -125,6 +129,16 @@ class Fuser:
         return report.to_json()
 
 
+def _find_state(digest: str, folder: Path) -> tuple[Any, ...]:
+    """What changes when anybody writes to a stored adapter; OSError when it is gone."""
+    files = [(file, file.stat()) for file in sorted(folder.rglob("*"))]
+    return digest, folder, *((file, stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in files)
+
+
+_read_kept = cached(LRUCache(KEPT_BYTES, lambda adapter: adapter.nbytes), _find_state, Lock())(read_source)
+"""`read_source`, which takes half of a stack's time, of files that are as they were read last."""
+
+
 def _read_parents(folders: Folders, fusion: Fusion) -> dict[str, LoraAdapter]:
     """The adapters that a fusion combines, by name."""
     return {name: _read(digest, folders) for name, digest in fusion.parents.items()}
@@ -132,7 +146,7 @@ def _read_parents(folders: Folders, fusion: Fusion) -> dict[str, LoraAdapter]:
 
 def _read(digest: str, folders: Folders) -> LoraAdapter:
     try:
-        return read_source(digest, folders[digest])
+        return _read_kept(digest, folders[digest])
     except (AdapterError, OSError) as error:
         if getattr(error, "errno", None) in BUSY:
             raise

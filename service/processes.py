@@ -21,8 +21,8 @@ from service.process import end_with_parent, return_freed_memory
 from service.threads import CALL_TIMEOUT_S, refuse_call
 
 T = TypeVar("T")
-NICE = 14
-"""A twentieth of a core beside an engine that needs it all, and whatever that leaves. Nicer processes would wait for
+NICE = 17
+"""A fortieth of a core beside an engine that needs it all, and whatever that leaves. Nicer processes would wait for
 tens of seconds where the engine's threads never sleep.
 """
 IDLE_S = 60.0
