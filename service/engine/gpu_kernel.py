@@ -23,7 +23,7 @@ _tables: dict[tuple[int, ...], torch.Tensor] = {}
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # its arguments have Triton's types, which annotations cannot say
-def _shrink(  # type: ignore[no-untyped-def]
+def _shrink(  # type: ignore[no-untyped-def]  # Triton's own types
     x_ptr, a_ptrs, part_ptr, slot_ptr, tokens, d_in, rank, chunk, x_row,
     block: tl.constexpr, ranks: tl.constexpr, step: tl.constexpr,
 ):  # fmt: skip
@@ -47,8 +47,8 @@ def _shrink(  # type: ignore[no-untyped-def]
         tl.store(part_ptr + place, total, mask=mine[:, None] & (r < rank)[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _expand(  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]  # likewise
+def _expand(  # type: ignore[no-untyped-def]  # Triton's own types
     y_ptr, part_ptr, rows_ptr, index_ptr, b_ptrs, start_ptr, slot_ptr, tokens, rank, parts, scale,
     y_row, slice_stride, row_stride,
     block: tl.constexpr, ranks: tl.constexpr, columns: tl.constexpr, together: tl.constexpr,

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
 from tests.conftest import ROOT, Server
 
@@ -22,7 +22,7 @@ SHIPPED = ("task", "safety", "risk")
 MIX = "#mix?recipe=0.6*task+%2B+0.4*safety"
 LIMIT_MS = 60_000
 expect.set_options(timeout=LIMIT_MS)
-PHONE = {"width": 360, "height": 740}
+PHONE: ViewportSize = {"width": 360, "height": 740}
 
 
 @contextmanager

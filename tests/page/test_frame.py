@@ -1,6 +1,6 @@
 """The frame in a browser: tabs by keyboard, the key, what a role sees, how a fault is shown."""
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.page.conftest import Watch, find_violations, visit
 
@@ -34,13 +34,13 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent_to_this_server_alone(watche
     watch.expected.append("401")
     caller = {"object": "caller", "key": "0f3a5c7e9b1d", "role": "user", "tenant": "acme", "keys": True, "base": "b"}
 
-    def answer(route: object) -> None:
-        headers = route.request.headers  # type: ignore[attr-defined]
+    def answer(route: Route) -> None:
+        headers = route.request.headers
         if headers.get("authorization") == "Bearer lf-right":
-            route.fulfill(json=caller | {"max_model_len": 64, "max_weight": 16})  # type: ignore[attr-defined]
+            route.fulfill(json=caller | {"max_model_len": 64, "max_weight": 16})
         else:
             error = {"message": "The API key is missing or wrong.", "type": "AuthenticationError", "code": 401}
-            route.fulfill(status=401, json={"error": error})  # type: ignore[attr-defined]
+            route.fulfill(status=401, json={"error": error})
 
     page.route("**/v1/whoami", answer)
     page.goto("/")

@@ -1,5 +1,7 @@
 """How the page looks and is used: on a phone, in the dark, by keyboard alone."""
 
+from typing import Literal
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -17,8 +19,8 @@ def ask(page: Page, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_serious_is_wrong_with_everything_open(page: Page, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+def test_nothing_serious_is_wrong_with_everything_open(page: Page, scheme: Literal["light", "dark"]) -> None:
+    page.emulate_media(color_scheme=scheme)
     page.get_by_label("colour tokens against the base").check()
     page.get_by_label("Shape").first.select_option("steps")
     page.get_by_label("Gate").select_option("risk")
@@ -30,7 +32,7 @@ def test_nothing_serious_is_wrong_with_everything_open(page: Page, scheme: str) 
 
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(page: Page) -> None:
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    page.set_viewport_size(PHONE)
     page.get_by_label("Shape").first.select_option("fade")
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, FloatRect, Page, ViewportSize, expect
 
 from tests.conftest import ROOT, Server
 from tests.page.conftest import MIX, PHONE, SHIPPED, open_page, visit
@@ -23,7 +23,7 @@ IMAGES = ROOT / "docs/img"
 PAGES = [ROOT / "docs" / name for name in ("page.md", "page-evidence.md")]
 MAX_BYTES = 150 * 1024
 COLORS = 96
-DESK = {"width": 1100, "height": 800}
+DESK: ViewportSize = {"width": 1100, "height": 800}
 MEASURED = ROOT / "benchmarks/results/positions.json"
 MARGIN = 4
 
@@ -50,11 +50,11 @@ def take(page: Page, name: str, until: str = "", top: str = "") -> None:
     page.mouse.move(0, 0)
     size = page.viewport_size
     assert size is not None
-    clip: dict[str, float] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"]}
+    clip: FloatRect = {"x": 0, "y": 0, "width": size["width"], "height": size["height"]}
     if until:
         clip["y"] = locate(page, top)[0] - MARGIN if top else 0
         clip["height"] = locate(page, until)[1] + MARGIN - clip["y"]
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=bool(until), clip=clip)))  # type: ignore[arg-type]
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=bool(until), clip=clip)))
     file = io.BytesIO()
     picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     assert 4_000 < len(file.getvalue()) <= MAX_BYTES
@@ -98,13 +98,13 @@ def test_the_first_minute_on_a_desk_and_on_a_phone(page: Page) -> None:
     visit(page, MIX)
     shorten(page, 40)
     page.evaluate("scrollTo(0, 0)")
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # width and height
+    page.set_viewport_size(PHONE)
     take(page, "page-phone.png")
-    page.set_viewport_size(DESK)  # type: ignore[arg-type]  # likewise
+    page.set_viewport_size(DESK)
     page.get_by_role("button", name="See what that does to three prompts").click()
     expect(page.get_by_text("12 answers in")).to_be_in_viewport()
     take(page, "page-first-minute.png", until=".grid", top="#answers")
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # likewise
+    page.set_viewport_size(PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert page.locator(".grid").evaluate("one => one.scrollWidth") <= PHONE["width"], "answers stand below each other"
 

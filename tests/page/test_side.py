@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from tests.conftest import BASE_NAME
 from tests.page.conftest import Watch, change_headers
@@ -63,8 +63,8 @@ def test_each_pane_shows_what_its_answer_says_of_itself(bench: Page, http: httpx
 def test_an_answer_of_another_recipe_is_told(bench: Page) -> None:
     other = {"x_fusion_recipe": "1*wide", "x_fusion_digest": "f" * 64, "x_fusion_mode": "built"}
 
-    def answer(route: object) -> None:
-        change_headers(route, **(other if "fusion" in route.request.post_data_json else {}))  # type: ignore[arg-type, attr-defined]
+    def answer(route: Route) -> None:
+        change_headers(route, **(other if "fusion" in (route.request.post_data_json or {}) else {}))
 
     bench.route("**/v1/chat/completions", answer)
     bench.get_by_role("button", name="Ask all", exact=True).click()

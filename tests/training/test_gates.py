@@ -95,7 +95,7 @@ def test_the_value_and_its_gradient_are_those_of_an_update_at_the_last_position(
     plain = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     copies = {m: tuple(pair[x].detach().clone().requires_grad_() for x in "AB") for m, pair in factors.items()}
     expected = torch.stack([measure_plainly(plain, prompt, copies, 40, 50) for prompt in prompts])  # type: ignore[arg-type]  # pairs
-    (expected * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (expected * weights).sum().backward()  # type: ignore[no-untyped-call]  # torch's
     torch.testing.assert_close(values, expected, atol=2e-3, rtol=0)  # keys and values are kept in float16
     for module, pair in factors.items():
         for ours, theirs in zip((pair["A"], pair["B"]), copies[module], strict=True):
