@@ -5,8 +5,8 @@ one token of something new: weights that nobody had before, a build, a stack. A 
 gaps of the streams' tokens in a phase, against that of the quiet phase of the same round. Phases change places from
 round to round. Builds are sums of two adapters cut to rank 8, stacks are pairs of adapters that no stack had before.
 
-The client runs before the server, where the system lets it: it takes 4 % of the machine that it shares with the server,
-and the kernel let it wait for a core for up to 0.5 s while tokens that had been sent lay in its sockets.
+The client runs before the server, where the system lets it: it takes 4 % of one of the cores that it shares with the
+server, and the kernel let it wait for one for up to 0.5 s while tokens that had been sent lay in its sockets.
 """
 
 import argparse
@@ -36,7 +36,7 @@ COMMAND = "python -m benchmarks.smooth"
 STREAMS = 16
 VARIANTS = 12
 """Adapters of each kind: their pairs are stacks."""
-PERIOD_S, PHASE_S = 1.0, 20.0
+PERIOD_S, PHASE_S = 1.0, 12.0
 AIMS = {"mixes": 1.1, "builds": 1.3, "stacks": 1.3}
 NAMES = {"mixes": "a new mix", "builds": "a new build", "stacks": "a new stack"}
 QUIET = "nothing"
